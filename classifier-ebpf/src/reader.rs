@@ -1,0 +1,57 @@
+//! The one place that touches packet memory.
+
+use breakout_common::frame::{Frame, FrameMut, MAX_OFFSET};
+
+/// A packet's directly readable bytes.
+pub(crate) struct Packet {
+    start: usize,
+    end: usize,
+    len: u32,
+}
+
+impl Packet {
+    /// `start` and `end` are the context's `data` and `data_end`; `len` is the whole frame's length, which is more
+    /// than the readable bytes where a socket buffer has fragments.
+    #[inline(always)]
+    pub(crate) fn new(start: usize, end: usize, len: u32) -> Self {
+        Packet { start, end, len }
+    }
+
+    /// The address of `N` readable bytes at `offset`.
+    #[inline(always)]
+    fn at<const N: usize>(&self, offset: u32) -> Option<*mut [u8; N]> {
+        if offset > MAX_OFFSET {
+            return None;
+        }
+        let address = self.start + offset as usize;
+        if address + N > self.end {
+            return None;
+        }
+        Some(address as *mut [u8; N])
+    }
+}
+
+impl Frame for Packet {
+    #[inline(always)]
+    fn len(&self) -> u32 {
+        self.len
+    }
+
+    #[inline(always)]
+    fn read<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        // SAFETY: `at` has compared the end of the `N` bytes with `data_end`; the kernel keeps them valid
+        // until the program changes the packet's size, after which no `Packet` made before is used. The verifier
+        // proves the same at load. `[u8; N]` has alignment 1.
+        self.at(offset).map(|bytes| unsafe { *bytes })
+    }
+}
+
+impl FrameMut for Packet {
+    #[inline(always)]
+    fn write<const N: usize>(&mut self, offset: u32, bytes: [u8; N]) -> Option<()> {
+        let place = self.at(offset)?;
+        // SAFETY: as for `read`; XDP packet memory is writable.
+        unsafe { *place = bytes };
+        Some(())
+    }
+}

@@ -1,0 +1,85 @@
+//! XDP on a LAN interface: forwards steered packets to egresses in redirect mode.
+
+use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT};
+use aya_ebpf::macros::xdp;
+use aya_ebpf::programs::XdpContext;
+use aya_log_ebpf::info;
+use breakout_common::classify::decide;
+use breakout_common::egress::{Egress, NextHop};
+use breakout_common::forward;
+use breakout_common::frame::Frame;
+use breakout_common::packet::{Headers, walk};
+use breakout_common::verdict::{Decision, Reason, Verdict};
+
+use crate::count::count;
+use crate::globals;
+use crate::maps::{DEVICES, LiveTable, egress};
+use crate::reader::Packet;
+
+/// Entry point. Everything that is not redirected goes on to the kernel, where `breakout_tc` marks what is steered.
+#[xdp]
+pub(crate) fn breakout_xdp(ctx: XdpContext) -> u32 {
+    let start = ctx.data();
+    let end = ctx.data_end();
+    let len = (end - start) as u32;
+    let mut packet = Packet::new(start, end, len);
+    let (decision, action) = match walk(&packet) {
+        Ok(headers) => steer(&mut packet, &headers),
+        Err(reason) => (Decision::pass(reason), XDP_PASS),
+    };
+    count(&decision, 1, u64::from(len));
+    if globals::trace() {
+        info!(&ctx, "xdp: reason {}", decision.reason as u8);
+    }
+    action
+}
+
+#[inline(always)]
+fn steer(packet: &mut Packet, headers: &Headers) -> (Decision, u32) {
+    let Some(table) = LiveTable::current() else {
+        return (Decision::pass(Reason::NoRuleset), XDP_PASS);
+    };
+    let decision = decide(&table, headers);
+    let Verdict::Steer(index) = decision.verdict else {
+        return (decision, XDP_PASS);
+    };
+    if packet.read::<6>(0) != Some(globals::lan_mac()) {
+        return (Decision::pass(Reason::NotForGateway), XDP_PASS);
+    }
+    let pass = |reason, verdict| Decision {
+        verdict,
+        reason,
+        set: decision.set,
+    };
+    let Some(egress) = egress(index) else {
+        return (pass(Reason::EgressDown, Verdict::Pass), XDP_PASS);
+    };
+    if matches!(egress.next_hop(headers.destination), NextHop::None) {
+        return (pass(Reason::EgressDown, Verdict::Pass), XDP_PASS);
+    }
+    if !egress.redirect {
+        return (decision, XDP_PASS);
+    }
+    match redirect(packet, headers, &egress, index) {
+        Ok(action) => (decision, action),
+        Err(reason) => (pass(reason, decision.verdict), XDP_PASS),
+    }
+}
+
+/// The target is looked up before the packet is changed, so that a missing device leaves it whole.
+#[inline(always)]
+fn redirect(
+    packet: &mut Packet,
+    headers: &Headers,
+    egress: &Egress,
+    index: u8,
+) -> Result<u32, Reason> {
+    let destination_mac = forward::plan(headers, egress)?;
+    DEVICES
+        .redirect(u32::from(index), u64::from(XDP_PASS))
+        .map_err(|_| Reason::KernelDevice)?;
+    match forward::rewrite(packet, headers, destination_mac, egress.source_mac) {
+        Some(()) => Ok(XDP_REDIRECT),
+        None => Ok(XDP_DROP),
+    }
+}

@@ -1,0 +1,16 @@
+//! Breakout's controller.
+//!
+//! Data flows one way:
+//!
+//! ```text
+//! list ──── policy ──── ruleset ──── datapath        links: interfaces, routes, rules, next hops
+//! (what      (what the   (compiled    (programs and   controller: keeps all of it as configured
+//! Microsoft   operator    to a         maps in the    control: the socket; explain: why
+//! publishes)  wants)      table)       kernel)        commands: what a person types
+//! ```
+//!
+//! aya is named in [`datapath`] only, rtnetlink in [`links`] only.
+
+pub mod list;
+pub mod policy;
+pub mod ruleset;

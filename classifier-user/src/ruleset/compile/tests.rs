@@ -1,0 +1,179 @@
+//! The table against the scan over the rules.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use breakout_common::table::{Answer, Destination, Transport, lookup};
+use ipnet::{Ipv4Net, Ipv6Net};
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::*;
+use crate::list::{Category, Instance, PortRange, SetKey};
+use crate::policy::Action;
+use crate::ruleset::fold::outcome;
+
+fn destination(address: IpAddr) -> Destination {
+    match address {
+        IpAddr::V4(address) => Destination::V4(address.to_bits()),
+        IpAddr::V6(address) => {
+            let bits = address.to_bits();
+            #[expect(clippy::cast_possible_truncation, reason = "the lower half")]
+            Destination::V6((bits >> 64) as u64, bits as u64)
+        }
+    }
+}
+
+fn ask(image: &Image, address: IpAddr, transport: Transport, port: u16) -> Answer {
+    lookup(image.words(), destination(address), transport.key(port)).expect("the table is whole")
+}
+
+/// What the table should say, by the scan.
+fn expected(ruleset: &Ruleset, address: IpAddr, transport: Transport, port: u16) -> Answer {
+    match ruleset.find(address, transport, port) {
+        Some(found) => Answer::Match(outcome(found.rule)),
+        None if ruleset.covering_prefix(address).is_some() => Answer::NoPort,
+        None => Answer::NoPrefix,
+    }
+}
+
+/// Addresses near enough to each other that random prefixes nest, repeat and touch.
+fn prefix() -> impl Strategy<Value = IpNet> {
+    let v4 = (prop_oneof![0u32..4096, any::<u32>()], 0u8..=32).prop_map(|(bits, len)| {
+        Ipv4Net::new_assert(Ipv4Addr::from_bits(bits.reverse_bits()), len)
+            .trunc()
+            .into()
+    });
+    let v6 = (prop_oneof![0u128..4096, any::<u128>()], 0u8..=128).prop_map(|(bits, len)| {
+        Ipv6Net::new_assert(Ipv6Addr::from_bits(bits.reverse_bits()), len)
+            .trunc()
+            .into()
+    });
+    prop_oneof![v4, v6]
+}
+
+fn ports() -> impl Strategy<Value = PortRange> {
+    let port = || prop_oneof![Just(80u16), Just(443), 1u16..12, Just(u16::MAX)];
+    (any::<bool>(), port(), port()).prop_map(|(tcp, a, b)| PortRange {
+        transport: if tcp { Transport::Tcp } else { Transport::Udp },
+        first: a.min(b),
+        last: a.max(b),
+    })
+}
+
+fn ruleset() -> impl Strategy<Value = Ruleset> {
+    let rule = (
+        prop_oneof![
+            Just(Category::Optimize),
+            Just(Category::Allow),
+            Just(Category::Default)
+        ],
+        vec(prefix(), 1..12),
+        vec(ports(), 1..4),
+        prop_oneof![Just(Action::Pass), (0u8..4).prop_map(Action::Steer)],
+    );
+    vec(rule, 1..8).prop_map(|rules| Ruleset {
+        rules: (0u16..)
+            .zip(rules)
+            .map(|(slot, (category, prefixes, ports, action))| Rule {
+                key: SetKey {
+                    instance: Instance::Worldwide,
+                    id: u32::from(slot) + 1,
+                },
+                slot,
+                service_area: String::new(),
+                category,
+                prefixes,
+                ports,
+                action,
+            })
+            .collect(),
+    })
+}
+
+/// The first and last address of a prefix and its neighbours outside.
+fn edges(prefix: &IpNet) -> Vec<IpAddr> {
+    match prefix {
+        IpNet::V4(net) => {
+            let (first, last) = (net.network().to_bits(), net.broadcast().to_bits());
+            let near = [first, last, first.wrapping_sub(1), last.wrapping_add(1)];
+            near.map(|bits| Ipv4Addr::from_bits(bits).into()).into()
+        }
+        IpNet::V6(net) => {
+            let (first, last) = (net.network().to_bits(), net.broadcast().to_bits());
+            let near = [first, last, first.wrapping_sub(1), last.wrapping_add(1)];
+            near.map(|bits| Ipv6Addr::from_bits(bits).into()).into()
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn table_lookup_equals_scan(
+        ruleset in ruleset(),
+        random_v4 in vec(any::<u32>(), 8),
+        random_v6 in vec(any::<u128>(), 8),
+    ) {
+        let image = compile(&ruleset);
+        let mut addresses: Vec<IpAddr> = ruleset.rules.iter()
+            .flat_map(|rule| &rule.prefixes)
+            .flat_map(edges)
+            .collect();
+        addresses.extend(random_v4.into_iter().map(|bits| IpAddr::V4(bits.into())));
+        addresses.extend(random_v6.into_iter().map(|bits| IpAddr::V6(bits.into())));
+        for address in addresses {
+            for transport in [Transport::Tcp, Transport::Udp] {
+                for port in [0, 1, 2, 5, 11, 12, 79, 80, 81, 442, 443, 444, u16::MAX] {
+                    prop_assert_eq!(
+                        ask(&image, address, transport, port),
+                        expected(&ruleset, address, transport, port),
+                        "{} {:?} {}", address, transport, port
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_shorter_prefix_wins_where_the_longer_one_has_other_ports() {
+    let rule = |id: u16, category, prefix: &str, port, action| Rule {
+        key: SetKey {
+            instance: Instance::Worldwide,
+            id: id.into(),
+        },
+        slot: id,
+        service_area: String::new(),
+        category,
+        prefixes: vec![prefix.parse().unwrap()],
+        ports: vec![PortRange {
+            transport: Transport::Tcp,
+            first: port,
+            last: port,
+        }],
+        action,
+    };
+    let ruleset = Ruleset {
+        rules: vec![
+            rule(1, Category::Optimize, "40.96.0.0/13", 443, Action::Steer(0)),
+            rule(2, Category::Allow, "40.97.1.0/24", 25, Action::Pass),
+        ],
+    };
+    let image = compile(&ruleset);
+    let address = "40.97.1.5".parse().unwrap();
+    let steer = outcome(&ruleset.rules[0]);
+    let pass = outcome(&ruleset.rules[1]);
+    assert_eq!(ask(&image, address, Transport::Tcp, 443), Answer::Match(steer));
+    assert_eq!(ask(&image, address, Transport::Tcp, 25), Answer::Match(pass));
+    assert_eq!(ask(&image, address, Transport::Udp, 443), Answer::NoPort);
+}
+
+#[test]
+fn no_rules_make_a_table_that_covers_nothing() {
+    let image = compile(&Ruleset::default());
+    for address in ["0.0.0.0", "255.255.255.255", "::", "ffff::"] {
+        let address = address.parse().unwrap();
+        assert_eq!(ask(&image, address, Transport::Tcp, 443), Answer::NoPrefix);
+    }
+}

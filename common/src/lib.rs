@@ -1,0 +1,24 @@
+//! What Breakout does with one packet, as pure functions.
+//!
+//! ```text
+//! frame ── packet::walk ── classify::decide ── Decision { verdict, reason, set }
+//!           header walk      table lookup            │
+//!                                          forward::plan, forward::rewrite (redirect mode)
+//! ```
+//!
+//! This crate is compiled into the eBPF programs and into the controller, so the kernel and
+//! `breakout explain` answer with the same code. It has no state, allocates nothing, never
+//! panics, and knows the kernel only through two traits: [`frame::Frame`] (how bytes of a packet are
+//! read) and [`table::Table`] (how words of the compiled ruleset are read).
+
+#![no_std]
+#![forbid(unsafe_code)]
+
+pub mod classify;
+pub mod counters;
+pub mod egress;
+pub mod forward;
+pub mod frame;
+pub mod packet;
+pub mod table;
+pub mod verdict;
