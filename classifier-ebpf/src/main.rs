@@ -4,11 +4,12 @@
 //! egress's own table. `breakout_xdp` forwards them itself to egresses in redirect mode and leaves
 //! the rest to `breakout_tc`. Both ask the same function of the same tables; see `breakout-common`.
 
-#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 
 mod count;
 mod globals;
 mod maps;
+mod opaque;
 mod reader;
 mod tc;
 mod xdp;

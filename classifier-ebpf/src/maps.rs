@@ -7,6 +7,7 @@ use breakout_common::egress::{Egress, EgressTable, MAX_EGRESSES};
 use breakout_common::table::Table;
 
 use crate::globals;
+use crate::opaque::opaque;
 
 /// The ruleset in force. The controller creates this map with inner maps of the size it needs
 /// and hands it to the loader; the value type here only names the word.
@@ -48,7 +49,8 @@ impl LiveTable {
 impl Table for LiveTable {
     #[inline(always)]
     fn word(&self, index: u32) -> Option<u32> {
-        if index >= globals::table_words() {
+        let index = opaque(u64::from(index));
+        if index >= u64::from(globals::table_words()) {
             return None;
         }
         // SAFETY: the map value behind `words` has `table_words()` words, which the verifier checks at load

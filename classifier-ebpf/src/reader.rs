@@ -2,6 +2,8 @@
 
 use breakout_common::frame::{Frame, FrameMut, MAX_OFFSET};
 
+use crate::opaque::opaque;
+
 /// A packet's directly readable bytes.
 pub(crate) struct Packet {
     start: usize,
@@ -20,11 +22,12 @@ impl Packet {
     /// The address of `N` readable bytes at `offset`.
     #[inline(always)]
     fn at<const N: usize>(&self, offset: u32) -> Option<*mut [u8; N]> {
-        if offset > MAX_OFFSET {
+        let offset = opaque(u64::from(offset));
+        if offset > u64::from(MAX_OFFSET) {
             return None;
         }
-        let address = self.start + offset as usize;
-        if address + N > self.end {
+        let address = opaque((self.start as u64).wrapping_add(offset)) as usize;
+        if address.wrapping_add(N) > self.end {
             return None;
         }
         Some(address as *mut [u8; N])

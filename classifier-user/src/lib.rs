@@ -11,6 +11,8 @@
 //!
 //! aya is named in [`datapath`] only, rtnetlink in [`links`] only.
 
+pub mod config;
+pub mod datapath;
 pub mod list;
 pub mod policy;
 pub mod ruleset;

@@ -1,24 +1,74 @@
-//! The bpf(2) calls that aya does not offer: maps whose value size is known only at run time.
+//! The bpf(2) calls that aya does not offer: array maps whose value size is known only at run time.
 
 use std::io;
 use std::mem::{size_of, zeroed};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
+use anyhow::Result;
+use aya::maps::MapData;
 use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_map_type};
 
-/// Creates an array map with one entry of `value_size` bytes.
-pub(super) fn create_array(name: &str, value_size: u32) -> io::Result<OwnedFd> {
-    create_map(bpf_map_type::BPF_MAP_TYPE_ARRAY, name, value_size, 0)
+/// An array map with one entry of a whole number of 32-bit words.
+pub(super) struct WordMap {
+    map: MapData,
+    words: usize,
+}
+
+impl WordMap {
+    /// Creates a map for `words` words, all zero.
+    pub(super) fn create(name: &str, words: usize) -> Result<Self> {
+        let bytes = u32::try_from(words * 4)?;
+        let fd = create_map(bpf_map_type::BPF_MAP_TYPE_ARRAY, name, bytes, 0)?;
+        let map = MapData::from_fd(fd)?;
+        Ok(WordMap { map, words })
+    }
+
+    /// The map itself, to be put into an array of maps.
+    pub(super) fn map(&self) -> &MapData {
+        &self.map
+    }
+
+    fn raw_fd(&self) -> u32 {
+        self.map.fd().as_fd().as_raw_fd().cast_unsigned()
+    }
+
+    /// Replaces the entry. Words beyond the end of `words` become zero.
+    pub(super) fn write(&self, words: &[u32]) -> io::Result<()> {
+        let mut value = vec![0; self.words];
+        value
+            .get_mut(..words.len())
+            .ok_or(io::ErrorKind::InvalidInput)?
+            .copy_from_slice(words);
+        self.element(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut value)
+    }
+
+    /// The entry.
+    pub(super) fn read(&self) -> io::Result<Vec<u32>> {
+        let mut value = vec![0; self.words];
+        self.element(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut value)?;
+        Ok(value)
+    }
+
+    fn element(&self, command: bpf_cmd, value: &mut [u32]) -> io::Result<()> {
+        assert_eq!(value.len(), self.words);
+        let key = 0u32;
+        let mut attr = empty_attr();
+        attr.__bindgen_anon_2.map_fd = self.raw_fd();
+        attr.__bindgen_anon_2.key = std::ptr::from_ref(&key) as u64;
+        attr.__bindgen_anon_2.__bindgen_anon_1.value = value.as_mut_ptr() as u64;
+        // SAFETY: the kernel reads 4 bytes at `key` and reads or writes the map's value size at `value`: this
+        // map was created with exactly `self.words` words, and the assertion holds `value` to that.
+        unsafe { bpf(command, &mut attr) }.map(drop)
+    }
 }
 
 /// Creates an array of one map, whose inner maps are like `inner`.
-pub(super) fn create_array_of_maps(name: &str, inner: impl AsFd) -> io::Result<OwnedFd> {
-    let inner = inner.as_fd().as_raw_fd();
+pub(super) fn create_array_of_maps(name: &str, inner: &WordMap) -> io::Result<OwnedFd> {
     create_map(
         bpf_map_type::BPF_MAP_TYPE_ARRAY_OF_MAPS,
         name,
         4,
-        inner.cast_unsigned(),
+        inner.raw_fd(),
     )
 }
 
@@ -29,46 +79,21 @@ fn create_map(
     inner_map_fd: u32,
 ) -> io::Result<OwnedFd> {
     let mut attr = empty_attr();
-    // SAFETY: every field of this variant of the union is an integer, and all of the union is initialised.
-    let create = unsafe { &mut attr.__bindgen_anon_1 };
-    create.map_type = map_type as u32;
-    create.key_size = 4;
-    create.value_size = value_size;
-    create.max_entries = 1;
-    create.inner_map_fd = inner_map_fd;
-    // The last byte stays zero; the kernel takes at most 15 characters.
-    for (to, from) in create.map_name.iter_mut().take(15).zip(name.bytes()) {
+    attr.__bindgen_anon_1.map_type = map_type as u32;
+    attr.__bindgen_anon_1.key_size = 4;
+    attr.__bindgen_anon_1.value_size = value_size;
+    attr.__bindgen_anon_1.max_entries = 1;
+    attr.__bindgen_anon_1.inner_map_fd = inner_map_fd;
+    let mut map_name = [0; 16];
+    // The kernel wants a zero at the end, so it takes at most 15 characters.
+    for (to, from) in map_name.iter_mut().take(15).zip(name.bytes()) {
         *to = from.cast_signed();
     }
-    let fd = bpf(bpf_cmd::BPF_MAP_CREATE, &mut attr)?;
+    attr.__bindgen_anon_1.map_name = map_name;
+    // SAFETY: this command takes no pointers.
+    let fd = unsafe { bpf(bpf_cmd::BPF_MAP_CREATE, &mut attr) }?;
     // SAFETY: the kernel has just made this descriptor for us and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-/// Writes the one entry of an array map made by [`create_array`] with the size of `words`.
-pub(super) fn write_array(map: impl AsFd, words: &[u32]) -> io::Result<()> {
-    let key = 0u32;
-    let mut attr = element(&map, &key);
-    attr.__bindgen_anon_2.__bindgen_anon_1.value = words.as_ptr() as u64;
-    // The kernel reads value_size bytes, which the caller made equal to the length of `words`.
-    bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attr).map(drop)
-}
-
-/// Reads the one entry of an array map made by [`create_array`] with the size of `words`.
-pub(super) fn read_array(map: impl AsFd, words: &mut [u32]) -> io::Result<()> {
-    let key = 0u32;
-    let mut attr = element(&map, &key);
-    attr.__bindgen_anon_2.__bindgen_anon_1.value = words.as_mut_ptr() as u64;
-    bpf(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut attr).map(drop)
-}
-
-fn element(map: &impl AsFd, key: &u32) -> bpf_attr {
-    let mut attr = empty_attr();
-    // SAFETY: every field of this variant of the union is an integer, and all of the union is initialised.
-    let element = unsafe { &mut attr.__bindgen_anon_2 };
-    element.map_fd = map.as_fd().as_raw_fd().cast_unsigned();
-    element.key = std::ptr::from_ref(key) as u64;
-    attr
 }
 
 fn empty_attr() -> bpf_attr {
@@ -76,9 +101,13 @@ fn empty_attr() -> bpf_attr {
     unsafe { zeroed() }
 }
 
-fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i32> {
-    // SAFETY: `attr` is valid for reads and writes of its size for the call, and so are the key and value
-    // it points to: the callers above keep both alive and of the sizes the map was created with.
+/// Calls bpf(2).
+///
+/// # Safety
+///
+/// What `attr` points to must be valid for what the kernel does with it in this command.
+unsafe fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i32> {
+    // SAFETY: `attr` is valid for reads and writes of its size; the caller answers for the rest.
     let result = unsafe {
         libc::syscall(
             libc::SYS_bpf,

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use super::{Category, EndpointSet, Instance, List, PortRange, Problem, SetKey, parse_ports};
 
 /// The largest file that is read as a list. The real ones are below 100 KiB.
-pub const MAX_FILE: u64 = 64 << 20;
+const MAX_FILE: u64 = 64 << 20;
 
 /// Why a text is no list.
 #[derive(Debug, thiserror::Error)]

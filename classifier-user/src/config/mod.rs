@@ -1,0 +1,194 @@
+//! The configuration file: its shape, its defaults and what is checked without touching the system.
+
+mod parse;
+mod validate;
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+pub use parse::{ConfigError, load, parse};
+
+/// Where the configuration is looked for when none is named.
+pub const DEFAULT_PATH: &str = "/etc/breakout/breakout.toml";
+
+/// Everything an operator can set.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Which list is used.
+    #[serde(default)]
+    pub list: ListConfig,
+    /// The interfaces where the clients are.
+    #[serde(default)]
+    pub lan: Vec<Lan>,
+    /// The ways out, by name.
+    #[serde(default)]
+    pub egress: BTreeMap<String, EgressConfig>,
+    /// Numbers that Breakout uses in the kernel's routing.
+    #[serde(default)]
+    pub routing: Routing,
+    /// The control socket.
+    #[serde(default)]
+    pub control: Control,
+    /// Where state is kept.
+    #[serde(default)]
+    pub state: State,
+}
+
+/// `[list]`: which of Microsoft's lists is used.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ListConfig {
+    /// Worldwide, China, USGovDoD or USGovGCCHigh; case does not matter.
+    #[serde(default = "default_instance")]
+    pub instance: String,
+    /// A response of the web service, as saved by curl. Without it the built-in list is used.
+    #[serde(default)]
+    pub file: Option<PathBuf>,
+}
+
+/// `[[lan]]`: an interface where clients are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lan {
+    /// Its name.
+    pub interface: String,
+    /// How the XDP program is attached, where an egress in redirect mode needs it.
+    #[serde(default)]
+    pub xdp: XdpAttach,
+}
+
+/// How an XDP program is attached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum XdpAttach {
+    /// In the driver, or not at all.
+    #[default]
+    Native,
+    /// In the network stack, after the socket buffer is made: slower than `mode = "route"`, for tests.
+    Generic,
+}
+
+/// How steered packets get to an egress.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// TC marks them and the kernel routes them: netfilter, conntrack and NAT work as always.
+    #[default]
+    Route,
+    /// XDP forwards them, past netfilter.
+    Redirect,
+}
+
+/// `[egress.NAME]`: a way out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EgressConfig {
+    /// The interface.
+    pub interface: String,
+    /// The IPv4 next hop. Learnt from the interface's routes when absent.
+    #[serde(default)]
+    pub gateway: Option<Ipv4Addr>,
+    /// The IPv6 next hop. Learnt from the interface's routes when absent.
+    #[serde(default)]
+    pub gateway6: Option<Ipv6Addr>,
+    /// Route or redirect.
+    #[serde(default)]
+    pub mode: Mode,
+}
+
+/// `[routing]`: numbers that must not be anybody else's on this machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Routing {
+    /// The bits of the firewall mark that belong to Breakout; at least four bits next to each other.
+    pub mark_mask: u32,
+    /// Priority of the `ip rule`s.
+    pub rule_priority: u32,
+    /// The first routing table; each egress takes the next one.
+    pub table: u32,
+}
+
+/// `[control]`: the socket by which commands reach the controller.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Control {
+    /// Its path.
+    pub socket: PathBuf,
+}
+
+/// `[state]`: what has to survive a restart.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct State {
+    /// The directory.
+    pub directory: PathBuf,
+}
+
+fn default_instance() -> String {
+    "worldwide".to_owned()
+}
+
+impl Default for ListConfig {
+    fn default() -> Self {
+        ListConfig {
+            instance: default_instance(),
+            file: None,
+        }
+    }
+}
+
+impl Default for Routing {
+    fn default() -> Self {
+        Routing {
+            mark_mask: 0x00ff_0000,
+            rule_priority: 5000,
+            table: 5001,
+        }
+    }
+}
+
+impl Default for Control {
+    fn default() -> Self {
+        Control {
+            socket: "/run/breakout/control.sock".into(),
+        }
+    }
+}
+
+impl Default for State {
+    fn default() -> Self {
+        State {
+            directory: "/var/lib/breakout".into(),
+        }
+    }
+}
+
+impl Config {
+    /// The name of the egress that the default policy steers to.
+    pub fn default_egress(&self) -> &str {
+        if self.egress.contains_key("local") {
+            return "local";
+        }
+        self.egress.keys().next().map_or("local", String::as_str)
+    }
+
+    /// Whether any egress is in redirect mode, so that the XDP program is needed.
+    pub fn needs_xdp(&self) -> bool {
+        self.egress
+            .values()
+            .any(|egress| egress.mode == Mode::Redirect)
+    }
+
+    /// The directory of the configuration file makes relative paths in it absolute.
+    fn resolve_paths(&mut self, base: &Path) {
+        if let Some(file) = &mut self.list.file {
+            *file = base.join(&*file);
+        }
+        self.control.socket = base.join(&self.control.socket);
+        self.state.directory = base.join(&self.state.directory);
+    }
+}

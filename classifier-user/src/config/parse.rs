@@ -1,0 +1,177 @@
+//! Reading the configuration file, with errors that name the line and what was probably meant.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::Config;
+use super::validate::validate;
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file could not be read.
+    #[error("cannot read the configuration {}: {error}. Name another with --config", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        error: std::io::Error,
+    },
+    /// The file is no valid TOML, or has a key or value that means nothing.
+    #[error("{name}:{line}: {message}")]
+    Parse {
+        /// The file.
+        name: String,
+        /// The line of the mistake, from 1 on.
+        line: usize,
+        /// What is wrong, and the nearest key there is.
+        message: String,
+    },
+    /// The values contradict each other or the world.
+    #[error("{name}: {message}")]
+    Invalid {
+        /// The file.
+        name: String,
+        /// What is wrong.
+        message: String,
+    },
+}
+
+/// Reads and checks a configuration file. Relative paths in it are relative to its directory.
+///
+/// # Errors
+///
+/// See [`ConfigError`].
+pub fn load(path: &Path) -> Result<Config, ConfigError> {
+    let read_error = |error| ConfigError::Read {
+        path: path.to_owned(),
+        error,
+    };
+    let text = fs::read_to_string(path).map_err(read_error)?;
+    let mut config = parse(&text, &path.display().to_string())?;
+    let absolute = std::path::absolute(path).map_err(read_error)?;
+    config.resolve_paths(absolute.parent().unwrap_or(Path::new("/")));
+    Ok(config)
+}
+
+/// Parses and checks a configuration. `name` says in errors where the text came from.
+///
+/// # Errors
+///
+/// [`ConfigError::Parse`] and [`ConfigError::Invalid`].
+pub fn parse(text: &str, name: &str) -> Result<Config, ConfigError> {
+    let config: Config = toml::from_str(text).map_err(|error| {
+        let start = error.span().map_or(0, |span| span.start);
+        let before = text.get(..start).unwrap_or(text);
+        ConfigError::Parse {
+            name: name.to_owned(),
+            line: before.matches('\n').count() + 1,
+            message: with_near_match(error.message()),
+        }
+    })?;
+    validate(&config).map_err(|message| ConfigError::Invalid {
+        name: name.to_owned(),
+        message,
+    })?;
+    Ok(config)
+}
+
+/// Turns serde's "unknown field `x`, expected one of ..." into a question about the nearest one.
+fn with_near_match(message: &str) -> String {
+    let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
+    let (Some((unknown, known)), true) = (quoted.split_first(), message.starts_with("unknown"))
+    else {
+        return message.to_owned();
+    };
+    let kind = if message.starts_with("unknown field") {
+        "key"
+    } else {
+        "value"
+    };
+    let nearest = known
+        .iter()
+        .map(|candidate| (strsim::damerau_levenshtein(unknown, candidate), *candidate))
+        .min()
+        .filter(|(distance, candidate)| *distance <= candidate.len().max(4) / 2);
+    let hint = match nearest {
+        Some((_, candidate)) => format!("did you mean \"{candidate}\"?"),
+        None => format!("there are: {}", known.join(", ")),
+    };
+    format!("unknown {kind} \"{unknown}\"; {hint}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Mode;
+
+    const SMALLEST: &str = r#"
+[list]
+instance = "worldwide"
+
+[[lan]]
+interface = "lan"
+
+[egress.local]
+interface = "inet"
+gateway = "10.3.0.2"
+gateway6 = "fd00:3::2"
+mode = "route"
+"#;
+
+    fn message(text: &str) -> String {
+        parse(text, "breakout.toml").unwrap_err().to_string()
+    }
+
+    #[test]
+    fn the_smallest_configuration_is_enough() {
+        let config = parse(SMALLEST, "breakout.toml").unwrap();
+        assert_eq!(config.egress["local"].mode, Mode::Route);
+        assert_eq!(config.default_egress(), "local");
+        assert_eq!(config.control, super::super::Control::default());
+    }
+
+    #[test]
+    fn the_example_is_the_defaults() {
+        let example = include_str!("../../../dist/breakout.example.toml");
+        let config = parse(example, "example").unwrap();
+        let uncommented: String = example
+            .lines()
+            .map(|line| {
+                let commented = line.strip_prefix("#").filter(|rest| !rest.starts_with(' '));
+                format!("{}\n", commented.unwrap_or(line))
+            })
+            .collect();
+        let full = parse(&uncommented, "example with every key").unwrap();
+        assert_eq!(full.routing, config.routing);
+        assert_eq!(full.control, config.control);
+        assert_eq!(full.state, config.state);
+        assert_eq!(full.lan, config.lan);
+    }
+
+    #[test]
+    fn unknown_keys_are_refused_with_the_line_and_a_near_match() {
+        let typo = SMALLEST.replace("gateway6 =", "gatewy6 =");
+        assert_eq!(
+            message(&typo),
+            "breakout.toml:11: unknown key \"gatewy6\"; did you mean \"gateway6\"?"
+        );
+        let table = SMALLEST.replace("[list]", "[lists]");
+        assert_eq!(
+            message(&table),
+            "breakout.toml:2: unknown key \"lists\"; did you mean \"list\"?"
+        );
+        let value = SMALLEST.replace("\"route\"", "\"redirct\"");
+        assert!(message(&value).contains("did you mean \"redirect\"?"));
+        let far = SMALLEST.replace("gateway6 =", "colour =");
+        assert!(message(&far).contains("there are: interface, gateway"));
+    }
+
+    #[test]
+    fn broken_values_name_the_line() {
+        let bad = SMALLEST.replace("10.3.0.2", "10.3.0.300");
+        assert!(message(&bad).starts_with("breakout.toml:10: "), "{}", message(&bad));
+        let missing = SMALLEST.replace("interface = \"inet\"", "");
+        assert!(message(&missing).contains("interface"));
+    }
+}

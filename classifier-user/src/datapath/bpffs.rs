@@ -1,0 +1,164 @@
+//! The directory in the BPF file system where links and counters outlive the controller.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+use sha2::{Digest, Sha256};
+
+const MOUNT_POINT: &str = "/sys/fs/bpf";
+
+/// Changes when programs of another version could not take over what is pinned.
+const LAYOUT: &str = "v1";
+
+/// A directory of pins. It stays reachable whatever mount namespace the controller runs in.
+pub(super) struct PinDirectory {
+    /// The root of the BPF file system.
+    root: File,
+    /// The directory below that root.
+    relative: PathBuf,
+}
+
+impl PinDirectory {
+    /// Opens, and makes if need be, the pin directory that belongs to a state directory.
+    pub(super) fn open(state_directory: &Path) -> Result<Self> {
+        let pins = PinDirectory {
+            root: open_root()?,
+            relative: Path::new("breakout").join(directory_name(state_directory)),
+        };
+        fs::create_dir_all(pins.path(""))
+            .with_context(|| format!("cannot make the directory {} for pins", pins.display("")))?;
+        Ok(pins)
+    }
+
+    /// A path by which this process reaches the pin `name`.
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        let root = format!("/proc/self/fd/{}", self.root.as_raw_fd());
+        Path::new(&root).join(&self.relative).join(name)
+    }
+
+    /// The pin `name` as an operator finds it.
+    pub(super) fn display(&self, name: &str) -> String {
+        let path = Path::new(MOUNT_POINT).join(&self.relative).join(name);
+        path.display().to_string()
+    }
+
+    /// The names of all pins.
+    pub(super) fn names(&self) -> Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(self.path(""))? {
+            names.push(entry?.file_name().to_string_lossy().into_owned());
+        }
+        Ok(names)
+    }
+
+    /// Removes a pin; one that does not exist is fine.
+    pub(super) fn remove(&self, name: &str) -> Result<()> {
+        match fs::remove_file(self.path(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("cannot remove the pin {}", self.display(name)))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes the directory, which must be empty, and those above it that nobody else uses.
+    pub(super) fn remove_directory(&self) -> Result<()> {
+        fs::remove_dir(self.path(""))
+            .with_context(|| format!("cannot remove the directory {}", self.display("")))?;
+        for parent in [self.path(".."), self.path("../..")] {
+            // Other layouts and other controllers may still need these.
+            let _ = fs::remove_dir(parent);
+        }
+        Ok(())
+    }
+}
+
+/// The name says which state directory it belongs to; the hash keeps similar ones apart. BPF file systems
+/// allow no dots in names.
+fn directory_name(state_directory: &Path) -> PathBuf {
+    let text = state_directory.to_string_lossy();
+    let readable: String = text
+        .trim_matches('/')
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
+        .take(64)
+        .collect();
+    let hash = Sha256::digest(text.as_bytes());
+    let hash: String = hash.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+    Path::new(&format!("{readable}-{hash}")).join(LAYOUT)
+}
+
+/// Opens the root of the BPF file system.
+///
+/// `ip netns exec` and some service managers give a process a mount namespace of its own, with a new /sys and no
+/// BPF file system in it. One mounted there would end with the process and take the programs along, so
+/// the one of the first process is used then.
+fn open_root() -> Result<File> {
+    if is_bpffs(Path::new(MOUNT_POINT)) || !in_own_mount_namespace() {
+        return mount_and_open();
+    }
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            let namespace = File::open("/proc/1/ns/mnt").context("cannot open /proc/1/ns/mnt")?;
+            // A thread needs its own working directory and root before it may change namespaces.
+            unshare(CloneFlags::CLONE_FS).context("cannot unshare the file system context")?;
+            setns(&namespace, CloneFlags::CLONE_NEWNS)
+                .context("cannot enter the mount namespace of process 1")?;
+            mount_and_open()
+        });
+        thread
+            .join()
+            .unwrap_or_else(|_| bail!("the thread that opens the pins failed"))
+    })
+}
+
+fn mount_and_open() -> Result<File> {
+    let root = Path::new(MOUNT_POINT);
+    if !is_bpffs(root) {
+        mount(
+            Some("bpf"),
+            root,
+            Some("bpf"),
+            MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
+            Some("mode=700"),
+        )
+        .with_context(|| {
+            format!("no BPF file system is at {MOUNT_POINT} and it cannot be mounted")
+        })?;
+    }
+    File::open(root).with_context(|| format!("cannot open {MOUNT_POINT}"))
+}
+
+fn is_bpffs(path: &Path) -> bool {
+    statfs(path).is_ok_and(|status| status.filesystem_type() == BPF_FS_MAGIC)
+}
+
+fn in_own_mount_namespace() -> bool {
+    let inode = |path| fs::metadata(path).map(|metadata| metadata.ino()).ok();
+    let (ours, first) = (inode("/proc/self/ns/mnt"), inode("/proc/1/ns/mnt"));
+    ours.is_some() && first.is_some() && ours != first
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_differ_and_have_no_dots() {
+        let a = directory_name(Path::new("/var/lib/breakout.d"));
+        let b = directory_name(Path::new("/var/lib/breakout-d"));
+        assert_ne!(a, b);
+        assert!(!a.to_string_lossy().contains('.'));
+        assert!(a.starts_with(format!("var-lib-breakout-d-{}", {
+            let name = a.iter().next().unwrap().to_string_lossy();
+            name.rsplit('-').next().unwrap().to_owned()
+        })));
+    }
+}

@@ -1,0 +1,67 @@
+//! Reading the per-CPU counters.
+
+use std::ops::Sub;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use aya::maps::{MapData, PerCpuArray};
+use breakout_common::counters::Counter;
+use breakout_common::verdict::Reason;
+use serde::{Deserialize, Serialize};
+
+use super::open_map;
+
+/// Packets and bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Count {
+    /// Packets; a GSO packet counts as what it will be on the wire.
+    pub packets: u64,
+    /// Bytes of frames.
+    pub bytes: u64,
+}
+
+impl Sub for Count {
+    type Output = Count;
+
+    fn sub(self, earlier: Count) -> Count {
+        Count {
+            packets: self.packets.wrapping_sub(earlier.packets),
+            bytes: self.bytes.wrapping_sub(earlier.bytes),
+        }
+    }
+}
+
+/// All counters at one time.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// By reason, in the order of [`Reason::ALL`].
+    pub reasons: Vec<(Reason, Count)>,
+    /// By endpoint set slot.
+    pub sets: Vec<Count>,
+}
+
+impl Counters {
+    pub(super) fn read(reasons: &Path, sets: &Path) -> Result<Self> {
+        let reasons = sums(reasons, Reason::ALL.len()).context("cannot read the reasons' counters")?;
+        let sets = sums(sets, usize::MAX).context("cannot read the endpoint sets' counters")?;
+        Ok(Counters {
+            reasons: Reason::ALL.iter().copied().zip(reasons).collect(),
+            sets,
+        })
+    }
+}
+
+/// The sum over the CPUs of the first `limit` entries.
+fn sums(path: &Path, limit: usize) -> Result<Vec<Count>> {
+    let map: PerCpuArray<MapData, Counter> = open_map(path)?.try_into()?;
+    let mut counts = Vec::new();
+    for values in map.iter().take(limit) {
+        let mut sum = Count::default();
+        for [packets, bytes] in values?.iter() {
+            sum.packets = sum.packets.wrapping_add(*packets);
+            sum.bytes = sum.bytes.wrapping_add(*bytes);
+        }
+        counts.push(sum);
+    }
+    Ok(counts)
+}

@@ -1,0 +1,320 @@
+//! The kernel side: programs and maps. The one module that names aya.
+//!
+//! [`DataPath::install`] builds a complete set of maps and programs beside the one in force and lets it take
+//! over, interface by interface, each in one atomic replacement. [`DataPath::publish_ruleset`] and
+//! [`DataPath::publish_egresses`] replace a whole table of the set in force in one atomic store. Links are
+//! pinned, so the programs go on without a controller; counters are pinned, so they go on counting.
+
+mod bpffs;
+mod counters;
+mod object;
+mod program;
+mod sys;
+mod tables;
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use aya::maps::{DevMap, Map, MapData};
+use breakout_common::egress::EgressTable;
+
+use crate::config::XdpAttach;
+use crate::ruleset::Image;
+use bpffs::PinDirectory;
+use program::{Added, Constants, Programs};
+use tables::TableMap;
+
+pub use counters::{Counters, Count};
+pub use object::object;
+
+/// The maps that all programs of one installation share, as the eBPF object names them.
+const MAPS: [&str; 5] = ["RULESET", "EGRESSES", "DEVICES", "REASONS", "SETS"];
+/// Those of them that later installations go on using.
+const COUNTER_MAPS: [&str; 2] = ["REASONS", "SETS"];
+
+/// A LAN interface to attach to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LanPlan {
+    /// Its name.
+    pub name: String,
+    /// Its index.
+    pub index: u32,
+    /// Its MAC address.
+    pub mac: [u8; 6],
+    /// How the XDP program is attached, if one is needed.
+    pub xdp: Option<XdpAttach>,
+    /// Inode of the network namespace, which together with the index identifies the interface.
+    pub namespace: u64,
+}
+
+impl LanPlan {
+    fn tc_pin(&self) -> String {
+        format!("tc-{}-{}", self.namespace, self.index)
+    }
+
+    fn xdp_pin(&self) -> String {
+        format!("xdp-{}-{}", self.namespace, self.index)
+    }
+}
+
+/// The egress table with the interface that each redirect goes to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Egresses {
+    /// The table as the programs read it.
+    pub table: EgressTable,
+    /// Interface index for each egress in redirect mode.
+    pub devices: Vec<(u8, u32)>,
+}
+
+/// Everything an installation consists of.
+pub struct Plan<'a> {
+    /// The LAN interfaces.
+    pub lans: &'a [LanPlan],
+    /// The compiled ruleset.
+    pub image: &'a Image,
+    /// The egresses.
+    pub egresses: &'a Egresses,
+    /// Whether each decision is logged.
+    pub trace: bool,
+}
+
+/// Another controller's program is on a LAN interface.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "another Breakout controller's program (id {program}) is attached to {interface}. Stop that controller, or, \
+     if it has died, run `breakout unload --config FILE` with its configuration"
+)]
+pub struct Foreign {
+    /// The interface.
+    pub interface: String,
+    /// The program's id.
+    pub program: u32,
+}
+
+/// The data path of one controller.
+pub struct DataPath {
+    pins: PinDirectory,
+    live: Option<Live>,
+}
+
+/// The installation in force.
+struct Live {
+    programs: Vec<Programs>,
+    ruleset: TableMap,
+    egresses: TableMap,
+    devices: DevMap<MapData>,
+}
+
+impl DataPath {
+    /// Opens the data path that belongs to a state directory, with whatever an earlier controller left there.
+    ///
+    /// # Errors
+    ///
+    /// When the BPF file system cannot be reached.
+    pub fn open(state_directory: &Path) -> Result<Self> {
+        let pins = PinDirectory::open(state_directory)?;
+        Ok(DataPath { pins, live: None })
+    }
+
+    /// Whether programs of an earlier controller are attached.
+    pub fn has_leftovers(&self) -> bool {
+        let names = self.pins.names().unwrap_or_default();
+        names.iter().any(|name| is_link(name))
+    }
+
+    /// Forgets all counts, for when it is no longer known which endpoint set has which counter.
+    ///
+    /// # Errors
+    ///
+    /// When a pin cannot be removed.
+    pub fn reset_counters(&self) -> Result<()> {
+        COUNTER_MAPS.iter().try_for_each(|map| self.pins.remove(map))
+    }
+
+    /// Builds maps and programs for the plan and lets them take over on every LAN interface.
+    ///
+    /// Returns the interfaces that got a clsact qdisc.
+    ///
+    /// # Errors
+    ///
+    /// When something cannot be loaded or attached. Then nothing stays attached that was not before.
+    pub fn install(&mut self, plan: &Plan<'_>) -> Result<Vec<String>> {
+        for lan in plan.lans {
+            program::refuse_foreign(lan, &self.pins)?;
+        }
+        let staged = self.stage(plan);
+        let unstaged = self.unstage();
+        let mut live = staged?;
+        unstaged?;
+        let mut added = Added::default();
+        for programs in &mut live.programs {
+            if let Err(error) = programs.attach(&self.pins, &mut added) {
+                added.undo(&self.pins);
+                return Err(error);
+            }
+        }
+        self.live = Some(live);
+        self.remove_links_except(plan.lans)?;
+        Ok(added.clsact)
+    }
+
+    /// Loads everything, filled and ready, without attaching it.
+    fn stage(&self, plan: &Plan<'_>) -> Result<Live> {
+        self.unstage()?;
+        let words = plan.image.words();
+        let size = ruleset_capacity(words.len());
+        let ruleset = TableMap::create("RULESET", words, size, &self.pins.path("RULESET"))?;
+        let words = plan.egresses.table.as_flattened();
+        let pin = self.pins.path("EGRESSES");
+        let egresses = TableMap::create("EGRESSES", words, words.len(), &pin)?;
+        let constants = Constants {
+            table_words: u32::try_from(size)?,
+            trace: plan.trace,
+        };
+        let mut programs = Vec::with_capacity(plan.lans.len());
+        for lan in plan.lans {
+            programs.push(
+                Programs::load(lan, &self.pins, &constants)
+                    .with_context(|| format!("cannot load the programs for {}", lan.name))?,
+            );
+        }
+        let mut live = Live {
+            programs,
+            ruleset,
+            egresses,
+            devices: open_map(&self.pins.path("DEVICES"))?.try_into()?,
+        };
+        live.set_devices(plan.egresses)?;
+        Ok(live)
+    }
+
+    /// Removes the pins by which the loader was given the maps; the programs hold the maps now.
+    fn unstage(&self) -> Result<()> {
+        let staged = MAPS.iter().filter(|map| !COUNTER_MAPS.contains(map));
+        staged.map(|map| self.pins.remove(map)).collect()
+    }
+
+    /// Replaces the ruleset in one atomic switch. Returns `false`, and changes nothing, if it does not fit into the
+    /// tables of this installation; [`install`](Self::install) then makes larger ones.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses the new table.
+    pub fn publish_ruleset(&mut self, image: &Image) -> Result<bool> {
+        let ruleset = &mut self.live_mut()?.ruleset;
+        if image.words().len() > ruleset.size() {
+            return Ok(false);
+        }
+        ruleset.publish(image.words())?;
+        Ok(true)
+    }
+
+    /// Replaces the egress table in one atomic switch.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses the new table or a device.
+    pub fn publish_egresses(&mut self, egresses: &Egresses) -> Result<()> {
+        let live = self.live_mut()?;
+        // An egress is redirected to only once its device is there.
+        live.set_devices(egresses)?;
+        live.egresses.publish(egresses.table.as_flattened())
+    }
+
+    /// The words of the ruleset table in force, read back from the kernel.
+    ///
+    /// # Errors
+    ///
+    /// When nothing is installed or the table cannot be read.
+    pub fn live_table(&self) -> Result<Vec<u32>> {
+        self.live.as_ref().context("nothing is installed")?.ruleset.read()
+    }
+
+    /// All counters, summed over the CPUs.
+    ///
+    /// # Errors
+    ///
+    /// When there are none, or they cannot be read.
+    pub fn counters(&self) -> Result<Counters> {
+        Counters::read(
+            &self.pins.path(COUNTER_MAPS[0]),
+            &self.pins.path(COUNTER_MAPS[1]),
+        )
+    }
+
+    /// The size of one ruleset table in bytes.
+    pub fn table_bytes(&self) -> u64 {
+        self.live.as_ref().map_or(0, |live| live.ruleset.size() as u64 * 4)
+    }
+
+    /// Takes the logger's ring buffers of all programs, for `--trace`.
+    ///
+    /// # Errors
+    ///
+    /// When the programs were loaded without them.
+    pub fn trace_logs(&mut self) -> Result<Vec<aya_log::EbpfLogger<&'static dyn log::Log>>> {
+        let live = self.live_mut()?;
+        let logs = live.programs.iter_mut();
+        logs.map(|programs| Ok(aya_log::EbpfLogger::init(programs.ebpf())?))
+            .collect()
+    }
+
+    /// Detaches every program and removes every pin, also those of an earlier controller. `filters` names the LAN
+    /// interfaces, where kernels before 6.6 have a filter.
+    ///
+    /// # Errors
+    ///
+    /// When a pin cannot be removed; everything that can be removed is.
+    pub fn uninstall(mut self, filters: &[String]) -> Result<()> {
+        let mut outcome = Ok(());
+        for interface in filters {
+            outcome = outcome.and(program::remove_filter(interface));
+        }
+        for name in self.pins.names()? {
+            outcome = outcome.and(self.pins.remove(&name));
+        }
+        self.live = None;
+        outcome.and(self.pins.remove_directory())
+    }
+
+    fn remove_links_except(&self, lans: &[LanPlan]) -> Result<()> {
+        let mut wanted: Vec<String> = lans.iter().map(LanPlan::tc_pin).collect();
+        wanted.extend(lans.iter().filter(|lan| lan.xdp.is_some()).map(LanPlan::xdp_pin));
+        for name in self.pins.names()? {
+            if is_link(&name) && !wanted.contains(&name) {
+                self.pins.remove(&name)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn live_mut(&mut self) -> Result<&mut Live> {
+        self.live.as_mut().context("nothing is installed")
+    }
+}
+
+impl Live {
+    fn set_devices(&mut self, egresses: &Egresses) -> Result<()> {
+        for (index, device) in &egresses.devices {
+            self.devices
+                .set(u32::from(*index), *device, None, 0)
+                .with_context(|| format!("interface {device} cannot be redirected to"))?;
+        }
+        Ok(())
+    }
+}
+
+/// Room for an eighth more words than are needed now, in whole pages.
+fn ruleset_capacity(words: usize) -> usize {
+    const PAGE_WORDS: usize = 1024;
+    (words + words / 8).next_multiple_of(PAGE_WORDS)
+}
+
+fn is_link(name: &str) -> bool {
+    name.starts_with("tc-") || name.starts_with("xdp-")
+}
+
+fn open_map(path: &Path) -> Result<Map> {
+    let data = MapData::from_pin(path).context("cannot open a pinned map")?;
+    Ok(Map::from_map_data(data)?)
+}

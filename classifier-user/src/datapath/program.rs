@@ -1,0 +1,291 @@
+//! The programs of one LAN interface: loaded with their constants, attached, and replaced without a gap.
+
+use std::io;
+use std::mem;
+
+use anyhow::{Context, Result, bail};
+use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::tc::{
+    NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact,
+};
+use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode};
+use aya::util::KernelVersion;
+use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
+
+use super::bpffs::PinDirectory;
+use super::object::object;
+use super::{LanPlan, MAPS};
+use crate::config::XdpAttach;
+
+const TC: &str = "breakout_tc";
+const XDP: &str = "breakout_xdp";
+
+/// Where the TC filter stands on kernels before 6.6, which have no TCX. Fixed, so that a
+/// later controller finds and replaces it.
+const FILTER_PRIORITY: u16 = 0x4252;
+const FILTER_HANDLE: TcHandle = TcHandle::new(0, 1);
+
+/// Loaded programs for one LAN interface, with what they need to be attached.
+pub(super) struct Programs {
+    ebpf: Ebpf,
+    lan: LanPlan,
+}
+
+/// What an attachment added to the system, to be taken back if a later step fails.
+#[derive(Debug, Default)]
+pub(super) struct Added {
+    pins: Vec<String>,
+    filters: Vec<String>,
+    /// Interfaces that got a clsact qdisc.
+    pub(super) clsact: Vec<String>,
+}
+
+impl Added {
+    /// Detaches what was added.
+    pub(super) fn undo(&self, pins: &PinDirectory) {
+        for name in &self.pins {
+            let _ = pins.remove(name);
+        }
+        for interface in &self.filters {
+            let _ = remove_filter(interface);
+        }
+    }
+}
+
+/// The constants that all LAN interfaces share.
+pub(super) struct Constants {
+    pub(super) table_words: u32,
+    pub(super) trace: bool,
+}
+
+impl Programs {
+    /// Loads both programs for a LAN interface. Their maps are those pinned in `staging`; what is not there yet
+    /// is made and pinned.
+    pub(super) fn load(lan: &LanPlan, staging: &PinDirectory, constants: &Constants) -> Result<Self> {
+        let mut loader = EbpfLoader::new();
+        let trace = u8::from(constants.trace);
+        let tc_counts = u8::from(lan.xdp.is_none());
+        loader
+            .verifier_log_level(VerifierLogLevel::STATS)
+            .override_global("TABLE_WORDS", &constants.table_words, true)
+            .override_global("TRACE", &trace, true)
+            .override_global("TC_COUNTS", &tc_counts, true)
+            .override_global("LAN_MAC", &lan.mac, true);
+        for map in MAPS {
+            loader.map_pin_path(map, staging.path(map));
+        }
+        let mut ebpf = loader.load(object()?).context("cannot load the eBPF object")?;
+        let tc: &mut SchedClassifier = program(&mut ebpf, TC)?;
+        tc.load().map_err(|error| verifier(TC, error))?;
+        if lan.xdp.is_some() {
+            let xdp: &mut Xdp = program(&mut ebpf, XDP)?;
+            xdp.load().map_err(|error| verifier(XDP, error))?;
+        }
+        Ok(Programs {
+            ebpf,
+            lan: lan.clone(),
+        })
+    }
+
+    /// The loaded object, for its maps and for test runs.
+    pub(super) fn ebpf(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+
+    /// Attaches the programs, or lets them take over from those that are attached.
+    ///
+    /// XDP comes first, so that packets which it leaves to TC are counted once.
+    pub(super) fn attach(&mut self, pins: &PinDirectory, added: &mut Added) -> Result<()> {
+        if self.lan.xdp.is_some() {
+            self.attach_xdp(pins, added)?;
+        }
+        if has_tcx() {
+            self.attach_tcx(pins, added)
+        } else {
+            self.attach_filter(added)
+        }
+    }
+
+    fn attach_xdp(&mut self, pins: &PinDirectory, added: &mut Added) -> Result<()> {
+        let lan = self.lan.clone();
+        let pin = lan.xdp_pin();
+        let xdp: &mut Xdp = program(&mut self.ebpf, XDP)?;
+        if let Some(old) = pinned_link(pins, &pin)? {
+            match xdp.attach_to_link(old.try_into()?) {
+                Ok(_) => return Ok(()),
+                Err(error) if is_defunct(&error) => pins.remove(&pin)?,
+                Err(error) => return Err(error).context("cannot replace the XDP program"),
+            }
+        }
+        let mode = match lan.xdp {
+            Some(XdpAttach::Generic) => XdpMode::Skb,
+            _ => XdpMode::Driver,
+        };
+        let id = xdp
+            .attach_to_if_index(lan.index, mode)
+            .map_err(|error| xdp_refused(&lan.name, mode, error))?;
+        let link: FdLink = xdp.take_link(id)?.try_into().with_context(|| {
+            format!("{} takes XDP programs only in a way that ends with the controller", lan.name)
+        })?;
+        link.pin(pins.path(&pin)).context("cannot pin the XDP link")?;
+        added.pins.push(pin);
+        Ok(())
+    }
+
+    fn attach_tcx(&mut self, pins: &PinDirectory, added: &mut Added) -> Result<()> {
+        let lan = self.lan.clone();
+        let pin = lan.tc_pin();
+        let tc: &mut SchedClassifier = program(&mut self.ebpf, TC)?;
+        if let Some(old) = pinned_link(pins, &pin)? {
+            match tc.attach_to_link(old.try_into()?) {
+                Ok(_) => return Ok(()),
+                Err(error) if is_defunct(&error) => pins.remove(&pin)?,
+                Err(error) => return Err(error).context("cannot replace the TC program"),
+            }
+        }
+        let order = TcAttachOptions::TcxOrder(LinkOrder::default());
+        let id = tc
+            .attach_with_options(&lan.name, TcAttachType::Ingress, order)
+            .with_context(|| format!("cannot attach the TC program to {}", lan.name))?;
+        let link: FdLink = tc.take_link(id)?.try_into()?;
+        link.pin(pins.path(&pin)).context("cannot pin the TC link")?;
+        added.pins.push(pin);
+        Ok(())
+    }
+
+    fn attach_filter(&mut self, added: &mut Added) -> Result<()> {
+        let name = self.lan.name.clone();
+        let tc: &mut SchedClassifier = program(&mut self.ebpf, TC)?;
+        let new_qdisc = qdisc_add_clsact(&name).is_ok();
+        if new_qdisc {
+            added.clsact.push(name.clone());
+        }
+        let options = || {
+            TcAttachOptions::Netlink(NlOptions {
+                priority: FILTER_PRIORITY,
+                handle: FILTER_HANDLE,
+                classid: None,
+            })
+        };
+        let link = match tc.attach_with_options(&name, TcAttachType::Ingress, options()) {
+            Ok(id) => {
+                added.filters.push(name);
+                tc.take_link(id)?
+            }
+            // The place is taken by an earlier controller's filter.
+            Err(ProgramError::TcError(TcError::NetlinkError(_))) => {
+                let id = tc
+                    .attach_to_link(filter(&name)?)
+                    .with_context(|| format!("cannot attach the TC program to {name}"))?;
+                tc.take_link(id)?
+            }
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot attach the TC program to {name}"));
+            }
+        };
+        // Dropping the link would remove the filter; it must outlive this process and be replaceable.
+        mem::forget(link);
+        Ok(())
+    }
+}
+
+/// Removes the TC filter of kernels before 6.6 from an interface.
+pub(super) fn remove_filter(interface: &str) -> Result<()> {
+    if has_tcx() {
+        return Ok(());
+    }
+    // Dropping the link removes the filter.
+    drop(filter(interface)?);
+    Ok(())
+}
+
+/// Fails if a program of another controller is attached to the interface already.
+pub(super) fn refuse_foreign(lan: &LanPlan, pins: &PinDirectory) -> Result<()> {
+    if !has_tcx() {
+        return Ok(());
+    }
+    let own = match PinnedLink::from_pin(pins.path(&lan.tc_pin())) {
+        Ok(link) => Some(FdLink::from(link).info()?.program_id()),
+        Err(_) => None,
+    };
+    let (_, programs) = SchedClassifier::query_tcx(&lan.name, TcAttachType::Ingress)
+        .with_context(|| format!("cannot list the TC programs on {}", lan.name))?;
+    for program in programs {
+        if program.name() == TC.as_bytes() && Some(program.id()) != own {
+            bail!(super::Foreign {
+                interface: lan.name.clone(),
+                program: program.id(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// TCX came with Linux 6.6.
+fn has_tcx() -> bool {
+    KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 6, 0))
+}
+
+fn filter(interface: &str) -> Result<SchedClassifierLink> {
+    SchedClassifierLink::attached(
+        interface,
+        TcAttachType::Ingress,
+        FILTER_PRIORITY,
+        FILTER_HANDLE,
+        None,
+    )
+    .with_context(|| format!("there is no interface {interface}"))
+}
+
+fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P>
+where
+    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
+{
+    let program = ebpf.program_mut(name);
+    let program = program.with_context(|| format!("the eBPF object has no program {name}"))?;
+    Ok(program.try_into()?)
+}
+
+fn pinned_link(pins: &PinDirectory, name: &str) -> Result<Option<FdLink>> {
+    if !pins.path(name).exists() {
+        return Ok(None);
+    }
+    let link = PinnedLink::from_pin(pins.path(name))
+        .with_context(|| format!("cannot open the pinned link {}", pins.display(name)))?;
+    Ok(Some(link.into()))
+}
+
+/// Whether the link's interface is gone.
+fn is_defunct(error: &ProgramError) -> bool {
+    matches!(error, ProgramError::SyscallError(call) if call.io_error.raw_os_error() == Some(libc::ENOLINK))
+}
+
+fn verifier(program: &str, error: ProgramError) -> anyhow::Error {
+    anyhow::Error::new(error).context(format!(
+        "the kernel does not accept the program {program}; run with --trace for the verifier's log"
+    ))
+}
+
+fn xdp_refused(interface: &str, mode: XdpMode, error: ProgramError) -> anyhow::Error {
+    let code = match &error {
+        ProgramError::SyscallError(call) => call.io_error.raw_os_error(),
+        ProgramError::XdpError(_) => Some(libc::EOPNOTSUPP),
+        _ => None,
+    };
+    let hint = match code {
+        Some(libc::EOPNOTSUPP) if mode == XdpMode::Driver => format!(
+            "the driver of {interface} has no native XDP. Set mode = \"route\" on the egress; or \
+             xdp = \"generic\" on the [[lan]], which is slower than route"
+        ),
+        Some(libc::EBUSY | libc::EEXIST) => format!(
+            "another XDP program is attached to {interface} (see: ip link show {interface}). \
+             Detach it, or set mode = \"route\" on the egress"
+        ),
+        Some(libc::ERANGE | libc::EMSGSIZE) => format!(
+            "the MTU of {interface} is too large for native XDP. Lower it, or set mode = \"route\" on the egress"
+        ),
+        _ => format!("the XDP program cannot be attached to {interface}"),
+    };
+    let source = io::Error::other(error.to_string());
+    anyhow::Error::new(source).context(hint)
+}
