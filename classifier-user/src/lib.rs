@@ -11,8 +11,14 @@
 //!
 //! aya is named in [`datapath`] only, rtnetlink in [`links`] only.
 
+pub mod commands;
 pub mod config;
+pub mod control;
+pub mod controller;
 pub mod datapath;
+pub mod exit;
+pub mod explain;
+pub mod links;
 pub mod list;
 pub mod policy;
 pub mod ruleset;

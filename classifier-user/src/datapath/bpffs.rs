@@ -28,9 +28,10 @@ pub(super) struct PinDirectory {
 impl PinDirectory {
     /// Opens, and makes if need be, the pin directory that belongs to a state directory.
     pub(super) fn open(state_directory: &Path) -> Result<Self> {
+        let relative = Path::new("breakout").join(directory_name(state_directory));
         let pins = PinDirectory {
-            root: open_root()?,
-            relative: Path::new("breakout").join(directory_name(state_directory)),
+            root: open_root(&relative)?,
+            relative,
         };
         fs::create_dir_all(pins.path(""))
             .with_context(|| format!("cannot make the directory {} for pins", pins.display("")))?;
@@ -72,9 +73,12 @@ impl PinDirectory {
     pub(super) fn remove_directory(&self) -> Result<()> {
         fs::remove_dir(self.path(""))
             .with_context(|| format!("cannot remove the directory {}", self.display("")))?;
-        for parent in [self.path(".."), self.path("../..")] {
+        let root = format!("/proc/self/fd/{}", self.root.as_raw_fd());
+        for parent in self.relative.ancestors().skip(1) {
             // Other layouts and other controllers may still need these.
-            let _ = fs::remove_dir(parent);
+            if fs::remove_dir(Path::new(&root).join(parent)).is_err() {
+                break;
+            }
         }
         Ok(())
     }
@@ -95,22 +99,63 @@ fn directory_name(state_directory: &Path) -> PathBuf {
     Path::new(&format!("{readable}-{hash}")).join(LAYOUT)
 }
 
-/// Opens the root of the BPF file system.
+/// Opens the root of a BPF file system that outlives this process, preferably the one in which `relative` exists.
 ///
 /// `ip netns exec` and some service managers give a process a mount namespace of its own, with a new /sys and no
-/// BPF file system in it. One mounted there would end with the process and take the programs along, so
-/// the one of the first process is used then.
-fn open_root() -> Result<File> {
-    if is_bpffs(Path::new(MOUNT_POINT)) || !in_own_mount_namespace() {
+/// BPF file system in it. One mounted there would end with the process and take the programs along. So the
+/// namespace of the oldest process that we may look at is used then: on most systems that of process 1.
+fn open_root(relative: &Path) -> Result<File> {
+    if is_bpffs(Path::new(MOUNT_POINT)) {
         return mount_and_open();
     }
+    let mut first = None;
+    for namespace in foreign_mount_namespaces() {
+        let Ok(root) = open_root_in(&namespace) else {
+            continue;
+        };
+        if Path::new(&format!("/proc/self/fd/{}", root.as_raw_fd()))
+            .join(relative)
+            .exists()
+        {
+            return Ok(root);
+        }
+        first = first.or(Some(root));
+    }
+    match first {
+        Some(root) => Ok(root),
+        None => mount_and_open(),
+    }
+}
+
+/// The mount namespaces of other processes that differ from ours, oldest process first, each once.
+fn foreign_mount_namespaces() -> Vec<File> {
+    let inode = |pid: &str| fs::metadata(format!("/proc/{pid}/ns/mnt")).map(|data| data.ino());
+    let mut seen: Vec<u64> = inode("self").into_iter().collect();
+    let mut pids: Vec<u32> = fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .collect();
+    pids.sort_unstable();
+    let mut namespaces = Vec::new();
+    for pid in pids {
+        if let Ok(inode) = inode(&pid.to_string())
+            && !seen.contains(&inode)
+            && let Ok(namespace) = File::open(format!("/proc/{pid}/ns/mnt"))
+        {
+            seen.push(inode);
+            namespaces.push(namespace);
+        }
+    }
+    namespaces
+}
+
+fn open_root_in(namespace: &File) -> Result<File> {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
-            let namespace = File::open("/proc/1/ns/mnt").context("cannot open /proc/1/ns/mnt")?;
             // A thread needs its own working directory and root before it may change namespaces.
             unshare(CloneFlags::CLONE_FS).context("cannot unshare the file system context")?;
-            setns(&namespace, CloneFlags::CLONE_NEWNS)
-                .context("cannot enter the mount namespace of process 1")?;
+            setns(namespace, CloneFlags::CLONE_NEWNS).context("cannot enter a mount namespace")?;
             mount_and_open()
         });
         thread
@@ -138,12 +183,6 @@ fn mount_and_open() -> Result<File> {
 
 fn is_bpffs(path: &Path) -> bool {
     statfs(path).is_ok_and(|status| status.filesystem_type() == BPF_FS_MAGIC)
-}
-
-fn in_own_mount_namespace() -> bool {
-    let inode = |path| fs::metadata(path).map(|metadata| metadata.ino()).ok();
-    let (ours, first) = (inode("/proc/self/ns/mnt"), inode("/proc/1/ns/mnt"));
-    ours.is_some() && first.is_some() && ours != first
 }
 
 #[cfg(test)]

@@ -122,6 +122,16 @@ impl DataPath {
         names.iter().any(|name| is_link(name))
     }
 
+    /// Fails if another controller's program is on one of the interfaces.
+    ///
+    /// # Errors
+    ///
+    /// [`Foreign`], or when the kernel does not answer.
+    pub fn refuse_foreign(&self, lans: &[LanPlan]) -> Result<()> {
+        lans.iter()
+            .try_for_each(|lan| program::refuse_foreign(lan, &self.pins))
+    }
+
     /// Forgets all counts, for when it is no longer known which endpoint set has which counter.
     ///
     /// # Errors
@@ -139,9 +149,7 @@ impl DataPath {
     ///
     /// When something cannot be loaded or attached. Then nothing stays attached that was not before.
     pub fn install(&mut self, plan: &Plan<'_>) -> Result<Vec<String>> {
-        for lan in plan.lans {
-            program::refuse_foreign(lan, &self.pins)?;
-        }
+        self.refuse_foreign(plan.lans)?;
         let staged = self.stage(plan);
         let unstaged = self.unstage();
         let mut live = staged?;

@@ -1,0 +1,190 @@
+//! The command line.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::DEFAULT_PATH;
+use crate::explain::Proto;
+
+const EXIT_CODES: &str = "Exit codes:
+  0  success
+  1  failure not listed below
+  2  wrong command line
+  3  the configuration cannot be read or used
+  4  the list cannot be read or used
+  5  not enough privileges
+  6  no controller answers on the control socket
+  7  an interface, gateway or kernel feature is missing
+  8  another controller is in the way";
+
+/// Local internet breakout of Microsoft 365 on a Linux gateway.
+///
+/// Recognises Microsoft 365 "Optimize" traffic in the kernel, on its first packet, and sends it out of the site's own
+/// internet link. Everything else keeps the way it had.
+#[derive(Debug, Parser)]
+#[command(name = "breakout", version, after_help = EXIT_CODES)]
+pub struct Arguments {
+    /// Where the configuration is.
+    #[command(flatten)]
+    pub config: ConfigArgument,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// `--config FILE`, for every command.
+#[derive(Clone, Debug, Args)]
+pub struct ConfigArgument {
+    /// The configuration file [default: /etc/breakout/breakout.toml]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+impl ConfigArgument {
+    /// The file to read.
+    pub fn path(&self) -> PathBuf {
+        self.config.clone().unwrap_or_else(|| DEFAULT_PATH.into())
+    }
+
+    /// Whether there is nothing to read: none was named and the default one does not exist.
+    pub fn is_absent(&self) -> bool {
+        self.config.is_none() && !Path::new(DEFAULT_PATH).exists()
+    }
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the controller in the foreground until SIGTERM or SIGINT.
+    ///
+    /// Loads and attaches the programs, installs rules and routes, and serves the control socket. SIGHUP reloads. At the
+    /// end everything it installed is removed. If it is killed instead, packets keep flowing as they did, and the
+    /// next `run` takes over without a gap.
+    ///
+    /// Example: breakout run --config /etc/breakout/breakout.toml
+    Run {
+        /// Use this list, a response of the endpoints web service as saved by curl, instead of the configured one.
+        #[arg(long, value_name = "FILE")]
+        list: Option<PathBuf>,
+        /// Log each decision of the data path. For looking at single packets only: it costs far more than the decision.
+        #[arg(long)]
+        trace: bool,
+    },
+    /// Check configuration and list without touching the kernel.
+    ///
+    /// Example: breakout check --config ./breakout.toml
+    Check {
+        /// Check with this list instead of the configured one.
+        #[arg(long, value_name = "FILE")]
+        list: Option<PathBuf>,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show what the running controller is doing.
+    ///
+    /// Example: breakout status
+    Status {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show how many packets got which verdict, by reason and by endpoint set.
+    ///
+    /// Example: breakout stats --json
+    Stats {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say where packets to a destination go, and why.
+    ///
+    /// Asks the tables in the kernel of the running controller. With --list, or when no controller runs, it answers offline,
+    /// without root.
+    ///
+    /// Example: breakout explain 52.98.1.1 --proto tcp --port 443
+    Explain(Explain),
+    /// Look at the list of endpoint sets.
+    #[command(subcommand)]
+    List(ListCommand),
+    /// Read configuration and list again and put them into force in one switch.
+    ///
+    /// If something in them is wrong, nothing changes.
+    ///
+    /// Example: breakout reload
+    Reload {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove what a controller that was killed has left in the kernel.
+    ///
+    /// Example: breakout unload --config /etc/breakout/breakout.toml
+    Unload,
+}
+
+/// `breakout explain`.
+#[derive(Debug, Args)]
+pub struct Explain {
+    /// The destination address.
+    pub destination: IpAddr,
+    /// The protocol.
+    #[arg(long, value_enum)]
+    pub proto: Proto,
+    /// The destination port.
+    #[arg(long, value_name = "N")]
+    pub port: u16,
+    /// Answer offline from this list, a response of the endpoints web service.
+    #[arg(long, value_name = "FILE")]
+    pub list: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `breakout list`.
+#[derive(Debug, Subcommand)]
+pub enum ListCommand {
+    /// Show the endpoint sets, their addresses and ports, and what is done with them.
+    ///
+    /// Example: breakout list show
+    Show {
+        /// Show this list instead of the one in force.
+        #[arg(long, value_name = "FILE")]
+        list: Option<PathBuf>,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+    use crate::exit::Code;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_an_example_and_every_code_stands_in_the_help() {
+        for command in Arguments::command().get_subcommands() {
+            let leaves: Vec<_> = command.get_subcommands().collect();
+            let leaves = if leaves.is_empty() { vec![command] } else { leaves };
+            for leaf in leaves {
+                let help = leaf.get_long_about().map(ToString::to_string);
+                let help = help.unwrap_or_default();
+                assert!(help.contains("Example: breakout "), "{}", leaf.get_name());
+            }
+        }
+        for (code, meaning) in Code::MEANINGS {
+            assert!(EXIT_CODES.contains(&format!("{code}  {meaning}")));
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! `breakout stats`.
+
+use anyhow::Result;
+
+use super::output::{bytes, print_json, table};
+use crate::control::Client;
+
+pub(super) async fn stats(client: &mut Client, json: bool) -> Result<()> {
+    let stats = client.stats().await?;
+    if json {
+        return print_json(&stats);
+    }
+    println!("generation {}", stats.generation);
+    println!();
+    let mut reasons = table(&["verdict", "reason", "packets", "bytes", ""], &[2, 3]);
+    for reason in stats.reasons.iter().filter(|r| r.count.packets > 0) {
+        reasons.add_row([
+            reason.verdict.clone(),
+            reason.reason.clone(),
+            reason.count.packets.to_string(),
+            bytes(reason.count.bytes),
+            reason.description.clone(),
+        ]);
+    }
+    println!("{reasons}");
+    println!();
+    let mut sets = table(
+        &["set", "area", "category", "egress", "packets", "bytes"],
+        &[4, 5],
+    );
+    for set in &stats.endpoint_sets {
+        sets.add_row([
+            format!("{} {}", set.instance, set.id),
+            set.service_area.clone(),
+            set.category.clone(),
+            set.egress.clone().unwrap_or_else(|| "-".to_owned()),
+            set.count.packets.to_string(),
+            bytes(set.count.bytes),
+        ]);
+    }
+    println!("{sets}");
+    Ok(())
+}

@@ -1,0 +1,161 @@
+//! A command's end of the control socket.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Bytes;
+use hyper::client::conn::http1;
+use hyper::{Method, Request};
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+
+use super::{Failure, ListReport, Reloaded, Stats, Status};
+use crate::explain::{Explanation, Query};
+use crate::exit::{Code, WithCode};
+
+/// How long a controller may take. A reload of a large list takes seconds.
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Why a controller cannot be asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens.
+    #[error(
+        "no controller listens on {}: {error}. Start one with: breakout run --config FILE", socket.display()
+    )]
+    NotRunning {
+        /// The socket.
+        socket: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// The socket is not for this user.
+    #[error("the control socket {} is for root only; run this as root", socket.display())]
+    Permission {
+        /// The socket.
+        socket: PathBuf,
+    },
+}
+
+impl ClientError {
+    /// The exit code that fits.
+    pub fn code(&self) -> Code {
+        match self {
+            ClientError::NotRunning { .. } => Code::NotRunning,
+            ClientError::Permission { .. } => Code::Permission,
+        }
+    }
+}
+
+/// A connection to a running controller.
+pub struct Client {
+    sender: http1::SendRequest<Full<Bytes>>,
+}
+
+impl Client {
+    /// Connects to the controller that listens on `socket`.
+    ///
+    /// # Errors
+    ///
+    /// When none does, or this user may not ask it.
+    pub async fn connect(socket: &Path) -> Result<Self, ClientError> {
+        let failed = |error: io::Error| match error.kind() {
+            io::ErrorKind::PermissionDenied => ClientError::Permission {
+                socket: socket.to_owned(),
+            },
+            _ => ClientError::NotRunning {
+                socket: socket.to_owned(),
+                error,
+            },
+        };
+        let stream = UnixStream::connect(socket).await.map_err(failed)?;
+        let (sender, connection) = http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| failed(io::Error::other(error)))?;
+        tokio::spawn(connection);
+        Ok(Client { sender })
+    }
+
+    /// What the controller is doing.
+    ///
+    /// # Errors
+    ///
+    /// When it does not answer, as for the other requests.
+    pub async fn status(&mut self) -> anyhow::Result<Status> {
+        self.request(Method::GET, "/v1/status", &()).await
+    }
+
+    /// The counters.
+    ///
+    /// # Errors
+    ///
+    /// As for [`status`](Self::status).
+    pub async fn stats(&mut self) -> anyhow::Result<Stats> {
+        self.request(Method::GET, "/v1/stats", &()).await
+    }
+
+    /// The list in force.
+    ///
+    /// # Errors
+    ///
+    /// As for [`status`](Self::status).
+    pub async fn list(&mut self) -> anyhow::Result<ListReport> {
+        self.request(Method::GET, "/v1/list", &()).await
+    }
+
+    /// Why a flow goes where it goes.
+    ///
+    /// # Errors
+    ///
+    /// As for [`status`](Self::status).
+    pub async fn explain(&mut self, query: Query) -> anyhow::Result<Explanation> {
+        self.request(Method::POST, "/v1/explain", &query).await
+    }
+
+    /// Reads configuration and list again.
+    ///
+    /// # Errors
+    ///
+    /// When something in them is wrong; everything then stays as it is.
+    pub async fn reload(&mut self) -> anyhow::Result<Reloaded> {
+        self.request(Method::POST, "/v1/reload", &()).await
+    }
+
+    async fn request<T: DeserializeOwned>(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: &impl Serialize,
+    ) -> anyhow::Result<T> {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "breakout")
+            .header("content-type", "application/json")
+            .body(Full::new(Bytes::from(serde_json::to_vec(body)?)))?;
+        let exchange = async {
+            let response = self.sender.send_request(request).await?;
+            let status = response.status();
+            let body = response.into_body().collect().await?.to_bytes();
+            Ok::<_, hyper::Error>((status, body))
+        };
+        let (status, body) = timeout(TIMEOUT, exchange)
+            .await
+            .with_context(|| format!("the controller did not answer {path} in {TIMEOUT:?}"))?
+            .with_context(|| format!("the controller broke off the answer to {path}"))?;
+        if !status.is_success() {
+            let failure: Failure = serde_json::from_slice(&body)
+                .with_context(|| format!("the controller answered {path} with {status}"))?;
+            return Err(anyhow!(failure.error)).code(Code::from_number(failure.code));
+        }
+        serde_json::from_slice(&body).context(
+            "the controller's answer is not understood; is it another version of breakout?",
+        )
+    }
+}

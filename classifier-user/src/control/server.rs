@@ -1,0 +1,124 @@
+//! The controller's end of the control socket.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde::Serialize;
+use tokio::net::UnixListener;
+use tokio::sync::{mpsc, oneshot};
+
+use super::{Failure, Reply, Request};
+use crate::exit::code_of;
+
+type Requests = mpsc::Sender<Request>;
+
+/// A listening control socket. It is removed when this is dropped.
+pub struct Server {
+    path: PathBuf,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Server {
+    /// Listens on `path`, readable and writable for the owner only, and sends on what is asked.
+    ///
+    /// A socket file that nobody listens on any more is replaced.
+    ///
+    /// # Errors
+    ///
+    /// When the socket cannot be made, or another process listens on it.
+    pub fn start(path: &Path, requests: Requests) -> Result<Self> {
+        if let Some(directory) = path.parent() {
+            fs::create_dir_all(directory)
+                .with_context(|| format!("cannot make the directory {}", directory.display()))?;
+        }
+        if std::os::unix::net::UnixStream::connect(path).is_ok() {
+            bail!(
+                "another controller listens on {}; stop it, or set [control] socket",
+                path.display()
+            );
+        }
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("cannot replace {}", path.display()));
+            }
+            _ => {}
+        }
+        let listener = UnixListener::bind(path)
+            .with_context(|| format!("cannot listen on the control socket {}", path.display()))?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+        let router = Router::new()
+            .route("/v1/status", get(status))
+            .route("/v1/stats", get(stats))
+            .route("/v1/list", get(list))
+            .route("/v1/explain", post(explain))
+            .route("/v1/reload", post(reload))
+            .with_state(requests);
+        let task = tokio::spawn(async move {
+            if let Err(error) = axum::serve(listener, router).await {
+                tracing::error!("the control socket failed: {error}");
+            }
+        });
+        Ok(Server {
+            path: path.to_owned(),
+            task,
+        })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.task.abort();
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+async fn status(State(requests): State<Requests>) -> Response {
+    ask(requests, Request::Status).await
+}
+
+async fn stats(State(requests): State<Requests>) -> Response {
+    ask(requests, Request::Stats).await
+}
+
+async fn list(State(requests): State<Requests>) -> Response {
+    ask(requests, Request::List).await
+}
+
+async fn reload(State(requests): State<Requests>) -> Response {
+    ask(requests, Request::Reload).await
+}
+
+async fn explain(
+    State(requests): State<Requests>,
+    Json(query): Json<crate::explain::Query>,
+) -> Response {
+    ask(requests, |reply| Request::Explain(query, reply)).await
+}
+
+async fn ask<T: Serialize>(
+    requests: Requests,
+    request: impl FnOnce(Reply<T>) -> Request,
+) -> Response {
+    let (reply, answer) = oneshot::channel();
+    let answer = match requests.send(request(reply)).await {
+        Ok(()) => answer.await,
+        Err(_) => return failure("the controller is stopping".to_owned(), 1),
+    };
+    match answer {
+        Ok(Ok(value)) => Json(value).into_response(),
+        Ok(Err(error)) => failure(format!("{error:#}"), code_of(&error) as u8),
+        Err(_) => failure("the controller is stopping".to_owned(), 1),
+    }
+}
+
+fn failure(error: String, code: u8) -> Response {
+    let body = Json(Failure { error, code });
+    (StatusCode::INTERNAL_SERVER_ERROR, body).into_response()
+}

@@ -1,0 +1,289 @@
+//! Starting, reloading and stopping: each either succeeds or leaves things as they were.
+
+use std::time::Instant;
+
+use anyhow::{Context, Result, anyhow, bail};
+
+use super::egress::{self, EgressState};
+use super::state::{Persistent, StateDirectory};
+use super::{Controller, Options, make_ruleset, read_list, summary};
+use crate::config::{self, Config, XdpAttach};
+use crate::control::Reloaded;
+use crate::datapath::{DataPath, LanPlan, Plan, object};
+use crate::exit::{Code, WithCode};
+use crate::links::{Links, network_namespace};
+use crate::list::List;
+use crate::ruleset::{Image, compile};
+
+/// Reads configuration and list, and makes sure that there is a data path to load.
+pub(super) fn read(options: &Options) -> Result<(Config, List)> {
+    let config = config::load(&options.config).code(Code::Config)?;
+    let list = read_list(&config, options.list.as_deref())?;
+    for problem in &list.problems {
+        tracing::warn!(
+            "list {}: endpoint set {}: {}",
+            list.instance,
+            problem.id,
+            problem.problem
+        );
+    }
+    object().code(Code::System)?;
+    Ok((config, list))
+}
+
+impl Controller {
+    /// Installs everything, or takes over what a dead controller left.
+    pub(super) async fn start(
+        options: Options,
+        config: Config,
+        list: List,
+        state: StateDirectory,
+    ) -> Result<Self> {
+        let links = Links::open().code(Code::System)?;
+        let lans = look_at_lans(&links, &config).await?;
+        let egresses = egress::look(&links, &config, true).await?;
+        let datapath = DataPath::open(&config.state.directory).code(Code::System)?;
+        let adopted = datapath.has_leftovers();
+        let mut persistent = match state.load() {
+            Some(persistent) => persistent,
+            None => {
+                datapath.reset_counters()?;
+                Persistent::default()
+            }
+        };
+        datapath.refuse_foreign(&lans).code(Code::Busy)?;
+        if !adopted && !persistent.installed {
+            refuse_foreign_rules(&links, &config).await?;
+        }
+        persistent.installed = true;
+        state.save(&persistent)?;
+        let mut slots = persistent.slots();
+        let ruleset = make_ruleset(&config, &list, &mut slots).code(Code::List)?;
+        let image = compile(&ruleset);
+        let generation = persistent.generation;
+        let mut controller = Controller {
+            published: egress::table(&egresses, config.routing.mark_mask),
+            options,
+            config,
+            list,
+            ruleset,
+            slots,
+            generation,
+            links,
+            lans,
+            egresses,
+            datapath,
+            state,
+            persistent,
+            adopted,
+            started: Instant::now(),
+        };
+        match controller.install(image).await {
+            Ok(()) => Ok(controller),
+            // What a dead controller left goes on working; what is only ours goes away.
+            Err(error) if adopted => Err(error),
+            Err(error) => {
+                if let Err(left) = controller.stop().await {
+                    tracing::warn!("after the failed start: {left:#}");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Installs rules and routes first, so that no packet is marked before its mark leads anywhere.
+    async fn install(&mut self, mut image: Image) -> Result<()> {
+        let plan = egress::routing(&self.config, &self.egresses);
+        self.links.apply_routing(&plan).await.code(Code::System)?;
+        let generation = self.generation.wrapping_add(1);
+        image.set_generation(generation);
+        let plan = Plan {
+            lans: &self.lans,
+            image: &image,
+            egresses: &self.published,
+            trace: self.options.trace,
+        };
+        let clsact = self.datapath.install(&plan).code(Code::System)?;
+        self.persistent.clsact.extend(clsact);
+        self.persistent.clsact.dedup();
+        self.commit(generation);
+        egress::refresh_neighbours(&self.links, &self.egresses).await;
+        Ok(())
+    }
+
+    /// Notes what is in force now. The data path is right already, so a full disk is no reason to fail.
+    fn commit(&mut self, generation: u32) {
+        self.generation = generation;
+        self.persistent.generation = generation;
+        self.persistent.set_slots(&self.slots);
+        if let Err(error) = self.state.save(&self.persistent) {
+            tracing::warn!("{error:#}; after a restart the generation may repeat");
+        }
+    }
+
+    /// Reads configuration and list again and puts them into force.
+    ///
+    /// A new list is one switch of tables. New interfaces or modes are a new installation that takes over.
+    pub(super) async fn reload(&mut self) -> Result<Reloaded> {
+        let from_generation = self.generation;
+        let before = self.ruleset.hash();
+        let (config, list) = read(&self.options)?;
+        if config.state != self.config.state || config.control != self.config.control {
+            bail!("[state] and [control] cannot change in a reload; restart the controller for that");
+        }
+        let mut slots = self.slots.clone();
+        let ruleset = make_ruleset(&config, &list, &mut slots).code(Code::List)?;
+        let mut image = compile(&ruleset);
+        let lans = look_at_lans(&self.links, &config).await?;
+        let same_interfaces = lans == self.lans
+            && config.egress == self.config.egress
+            && config.routing == self.config.routing;
+        image.set_generation(self.generation.wrapping_add(1));
+        if same_interfaces && self.datapath.publish_ruleset(&image)? {
+            (self.config, self.list, self.ruleset, self.slots) = (config, list, ruleset, slots);
+            self.commit(from_generation.wrapping_add(1));
+        } else {
+            let egresses = egress::look(&self.links, &config, true).await?;
+            self.replace(config, list, lans, egresses, image).await?;
+            self.ruleset = ruleset;
+            self.slots = slots;
+            self.commit(self.generation);
+        }
+        Ok(Reloaded {
+            from_generation,
+            to_generation: self.generation,
+            changed: self.ruleset.hash() != before,
+            list: summary(&self.list),
+        })
+    }
+
+    /// Installs with another configuration; if that fails, the one before stays in force.
+    async fn replace(
+        &mut self,
+        config: Config,
+        list: List,
+        lans: Vec<LanPlan>,
+        egresses: Vec<EgressState>,
+        image: Image,
+    ) -> Result<()> {
+        let published = egress::table(&egresses, config.routing.mark_mask);
+        let old_routing = egress::empty_routing(&self.config);
+        let config = std::mem::replace(&mut self.config, config);
+        let list = std::mem::replace(&mut self.list, list);
+        let lans = std::mem::replace(&mut self.lans, lans);
+        let egresses = std::mem::replace(&mut self.egresses, egresses);
+        let published = std::mem::replace(&mut self.published, published);
+        if let Err(error) = self.install(image).await {
+            self.config = config;
+            self.list = list;
+            self.lans = lans;
+            self.egresses = egresses;
+            self.published = published;
+            let plan = egress::routing(&self.config, &self.egresses);
+            self.links.apply_routing(&plan).await?;
+            return Err(error.context("not reloaded, nothing has changed"));
+        }
+        if old_routing != egress::empty_routing(&self.config) {
+            self.links.apply_routing(&old_routing).await?;
+            let plan = egress::routing(&self.config, &self.egresses);
+            self.links.apply_routing(&plan).await?;
+        }
+        Ok(())
+    }
+
+    /// Removes everything: first the programs, so that no packet has a mark whose rule is gone.
+    pub(super) async fn stop(self) -> Result<()> {
+        remove(self.datapath, &self.links, &self.config, &self.state, self.persistent).await
+    }
+}
+
+/// Removes what a controller that died has left.
+///
+/// # Errors
+///
+/// When a controller is running, or something cannot be removed.
+pub async fn unload(config: &Config) -> Result<()> {
+    let state = StateDirectory::lock(&config.state.directory)?;
+    let persistent = state.load().unwrap_or_default();
+    let links = Links::open().code(Code::System)?;
+    let datapath = DataPath::open(&config.state.directory).code(Code::System)?;
+    remove(datapath, &links, config, &state, persistent).await?;
+    match std::fs::remove_file(&config.control.socket) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", config.control.socket.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+async fn remove(
+    datapath: DataPath,
+    links: &Links,
+    config: &Config,
+    state: &StateDirectory,
+    mut persistent: Persistent,
+) -> Result<()> {
+    let lans: Vec<String> = config.lan.iter().map(|lan| lan.interface.clone()).collect();
+    let mut outcome = datapath.uninstall(&lans);
+    for name in std::mem::take(&mut persistent.clsact) {
+        if let Some(interface) = links.interface(&name).await? {
+            outcome = outcome.and(links.remove_clsact(interface.index).await);
+        }
+    }
+    let routing = links.apply_routing(&egress::empty_routing(config)).await;
+    persistent.installed = false;
+    // The counters are gone, so the sets are numbered afresh; generations go on.
+    persistent.slots.clear();
+    outcome.and(routing).and(state.save(&persistent))
+}
+
+/// Fails if there are rules with our protocol number and tables, which this controller has not made.
+async fn refuse_foreign_rules(links: &Links, config: &Config) -> Result<()> {
+    if !links.has_own_rules(&egress::empty_routing(config)).await? {
+        return Ok(());
+    }
+    let routing = &config.routing;
+    Err(anyhow!(
+        "another Breakout controller in this network namespace has rules for the tables from {} on (see: ip rule \
+         show). Stop it; or, if it has died, run `breakout unload --config FILE` with its configuration; or give \
+         this one its own [routing] table, rule_priority and mark_mask",
+        routing.table
+    ))
+    .code(Code::Busy)
+}
+
+async fn look_at_lans(links: &Links, config: &Config) -> Result<Vec<LanPlan>> {
+    let namespace = network_namespace().code(Code::System)?;
+    let mut lans = Vec::with_capacity(config.lan.len());
+    for lan in &config.lan {
+        let interface = links.interface(&lan.interface).await?;
+        let interface = interface
+            .with_context(|| {
+                format!(
+                    "[[lan]] there is no interface {} in this network namespace; see: ip link",
+                    lan.interface
+                )
+            })
+            .code(Code::System)?;
+        let mac = interface
+            .mac
+            .with_context(|| format!("[[lan]] {} is no Ethernet", lan.interface))
+            .code(Code::System)?;
+        let xdp = config.needs_xdp().then_some(lan.xdp);
+        if xdp == Some(XdpAttach::Generic) {
+            tracing::warn!(
+                "{}: XDP runs in GENERIC mode, because xdp = \"generic\" is set: every packet costs more than \
+                 in mode = \"route\". Use it for tests only",
+                lan.interface
+            );
+        }
+        lans.push(LanPlan {
+            name: lan.interface.clone(),
+            index: interface.index,
+            mac,
+            xdp,
+            namespace,
+        });
+    }
+    Ok(lans)
+}

@@ -1,0 +1,209 @@
+//! The daemon: keeps the data path, the rules and the routes as configured, and answers on the control socket.
+
+mod egress;
+mod install;
+mod lists;
+mod reports;
+mod state;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::config::Config;
+use crate::control::{Request, Server};
+use crate::datapath::{DataPath, Egresses, LanPlan};
+use crate::exit::{Code, WithCode};
+use crate::links::{Changes, Links};
+use crate::list::List;
+use crate::ruleset::{Ruleset, Slots};
+use egress::EgressState;
+use state::{Persistent, StateDirectory};
+
+pub use install::unload;
+pub use lists::{egress_names, make_ruleset, read_list, report, summary};
+pub use state::require_privileges;
+
+/// How often the kernel's neighbour entries are used, so that they do not grow stale, and everything is looked at
+/// even if no change was told of.
+const REFRESH: Duration = Duration::from_secs(10);
+
+/// How often the programs' log is read with `--trace`.
+const TRACE_INTERVAL: Duration = Duration::from_millis(50);
+
+/// What `breakout run` is called with.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The configuration file.
+    pub config: PathBuf,
+    /// A list that takes the place of the configured one.
+    pub list: Option<PathBuf>,
+    /// Whether the data path logs each decision.
+    pub trace: bool,
+}
+
+/// A controller with everything installed.
+struct Controller {
+    options: Options,
+    config: Config,
+    list: List,
+    ruleset: Ruleset,
+    slots: Slots,
+    generation: u32,
+    links: Links,
+    lans: Vec<LanPlan>,
+    egresses: Vec<EgressState>,
+    published: Egresses,
+    datapath: DataPath,
+    state: StateDirectory,
+    persistent: Persistent,
+    adopted: bool,
+    started: Instant,
+}
+
+/// Runs a controller until it is told to stop.
+///
+/// # Errors
+///
+/// When it cannot start; then nothing is left behind. When it cannot remove something at the end.
+pub async fn run(options: Options) -> Result<()> {
+    require_privileges().code(Code::Permission)?;
+    let mut stop = Stop::new()?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let changes = Links::watch().code(Code::System)?;
+    let (sender, requests) = mpsc::channel(16);
+    let (config, list) = install::read(&options)?;
+    let state = StateDirectory::lock(&config.state.directory)?;
+    let server = Server::start(&config.control.socket, sender).code(Code::Busy)?;
+    let mut controller = Controller::start(options, config, list, state).await?;
+    controller.start_trace()?;
+    tracing::info!(
+        "ready: generation {}, {} endpoint sets, list {}",
+        controller.generation,
+        controller.ruleset.rules.len(),
+        controller.list.version.as_deref().unwrap_or("of unknown version"),
+    );
+    controller
+        .serve(requests, changes, &mut stop, &mut hangup)
+        .await;
+    drop(server);
+    controller.stop().await
+}
+
+/// SIGTERM or SIGINT.
+struct Stop {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Stop {
+    fn new() -> Result<Self> {
+        Ok(Stop {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn wait(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+impl Controller {
+    async fn serve(
+        &mut self,
+        mut requests: mpsc::Receiver<Request>,
+        mut changes: Changes,
+        stop: &mut Stop,
+        hangup: &mut Signal,
+    ) {
+        let mut refresh = interval(REFRESH);
+        refresh.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = stop.wait() => return,
+                _ = hangup.recv() => {
+                    match self.reload().await {
+                        Ok(done) => tracing::info!("reloaded: generation {}", done.to_generation),
+                        Err(error) => tracing::error!("not reloaded, nothing has changed: {error:#}"),
+                    }
+                }
+                () = changes.next() => self.follow().await,
+                _ = refresh.tick() => {
+                    egress::refresh_neighbours(&self.links, &self.egresses).await;
+                    self.follow().await;
+                }
+                Some(request) = requests.recv() => self.answer(request).await,
+            }
+        }
+    }
+
+    async fn answer(&mut self, request: Request) {
+        // A client that has gone away meanwhile wants no answer.
+        match request {
+            Request::Status(reply) => drop(reply.send(Ok(self.status()))),
+            Request::Stats(reply) => drop(reply.send(self.stats())),
+            Request::List(reply) => {
+                drop(reply.send(Ok(report(&self.config, &self.list, &self.ruleset))));
+            }
+            Request::Explain(query, reply) => drop(reply.send(self.explain(query))),
+            Request::Reload(reply) => {
+                let outcome = self.reload().await;
+                drop(reply.send(outcome));
+            }
+        }
+    }
+
+    /// Looks at the egresses again and follows what has changed. Failures are logged; the next look tries again.
+    async fn follow(&mut self) {
+        if let Err(error) = self.try_follow().await {
+            tracing::warn!("cannot follow a change of the network: {error:#}");
+        }
+    }
+
+    async fn try_follow(&mut self) -> Result<()> {
+        let now = egress::look(&self.links, &self.config, false).await?;
+        for (before, after) in self.egresses.iter().zip(&now) {
+            match (before.problem(), after.problem()) {
+                (None, Some(problem)) => {
+                    tracing::warn!("egress {} is down, its traffic takes the ordinary path: {problem}", after.name);
+                }
+                (Some(_), None) => tracing::info!("egress {} is up again", after.name),
+                _ => {}
+            }
+        }
+        let mask = self.config.routing.mark_mask;
+        let table = egress::table(&now, mask);
+        self.egresses = now;
+        if table != self.published {
+            self.datapath.publish_egresses(&table)?;
+            self.published = table;
+        }
+        let plan = egress::routing(&self.config, &self.egresses);
+        self.links.apply_routing(&plan).await
+    }
+
+    /// Forwards what the programs log to our own log.
+    fn start_trace(&mut self) -> Result<()> {
+        if !self.options.trace {
+            return Ok(());
+        }
+        for mut logger in self.datapath.trace_logs()? {
+            tokio::spawn(async move {
+                let mut tick = interval(TRACE_INTERVAL);
+                loop {
+                    tick.tick().await;
+                    logger.flush();
+                }
+            });
+        }
+        Ok(())
+    }
+}

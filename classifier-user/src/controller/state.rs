@@ -1,0 +1,206 @@
+//! What survives the controller: the lock that keeps a second one out, the generation, and which endpoint set
+//! has which counter.
+
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail};
+use serde::{Deserialize, Serialize};
+use tempfile::NamedTempFile;
+
+use crate::exit::{Code, WithCode};
+use crate::list::{Instance, SetKey};
+use crate::ruleset::Slots;
+
+/// The state directory, locked for this process.
+pub(super) struct StateDirectory {
+    path: PathBuf,
+    _lock: File,
+}
+
+/// The content of `state.json`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Persistent {
+    /// The last generation that was loaded.
+    pub(super) generation: u32,
+    /// The counter slot of every endpoint set that ever had one.
+    pub(super) slots: Vec<Slot>,
+    /// Whether rules and routes of ours may be in the kernel.
+    pub(super) installed: bool,
+    /// Interfaces whose clsact qdisc is ours to remove, on kernels before 6.6.
+    pub(super) clsact: Vec<String>,
+}
+
+/// One endpoint set's counter.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Slot {
+    instance: Instance,
+    id: u32,
+    slot: u16,
+}
+
+impl Persistent {
+    /// The slots as the ruleset wants them.
+    pub(super) fn slots(&self) -> Slots {
+        Slots::from_assigned(self.slots.iter().map(|slot| {
+            let key = SetKey {
+                instance: slot.instance,
+                id: slot.id,
+            };
+            (key, slot.slot)
+        }))
+    }
+
+    /// Takes over the slots of a ruleset.
+    pub(super) fn set_slots(&mut self, slots: &Slots) {
+        let entries = slots.iter().map(|(key, slot)| Slot {
+            instance: key.instance,
+            id: key.id,
+            slot,
+        });
+        self.slots = entries.collect();
+    }
+}
+
+impl StateDirectory {
+    /// Makes the directory if need be, and locks it.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be made, or another controller has it.
+    pub(super) fn lock(path: &Path) -> Result<Self> {
+        fs::create_dir_all(path)
+            .with_context(|| format!("cannot make the state directory {}", path.display()))?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o700))?;
+        let file = path.join("lock");
+        let mut lock = File::options()
+            .create(true)
+            .read(true)
+            .write(true)
+            .truncate(false)
+            .open(&file)
+            .with_context(|| format!("cannot open {}", file.display()))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut pid = String::new();
+                let _ = lock.read_to_string(&mut pid);
+                let busy = anyhow!(
+                    "another controller (process {}) uses the state directory {}. Stop it, or give this one \
+                     its own [state] directory and [control] socket",
+                    pid.trim(),
+                    path.display()
+                );
+                return Err(busy).code(Code::Busy);
+            }
+            Err(TryLockError::Error(error)) => {
+                return Err(error).with_context(|| format!("cannot lock {}", file.display()));
+            }
+        }
+        lock.set_len(0)?;
+        write!(lock, "{}", std::process::id())?;
+        Ok(StateDirectory {
+            path: path.to_owned(),
+            _lock: lock,
+        })
+    }
+
+    /// Reads the state. `None` if there is none, or none that can be understood.
+    pub(super) fn load(&self) -> Option<Persistent> {
+        let text = fs::read(self.file()).ok()?;
+        match serde_json::from_slice(&text) {
+            Ok(state) => Some(state),
+            Err(error) => {
+                tracing::warn!("{} is damaged ({error}); counters start afresh", self.file().display());
+                None
+            }
+        }
+    }
+
+    /// Writes the state: either all of it is there afterwards, or what was there before.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be written.
+    pub(super) fn save(&self, state: &Persistent) -> Result<()> {
+        let write = || -> io::Result<()> {
+            let mut file = NamedTempFile::new_in(&self.path)?;
+            serde_json::to_writer_pretty(&mut file, state)?;
+            file.write_all(b"\n")?;
+            file.as_file().sync_all()?;
+            file.persist(self.file())?;
+            File::open(&self.path)?.sync_all()
+        };
+        write().with_context(|| format!("cannot write {}", self.file().display()))
+    }
+
+    fn file(&self) -> PathBuf {
+        self.path.join("state.json")
+    }
+}
+
+/// Fails unless this process may change the data path and the routing.
+///
+/// # Errors
+///
+/// Names the capabilities that are missing.
+pub fn require_privileges() -> Result<()> {
+    const CAP_NET_ADMIN: u64 = 1 << 12;
+    const CAP_SYS_ADMIN: u64 = 1 << 21;
+    const CAP_BPF: u64 = 1 << 39;
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
+    let effective = effective.context("cannot read the capabilities from /proc/self/status")?;
+    let bpf = effective & (CAP_BPF | CAP_SYS_ADMIN) != 0;
+    if effective & CAP_NET_ADMIN == 0 || !bpf {
+        bail!(
+            "this needs root, or the capabilities CAP_NET_ADMIN and CAP_BPF: it loads eBPF programs and sets \
+             routes. Run it with sudo"
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn state_survives_and_a_second_controller_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDirectory::lock(directory.path()).unwrap();
+        assert_eq!(state.load(), None);
+        let mut persistent = Persistent {
+            generation: 7,
+            ..Persistent::default()
+        };
+        let key = SetKey {
+            instance: Instance::China,
+            id: 3,
+        };
+        persistent.set_slots(&Slots::from_assigned([(key, 5)]));
+        state.save(&persistent).unwrap();
+        assert_eq!(state.load(), Some(persistent.clone()));
+        assert_eq!(persistent.slots().iter().next(), Some((key, 5)));
+
+        let error = StateDirectory::lock(directory.path()).err().unwrap();
+        assert_eq!(crate::exit::code_of(&error), Code::Busy);
+        let pid = std::process::id().to_string();
+        assert!(error.to_string().contains(&pid), "{error}");
+        drop(state);
+        StateDirectory::lock(directory.path()).unwrap();
+    }
+
+    #[test]
+    fn a_damaged_state_is_as_good_as_none() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDirectory::lock(directory.path()).unwrap();
+        fs::write(directory.path().join("state.json"), "{\"generation\":").unwrap();
+        assert_eq!(state.load(), None);
+    }
+}

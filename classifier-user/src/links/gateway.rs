@@ -1,0 +1,172 @@
+//! The next hops of an egress interface: as configured, or learnt from its routes.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use anyhow::{Context, Result};
+use futures_util::TryStreamExt;
+use rtnetlink::RouteMessageBuilder;
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
+
+use super::{Interface, Links};
+
+/// The way out over an interface for one address family.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Gateway {
+    /// There is none.
+    #[default]
+    None,
+    /// The other end of a point-to-point link.
+    Peer,
+    /// A neighbour.
+    Address(IpAddr),
+}
+
+/// The ways out over an interface.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Gateways {
+    /// For IPv4.
+    pub v4: Gateway,
+    /// For IPv6.
+    pub v6: Gateway,
+}
+
+/// An interface cannot be an egress.
+#[derive(Debug, thiserror::Error)]
+pub enum NoWayOut {
+    /// The configured gateway is somewhere else.
+    #[error(
+        "gateway {gateway} is not on link on {interface}, which has {addresses}. \
+         Correct the gateway, or give the interface an address in its network"
+    )]
+    NotOnLink {
+        /// The gateway.
+        gateway: IpAddr,
+        /// The interface.
+        interface: String,
+        /// The interface's addresses.
+        addresses: String,
+    },
+    /// The gateway is the gateway itself.
+    #[error("gateway {gateway} is this machine's own address on {interface}; give the next router's")]
+    Own {
+        /// The gateway.
+        gateway: IpAddr,
+        /// The interface.
+        interface: String,
+    },
+    /// None is configured and none can be learnt.
+    #[error(
+        "no gateway is known for {interface}: none is configured and no route over it has one. \
+         Set gateway (or gateway6) in its [egress] section"
+    )]
+    Unknown {
+        /// The interface.
+        interface: String,
+    },
+    /// The interface is down.
+    #[error("interface {interface} is down or has no carrier; set it up with: ip link set {interface} up")]
+    Down {
+        /// The interface.
+        interface: String,
+    },
+}
+
+impl Links {
+    /// The ways out over an interface.
+    ///
+    /// # Errors
+    ///
+    /// [`NoWayOut`] when there is none, or a configured one cannot work.
+    pub async fn gateways(
+        &self,
+        interface: &Interface,
+        v4: Option<Ipv4Addr>,
+        v6: Option<Ipv6Addr>,
+    ) -> Result<Gateways> {
+        if !interface.running {
+            return Err(NoWayOut::Down {
+                interface: interface.name.clone(),
+            }
+            .into());
+        }
+        let v4 = match v4 {
+            Some(address) => on_link(interface, address.into())?,
+            None => {
+                let dump = RouteMessageBuilder::<Ipv4Addr>::new().build();
+                self.learn(interface, dump).await?
+            }
+        };
+        let v6 = match v6 {
+            Some(address) => on_link(interface, address.into())?,
+            None => {
+                let dump = RouteMessageBuilder::<Ipv6Addr>::new().build();
+                self.learn(interface, dump).await?
+            }
+        };
+        if (v4, v6) == (Gateway::None, Gateway::None) {
+            return Err(NoWayOut::Unknown {
+                interface: interface.name.clone(),
+            }
+            .into());
+        }
+        Ok(Gateways { v4, v6 })
+    }
+
+    /// The gateway of the interface's default route, else of any route over it, in tables that are not ours.
+    async fn learn(&self, interface: &Interface, dump: RouteMessage) -> Result<Gateway> {
+        let mut routes = self.handle.route().get(dump).execute();
+        let mut best: Option<((bool, u32), IpAddr)> = None;
+        while let Some(route) = routes.try_next().await.context("cannot list the routes")? {
+            if route.header.protocol == super::routing::PROTOCOL {
+                continue;
+            }
+            let (mut over_it, mut gateway, mut metric) = (false, None, 0);
+            for attribute in &route.attributes {
+                match attribute {
+                    RouteAttribute::Oif(index) => over_it = *index == interface.index,
+                    RouteAttribute::Gateway(RouteAddress::Inet(address)) => {
+                        gateway = Some(IpAddr::V4(*address));
+                    }
+                    RouteAttribute::Gateway(RouteAddress::Inet6(address)) => {
+                        gateway = Some(IpAddr::V6(*address));
+                    }
+                    RouteAttribute::Priority(priority) => metric = *priority,
+                    _ => {}
+                }
+            }
+            let rank = (route.header.destination_prefix_length != 0, metric);
+            if let (true, Some(gateway)) = (over_it, gateway)
+                && best.is_none_or(|(known, _)| rank < known)
+            {
+                best = Some((rank, gateway));
+            }
+        }
+        Ok(match best {
+            Some((_, gateway)) => Gateway::Address(gateway),
+            None if interface.point_to_point => Gateway::Peer,
+            None => Gateway::None,
+        })
+    }
+}
+
+fn on_link(interface: &Interface, gateway: IpAddr) -> Result<Gateway, NoWayOut> {
+    if interface.has_address(gateway) {
+        return Err(NoWayOut::Own {
+            gateway,
+            interface: interface.name.clone(),
+        });
+    }
+    if interface.is_on_link(gateway) || interface.point_to_point {
+        return Ok(Gateway::Address(gateway));
+    }
+    let addresses: Vec<String> = interface.addresses.iter().map(ToString::to_string).collect();
+    Err(NoWayOut::NotOnLink {
+        gateway,
+        interface: interface.name.clone(),
+        addresses: if addresses.is_empty() {
+            "no address".to_owned()
+        } else {
+            addresses.join(", ")
+        },
+    })
+}

@@ -1,0 +1,121 @@
+//! What is to know of a network interface.
+
+use std::fs;
+use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt;
+
+use anyhow::{Context, Result};
+use futures_util::TryStreamExt;
+use ipnet::IpNet;
+use rtnetlink::packet_route::address::AddressAttribute;
+use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage};
+
+use super::{Links, is_errno};
+
+/// A network interface at one time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// Its name.
+    pub name: String,
+    /// Its index.
+    pub index: u32,
+    /// Its MAC address, if it is an Ethernet.
+    pub mac: Option<[u8; 6]>,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// Whether it is set up and has a carrier.
+    pub running: bool,
+    /// Whether it leads to one neighbour only, which needs no address (PPP, tunnels).
+    pub point_to_point: bool,
+    /// Its addresses with their networks.
+    pub addresses: Vec<IpNet>,
+}
+
+impl Interface {
+    /// Whether an address is directly reachable over it.
+    pub fn is_on_link(&self, address: IpAddr) -> bool {
+        let link_local = matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
+        link_local || self.addresses.iter().any(|net| net.contains(&address))
+    }
+
+    /// Whether the interface itself has this address.
+    pub fn has_address(&self, address: IpAddr) -> bool {
+        self.addresses.iter().any(|net| net.addr() == address)
+    }
+}
+
+impl Links {
+    /// The interface with this name, or `None` if there is none.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not answer.
+    pub async fn interface(&self, name: &str) -> Result<Option<Interface>> {
+        let mut links = self.handle.link().get().match_name(name.to_owned()).execute();
+        let message = match links.try_next().await {
+            Ok(Some(message)) => message,
+            Ok(None) => return Ok(None),
+            Err(error) if is_errno(&error, libc::ENODEV) => return Ok(None),
+            Err(error) => return Err(error).with_context(|| format!("cannot look up {name}")),
+        };
+        let mut interface = from_message(name, &message);
+        let index = interface.index;
+        let mut addresses = self.handle.address().get().set_link_index_filter(index).execute();
+        while let Some(message) = addresses
+            .try_next()
+            .await
+            .with_context(|| format!("cannot list the addresses of {name}"))?
+        {
+            let length = message.header.prefix_len;
+            let mut local = None;
+            for attribute in message.attributes {
+                match attribute {
+                    // For IPv4, Local is the interface's own address; Address is the peer's on point-to-point links.
+                    AddressAttribute::Local(address) => local = Some(address),
+                    AddressAttribute::Address(address) => local = local.or(Some(address)),
+                    _ => {}
+                }
+            }
+            if let Some(net) = local.and_then(|address| IpNet::new(address, length).ok()) {
+                interface.addresses.push(net);
+            }
+        }
+        interface.addresses.sort_unstable();
+        Ok(Some(interface))
+    }
+}
+
+fn from_message(name: &str, message: &LinkMessage) -> Interface {
+    let flags = message.header.flags;
+    let mut interface = Interface {
+        name: name.to_owned(),
+        index: message.header.index,
+        mac: None,
+        mtu: 0,
+        running: flags.contains(LinkFlags::Up | LinkFlags::LowerUp),
+        point_to_point: flags.contains(LinkFlags::Pointopoint),
+        addresses: Vec::new(),
+    };
+    let ethernet = message.header.link_layer_type == LinkLayerType::Ether;
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::Address(bytes) if ethernet => {
+                interface.mac = bytes.as_slice().try_into().ok();
+            }
+            LinkAttribute::Mtu(mtu) => interface.mtu = *mtu,
+            _ => {}
+        }
+    }
+    interface
+}
+
+/// The inode of this thread's network namespace, which identifies it.
+///
+/// # Errors
+///
+/// When /proc is not mounted.
+pub fn network_namespace() -> Result<u64> {
+    let metadata = fs::metadata("/proc/thread-self/ns/net")
+        .context("cannot identify the network namespace; is /proc mounted?")?;
+    Ok(metadata.ino())
+}

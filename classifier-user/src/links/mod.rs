@@ -1,0 +1,43 @@
+//! Interfaces, addresses, routes, rules and neighbours of this network namespace, by rtnetlink. The one
+//! module that names that crate.
+
+mod gateway;
+mod interface;
+mod neighbour;
+mod qdisc;
+mod routing;
+mod watch;
+
+use anyhow::{Context, Result};
+use rtnetlink::Handle;
+use rtnetlink::packet_core::ErrorMessage;
+
+pub use gateway::{Gateway, Gateways, NoWayOut};
+pub use interface::{Interface, network_namespace};
+pub use routing::{RouteRule, RoutingPlan};
+pub use watch::Changes;
+
+/// A connection to the kernel's routing.
+#[derive(Clone)]
+pub struct Links {
+    handle: Handle,
+}
+
+impl Links {
+    /// Opens a connection for the network namespace of this thread. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel gives no netlink socket.
+    pub fn open() -> Result<Self> {
+        let (connection, handle, _) =
+            rtnetlink::new_connection().context("cannot open a netlink socket")?;
+        tokio::spawn(connection);
+        Ok(Links { handle })
+    }
+}
+
+/// Whether the kernel answered with this errno.
+fn is_errno(error: &rtnetlink::Error, errno: i32) -> bool {
+    matches!(error, rtnetlink::Error::NetlinkError(ErrorMessage { code: Some(code), .. }) if code.get() == -errno)
+}

@@ -1,0 +1,87 @@
+//! The MAC addresses of next hops, from the kernel's neighbour table.
+
+use std::net::IpAddr;
+
+use anyhow::{Context, Result};
+use futures_util::TryStreamExt;
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourState,
+};
+
+use super::Links;
+
+impl Links {
+    /// The neighbour's MAC address, if the kernel knows one that it would use.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not answer.
+    pub async fn neighbour(&self, index: u32, address: IpAddr) -> Result<Option<[u8; 6]>> {
+        let family = match address {
+            IpAddr::V4(_) => AddressFamily::Inet,
+            IpAddr::V6(_) => AddressFamily::Inet6,
+        };
+        let request = self.handle.neighbours().get().set_address_family(family);
+        let mut entries = request.execute();
+        while let Some(entry) = entries
+            .try_next()
+            .await
+            .context("cannot list the neighbours")?
+        {
+            if entry.header.ifindex != index || !is_valid(entry.header.state) {
+                continue;
+            }
+            let (mut same, mut mac) = (false, None);
+            for attribute in &entry.attributes {
+                match attribute {
+                    NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => {
+                        same = address == IpAddr::V4(*v4);
+                    }
+                    NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => {
+                        same = address == IpAddr::V6(*v6);
+                    }
+                    NeighbourAttribute::LinkLayerAddress(bytes) => {
+                        mac = bytes.as_slice().try_into().ok();
+                    }
+                    _ => {}
+                }
+            }
+            if same {
+                return Ok(mac);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Makes the kernel resolve the neighbour, or check it again if its entry is stale, as a packet to it would do.
+    /// Redirected packets pass by the kernel, which therefore would let the entry grow old.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub async fn use_neighbour(&self, index: u32, address: IpAddr) -> Result<()> {
+        self.handle
+            .neighbours()
+            .add(index, address)
+            .state(NeighbourState::None)
+            .flags(NeighbourFlags::Use)
+            .replace()
+            .execute()
+            .await
+            .with_context(|| format!("cannot have {address} resolved"))
+    }
+}
+
+/// The states in which the kernel itself would send to the entry's address (NUD_VALID).
+fn is_valid(state: NeighbourState) -> bool {
+    matches!(
+        state,
+        NeighbourState::Permanent
+            | NeighbourState::Noarp
+            | NeighbourState::Reachable
+            | NeighbourState::Probe
+            | NeighbourState::Stale
+            | NeighbourState::Delay
+    )
+}

@@ -1,0 +1,241 @@
+//! Breakout's own rules and routes: for each egress, packets with its mark look into its table, which
+//! has one default route.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use anyhow::{Context, Result};
+use futures_util::TryStreamExt;
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol};
+use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
+use rtnetlink::{IpVersion, RouteMessageBuilder};
+
+use super::gateway::Gateway;
+use super::{Links, is_errno};
+
+/// The protocol number that marks rules and routes as ours (`ip rule show protocol 76`). Nobody in
+/// iproute2's rt_protos has it.
+pub(super) const PROTOCOL: RouteProtocol = RouteProtocol::Other(76);
+
+/// One egress's rule and route for one address family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RouteRule {
+    /// The mark that its packets have, within the plan's mask.
+    pub mark: u32,
+    /// Its routing table.
+    pub table: u32,
+    /// The egress interface's index.
+    pub interface: u32,
+    /// Its way out for this family.
+    pub gateway: Gateway,
+    /// The address family.
+    pub v6: bool,
+}
+
+/// All rules and routes that there should be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RoutingPlan {
+    /// The rules' priority.
+    pub priority: u32,
+    /// The mark bits that are Breakout's.
+    pub mask: u32,
+    /// The first table and the one behind the last.
+    pub tables: std::ops::Range<u32>,
+    /// The rules and routes.
+    pub entries: Vec<RouteRule>,
+}
+
+impl Links {
+    /// Makes the kernel's rules and routes as planned: adds what is missing, then removes what is ours but not
+    /// planned. Doing it twice changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses a rule or route.
+    pub async fn apply_routing(&self, plan: &RoutingPlan) -> Result<()> {
+        for entry in &plan.entries {
+            self.add_route(entry).await?;
+        }
+        for version in [IpVersion::V4, IpVersion::V6] {
+            let present = self.own_rules(version.clone(), plan).await?;
+            for entry in plan.entries.iter().filter(|entry| is_version(entry, &version)) {
+                if !present.iter().any(|rule| rule_is(rule, entry, plan)) {
+                    self.add_rule(entry, plan).await?;
+                }
+            }
+            for rule in present {
+                let wanted = plan.entries.iter().filter(|entry| is_version(entry, &version));
+                if !wanted.clone().any(|entry| rule_is(&rule, entry, plan)) {
+                    self.delete_rule(rule).await?;
+                }
+            }
+            for route in self.own_routes(&version, plan).await? {
+                let wanted = plan.entries.iter().filter(|entry| is_version(entry, &version));
+                if !wanted.clone().any(|entry| route_is(&route, entry)) {
+                    self.delete_route(route).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether there are rules that look like ours within the plan's mask and tables.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not answer.
+    pub async fn has_own_rules(&self, plan: &RoutingPlan) -> Result<bool> {
+        let v4 = self.own_rules(IpVersion::V4, plan).await?;
+        Ok(!v4.is_empty() || !self.own_rules(IpVersion::V6, plan).await?.is_empty())
+    }
+
+    async fn add_route(&self, entry: &RouteRule) -> Result<()> {
+        let message = if entry.v6 {
+            let builder = RouteMessageBuilder::<Ipv6Addr>::new()
+                .table_id(entry.table)
+                .protocol(PROTOCOL)
+                .output_interface(entry.interface);
+            match entry.gateway {
+                Gateway::Address(IpAddr::V6(gateway)) => builder.gateway(gateway).build(),
+                _ => builder.build(),
+            }
+        } else {
+            let builder = RouteMessageBuilder::<Ipv4Addr>::new()
+                .table_id(entry.table)
+                .protocol(PROTOCOL)
+                .output_interface(entry.interface);
+            match entry.gateway {
+                Gateway::Address(IpAddr::V4(gateway)) => builder.gateway(gateway).build(),
+                _ => builder.build(),
+            }
+        };
+        let request = self.handle.route().add(message).replace();
+        request.execute().await.with_context(|| {
+            format!(
+                "cannot add the default route of table {} over interface {}",
+                entry.table, entry.interface
+            )
+        })
+    }
+
+    async fn add_rule(&self, entry: &RouteRule, plan: &RoutingPlan) -> Result<()> {
+        let request = self
+            .handle
+            .rule()
+            .add()
+            .priority(plan.priority)
+            .fw_mark(entry.mark)
+            .table_id(entry.table)
+            .action(RuleAction::ToTable);
+        let result = if entry.v6 {
+            let mut request = request.v6();
+            finish_rule(request.message_mut(), plan);
+            request.execute().await
+        } else {
+            let mut request = request.v4();
+            finish_rule(request.message_mut(), plan);
+            request.execute().await
+        };
+        match result {
+            Err(error) if is_errno(&error, libc::EEXIST) => Ok(()),
+            other => other.with_context(|| {
+                format!(
+                    "cannot add the rule for mark {:#x} with priority {}",
+                    entry.mark, plan.priority
+                )
+            }),
+        }
+    }
+
+    /// Rules that carry our protocol number, within our mask and tables.
+    async fn own_rules(&self, version: IpVersion, plan: &RoutingPlan) -> Result<Vec<RuleMessage>> {
+        let mut rules = self.handle.rule().get(version).execute();
+        let mut own = Vec::new();
+        while let Some(rule) = rules.try_next().await.context("cannot list the rules")? {
+            let ours = rule.attributes.contains(&RuleAttribute::Protocol(PROTOCOL))
+                && rule.attributes.contains(&RuleAttribute::FwMask(plan.mask))
+                && rule.attributes.iter().any(
+                    |a| matches!(a, RuleAttribute::Table(table) if plan.tables.contains(table)),
+                );
+            if ours {
+                own.push(rule);
+            }
+        }
+        Ok(own)
+    }
+
+    async fn delete_rule(&self, rule: RuleMessage) -> Result<()> {
+        match self.handle.rule().del(rule).execute().await {
+            Err(error) if is_errno(&error, libc::ENOENT) => Ok(()),
+            other => other.context("cannot remove a rule"),
+        }
+    }
+
+    async fn own_routes(&self, version: &IpVersion, plan: &RoutingPlan) -> Result<Vec<RouteMessage>> {
+        let dump = match version {
+            IpVersion::V4 => RouteMessageBuilder::<Ipv4Addr>::new().build(),
+            IpVersion::V6 => RouteMessageBuilder::<Ipv6Addr>::new().build(),
+        };
+        let mut routes = self.handle.route().get(dump).execute();
+        let mut own = Vec::new();
+        while let Some(route) = routes.try_next().await.context("cannot list the routes")? {
+            if route.header.protocol == PROTOCOL && plan.tables.contains(&table(&route)) {
+                own.push(route);
+            }
+        }
+        Ok(own)
+    }
+
+    async fn delete_route(&self, route: RouteMessage) -> Result<()> {
+        match self.handle.route().del(route).execute().await {
+            Err(error) if is_errno(&error, libc::ESRCH) => Ok(()),
+            other => other.context("cannot remove a route"),
+        }
+    }
+}
+
+fn finish_rule(message: &mut RuleMessage, plan: &RoutingPlan) {
+    message.attributes.push(RuleAttribute::FwMask(plan.mask));
+    message.attributes.push(RuleAttribute::Protocol(PROTOCOL));
+}
+
+fn is_version(entry: &RouteRule, version: &IpVersion) -> bool {
+    entry.v6 == matches!(version, IpVersion::V6)
+}
+
+fn rule_is(rule: &RuleMessage, entry: &RouteRule, plan: &RoutingPlan) -> bool {
+    [
+        RuleAttribute::FwMark(entry.mark),
+        RuleAttribute::Table(entry.table),
+        RuleAttribute::Priority(plan.priority),
+    ]
+    .iter()
+    .all(|attribute| rule.attributes.contains(attribute))
+}
+
+fn route_is(route: &RouteMessage, entry: &RouteRule) -> bool {
+    debug_assert!(matches!(
+        route.header.address_family,
+        AddressFamily::Inet | AddressFamily::Inet6
+    ));
+    let gateway = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Gateway(address) => Some(address.clone()),
+        _ => None,
+    });
+    let wanted = match entry.gateway {
+        Gateway::Address(address) => Some(address.into()),
+        _ => None,
+    };
+    table(route) == entry.table
+        && gateway == wanted
+        && route.attributes.contains(&RouteAttribute::Oif(entry.interface))
+}
+
+/// The route's table; numbers above 255 stand in an attribute.
+fn table(route: &RouteMessage) -> u32 {
+    let attribute = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Table(table) => Some(*table),
+        _ => None,
+    });
+    attribute.unwrap_or(route.header.table.into())
+}
