@@ -24,12 +24,12 @@ pub(crate) fn breakout_tc(ctx: TcContext) -> i32 {
         Ok(headers) => steer(&ctx, &headers),
         Err(reason) => Decision::pass(reason),
     };
-    if globals::tc_counts() {
+    if globals::tc_counts() != 0 {
         // SAFETY: the context is the live socket buffer's; the verifier rewrites the access to its field.
         let segments = unsafe { (*ctx.skb.skb).gso_segs };
         count(&decision, u64::from(segments.max(1)), u64::from(ctx.len()));
     }
-    if globals::trace() {
+    if globals::trace() != 0 {
         info!(&ctx, "tc: reason {}", decision.reason as u8);
     }
     TC_ACT_UNSPEC

@@ -28,7 +28,7 @@ pub(crate) fn breakout_xdp(ctx: XdpContext) -> u32 {
         Err(reason) => (Decision::pass(reason), XDP_PASS),
     };
     count(&decision, 1, u64::from(len));
-    if globals::trace() {
+    if globals::trace() != 0 {
         info!(&ctx, "xdp: reason {}", decision.reason as u8);
     }
     action

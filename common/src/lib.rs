@@ -15,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 pub mod classify;
+pub mod constants;
 pub mod counters;
 pub mod egress;
 pub mod forward;

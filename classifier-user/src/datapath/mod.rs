@@ -21,7 +21,7 @@ use breakout_common::egress::EgressTable;
 use crate::config::XdpAttach;
 use crate::ruleset::Image;
 use bpffs::PinDirectory;
-use program::{Added, Constants, Programs};
+use program::{Added, Programs};
 use tables::TableMap;
 
 pub use counters::{Counters, Count};
@@ -175,14 +175,11 @@ impl DataPath {
         let words = plan.egresses.table.as_flattened();
         let pin = self.pins.path("EGRESSES");
         let egresses = TableMap::create("EGRESSES", words, words.len(), &pin)?;
-        let constants = Constants {
-            table_words: u32::try_from(size)?,
-            trace: plan.trace,
-        };
+        let table_words = u32::try_from(size)?;
         let mut programs = Vec::with_capacity(plan.lans.len());
         for lan in plan.lans {
             programs.push(
-                Programs::load(lan, &self.pins, &constants)
+                Programs::load(lan, &self.pins, table_words, plan.trace)
                     .with_context(|| format!("cannot load the programs for {}", lan.name))?,
             );
         }

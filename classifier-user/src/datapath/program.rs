@@ -12,6 +12,8 @@ use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp,
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 
+use breakout_common::constants::Constants;
+
 use super::bpffs::PinDirectory;
 use super::object::object;
 use super::{LanPlan, MAPS};
@@ -52,25 +54,22 @@ impl Added {
     }
 }
 
-/// The constants that all LAN interfaces share.
-pub(super) struct Constants {
-    pub(super) table_words: u32,
-    pub(super) trace: bool,
-}
-
 impl Programs {
     /// Loads both programs for a LAN interface. Their maps are those pinned in `staging`; what is not there yet
     /// is made and pinned.
-    pub(super) fn load(lan: &LanPlan, staging: &PinDirectory, constants: &Constants) -> Result<Self> {
+    pub(super) fn load(lan: &LanPlan, staging: &PinDirectory, table_words: u32, trace: bool) -> Result<Self> {
         let mut loader = EbpfLoader::new();
-        let trace = u8::from(constants.trace);
-        let tc_counts = u8::from(lan.xdp.is_none());
+        let constants = Constants {
+            table_words,
+            lan_mac: lan.mac,
+            trace: u8::from(trace),
+            tc_counts: u8::from(lan.xdp.is_none()),
+            ..Constants::UNSET
+        };
+        let constants = constants.to_bytes();
         loader
             .verifier_log_level(VerifierLogLevel::STATS)
-            .override_global("TABLE_WORDS", &constants.table_words, true)
-            .override_global("TRACE", &trace, true)
-            .override_global("TC_COUNTS", &tc_counts, true)
-            .override_global("LAN_MAC", &lan.mac, true);
+            .override_global("CONSTANTS", &constants, true);
         for map in MAPS {
             loader.map_pin_path(map, staging.path(map));
         }

@@ -51,14 +51,15 @@ impl Links {
     ///
     /// When the kernel does not answer.
     pub async fn interface(&self, name: &str) -> Result<Option<Interface>> {
-        let mut links = self.handle.link().get().match_name(name.to_owned()).execute();
-        let message = match links.try_next().await {
-            Ok(Some(message)) => message,
-            Ok(None) => return Ok(None),
+        let request = self.handle.link().get().match_name(name.to_owned());
+        let messages: Vec<_> = match request.execute().try_collect().await {
             Err(error) if is_errno(&error, libc::ENODEV) => return Ok(None),
-            Err(error) => return Err(error).with_context(|| format!("cannot look up {name}")),
+            other => other.with_context(|| format!("cannot look up {name}"))?,
         };
-        let mut interface = from_message(name, &message);
+        let Some(message) = messages.first() else {
+            return Ok(None);
+        };
+        let mut interface = from_message(name, message);
         let index = interface.index;
         let mut addresses = self.handle.address().get().set_link_index_filter(index).execute();
         while let Some(message) = addresses

@@ -23,12 +23,12 @@ impl Links {
             IpAddr::V6(_) => AddressFamily::Inet6,
         };
         let request = self.handle.neighbours().get().set_address_family(family);
-        let mut entries = request.execute();
-        while let Some(entry) = entries
-            .try_next()
+        let entries: Vec<_> = request
+            .execute()
+            .try_collect()
             .await
-            .context("cannot list the neighbours")?
-        {
+            .context("cannot list the neighbours")?;
+        for entry in entries {
             if entry.header.ifindex != index || !is_valid(entry.header.state) {
                 continue;
             }

@@ -5,7 +5,6 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context, Result};
 use futures_util::TryStreamExt;
-use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol};
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use rtnetlink::{IpVersion, RouteMessageBuilder};
@@ -53,27 +52,34 @@ impl Links {
     ///
     /// When the kernel refuses a rule or route.
     pub async fn apply_routing(&self, plan: &RoutingPlan) -> Result<()> {
-        for entry in &plan.entries {
-            self.add_route(entry).await?;
+        for v6 in [false, true] {
+            self.apply_family(plan, v6).await?;
         }
-        for version in [IpVersion::V4, IpVersion::V6] {
-            let present = self.own_rules(version.clone(), plan).await?;
-            for entry in plan.entries.iter().filter(|entry| is_version(entry, &version)) {
-                if !present.iter().any(|rule| rule_is(rule, entry, plan)) {
-                    self.add_rule(entry, plan).await?;
-                }
+        Ok(())
+    }
+
+    async fn apply_family(&self, plan: &RoutingPlan, v6: bool) -> Result<()> {
+        let wanted: Vec<&RouteRule> = plan.entries.iter().filter(|e| e.v6 == v6).collect();
+        let routes = self.own_routes(v6, plan).await?;
+        for entry in &wanted {
+            if !routes.iter().any(|route| route_is(route, entry)) {
+                self.add_route(entry).await?;
             }
-            for rule in present {
-                let wanted = plan.entries.iter().filter(|entry| is_version(entry, &version));
-                if !wanted.clone().any(|entry| rule_is(&rule, entry, plan)) {
-                    self.delete_rule(rule).await?;
-                }
+        }
+        let rules = self.own_rules(v6, plan).await?;
+        for entry in &wanted {
+            if !rules.iter().any(|rule| rule_is(rule, entry, plan)) {
+                self.add_rule(entry, plan).await?;
             }
-            for route in self.own_routes(&version, plan).await? {
-                let wanted = plan.entries.iter().filter(|entry| is_version(entry, &version));
-                if !wanted.clone().any(|entry| route_is(&route, entry)) {
-                    self.delete_route(route).await?;
-                }
+        }
+        for rule in rules {
+            if !wanted.iter().any(|entry| rule_is(&rule, entry, plan)) {
+                self.delete_rule(rule).await?;
+            }
+        }
+        for route in routes {
+            if !wanted.iter().any(|entry| route_is(&route, entry)) {
+                self.delete_route(route).await?;
             }
         }
         Ok(())
@@ -85,8 +91,8 @@ impl Links {
     ///
     /// When the kernel does not answer.
     pub async fn has_own_rules(&self, plan: &RoutingPlan) -> Result<bool> {
-        let v4 = self.own_rules(IpVersion::V4, plan).await?;
-        Ok(!v4.is_empty() || !self.own_rules(IpVersion::V6, plan).await?.is_empty())
+        let v4 = self.own_rules(false, plan).await?;
+        Ok(!v4.is_empty() || !self.own_rules(true, plan).await?.is_empty())
     }
 
     async fn add_route(&self, entry: &RouteRule) -> Result<()> {
@@ -148,7 +154,8 @@ impl Links {
     }
 
     /// Rules that carry our protocol number, within our mask and tables.
-    async fn own_rules(&self, version: IpVersion, plan: &RoutingPlan) -> Result<Vec<RuleMessage>> {
+    async fn own_rules(&self, v6: bool, plan: &RoutingPlan) -> Result<Vec<RuleMessage>> {
+        let version = if v6 { IpVersion::V6 } else { IpVersion::V4 };
         let mut rules = self.handle.rule().get(version).execute();
         let mut own = Vec::new();
         while let Some(rule) = rules.try_next().await.context("cannot list the rules")? {
@@ -171,10 +178,11 @@ impl Links {
         }
     }
 
-    async fn own_routes(&self, version: &IpVersion, plan: &RoutingPlan) -> Result<Vec<RouteMessage>> {
-        let dump = match version {
-            IpVersion::V4 => RouteMessageBuilder::<Ipv4Addr>::new().build(),
-            IpVersion::V6 => RouteMessageBuilder::<Ipv6Addr>::new().build(),
+    async fn own_routes(&self, v6: bool, plan: &RoutingPlan) -> Result<Vec<RouteMessage>> {
+        let dump = if v6 {
+            RouteMessageBuilder::<Ipv6Addr>::new().build()
+        } else {
+            RouteMessageBuilder::<Ipv4Addr>::new().build()
         };
         let mut routes = self.handle.route().get(dump).execute();
         let mut own = Vec::new();
@@ -199,10 +207,6 @@ fn finish_rule(message: &mut RuleMessage, plan: &RoutingPlan) {
     message.attributes.push(RuleAttribute::Protocol(PROTOCOL));
 }
 
-fn is_version(entry: &RouteRule, version: &IpVersion) -> bool {
-    entry.v6 == matches!(version, IpVersion::V6)
-}
-
 fn rule_is(rule: &RuleMessage, entry: &RouteRule, plan: &RoutingPlan) -> bool {
     [
         RuleAttribute::FwMark(entry.mark),
@@ -214,10 +218,6 @@ fn rule_is(rule: &RuleMessage, entry: &RouteRule, plan: &RoutingPlan) -> bool {
 }
 
 fn route_is(route: &RouteMessage, entry: &RouteRule) -> bool {
-    debug_assert!(matches!(
-        route.header.address_family,
-        AddressFamily::Inet | AddressFamily::Inet6
-    ));
     let gateway = route.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Gateway(address) => Some(address.clone()),
         _ => None,

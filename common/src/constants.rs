@@ -1,0 +1,63 @@
+//! What the controller fixes in the programs when it loads them.
+
+/// The constants of one loaded program, in the layout that the loader writes into its read-only data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Constants {
+    /// Keeps the compiler from storing other constants, such as a zero key, in the same place: it merges what has equal
+    /// initial values, and would so give them the values that the loader writes here.
+    pub guard: [u8; 8],
+    /// Words of one ruleset table. Every access to a table is checked against this.
+    pub table_words: u32,
+    /// The LAN interface's MAC address: only frames addressed to it are the gateway's to forward.
+    pub lan_mac: [u8; 6],
+    /// Not zero if each decision is logged (`breakout run --trace`).
+    pub trace: u8,
+    /// Not zero if the TC program counts. It does not where the XDP program runs before it and has counted already.
+    pub tc_counts: u8,
+}
+
+/// The size of [`Constants`] in bytes.
+pub const CONSTANTS_LEN: usize = 20;
+
+const _: () = assert!(size_of::<Constants>() == CONSTANTS_LEN);
+
+impl Constants {
+    /// What the object file holds before the loader fills it in: with no table, everything passes.
+    pub const UNSET: Constants = Constants {
+        guard: *b"breakout",
+        table_words: 0,
+        lan_mac: [0; 6],
+        trace: 0,
+        tc_counts: 0,
+    };
+
+    /// The bytes as the program reads them, in the machine's byte order.
+    pub const fn to_bytes(&self) -> [u8; CONSTANTS_LEN] {
+        let [g0, g1, g2, g3, g4, g5, g6, g7] = self.guard;
+        let [w0, w1, w2, w3] = self.table_words.to_ne_bytes();
+        let [m0, m1, m2, m3, m4, m5] = self.lan_mac;
+        [
+            g0,
+            g1,
+            g2,
+            g3,
+            g4,
+            g5,
+            g6,
+            g7,
+            w0,
+            w1,
+            w2,
+            w3,
+            m0,
+            m1,
+            m2,
+            m3,
+            m4,
+            m5,
+            self.trace,
+            self.tc_counts,
+        ]
+    }
+}

@@ -1,0 +1,18 @@
+//! The lab: a branch office in network namespaces, on which the real daemon runs.
+//!
+//! ```text
+//!              ┌─────────── gateway ───────────┐
+//! client ── lan│  breakout run                 │wan ──── wan       (the ordinary path)
+//!              └───────────────────────────────┘inet ─── internet  (the local internet link)
+//! ```
+//!
+//! The namespaces `wan` and `internet` both own all the Microsoft 365 addresses that a test uses. A server there says in
+//! its answer in which of the two it stands, so where a flow came out is seen at its other end.
+
+pub mod daemon;
+pub mod flow;
+pub mod lab;
+pub mod netns;
+pub mod requirements;
+pub mod seen;
+pub mod server;

@@ -1,0 +1,134 @@
+//! Network namespaces that go away with their handle.
+
+use std::fs::File;
+use std::process::{Command, Output};
+use std::thread;
+
+use anyhow::{Context, Result, bail};
+use nix::sched::{CloneFlags, setns};
+
+/// A network namespace made by this process.
+#[derive(Debug)]
+pub struct Namespace {
+    name: String,
+    keep: bool,
+}
+
+impl Namespace {
+    /// Makes a namespace, with its loopback interface up.
+    ///
+    /// # Errors
+    ///
+    /// When `ip` cannot make it, for example without root.
+    pub fn create(name: String) -> Result<Self> {
+        run(Command::new("ip").args(["netns", "add", &name]))?;
+        let namespace = Namespace { name, keep: false };
+        namespace.ip("link set lo up")?;
+        Ok(namespace)
+    }
+
+    /// Its name, as `ip netns` shows it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Leaves the namespace there when the handle goes away.
+    pub fn keep(&mut self) {
+        self.keep = true;
+    }
+
+    /// A command that will run in the namespace.
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.name, program]);
+        command
+    }
+
+    /// Runs a command line, split at spaces, in the namespace. Returns what it printed.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot run or fails.
+    pub fn exec(&self, line: &str) -> Result<String> {
+        let mut words = line.split_whitespace();
+        let program = words.next().context("an empty command line")?;
+        run(self.command(program).args(words))
+    }
+
+    /// Runs `ip` with these arguments, split at spaces, in the namespace.
+    ///
+    /// # Errors
+    ///
+    /// When it fails.
+    pub fn ip(&self, arguments: &str) -> Result<String> {
+        run(Command::new("ip")
+            .args(["-n", &self.name])
+            .args(arguments.split_whitespace()))
+    }
+
+    /// Runs several `ip` commands, one a line.
+    ///
+    /// # Errors
+    ///
+    /// When one fails.
+    pub fn ip_lines(&self, lines: &str) -> Result<()> {
+        let lines = lines.lines().map(str::trim).filter(|line| !line.is_empty());
+        for line in lines {
+            self.ip(line)?;
+        }
+        Ok(())
+    }
+
+    /// Calls a function on a new thread in the namespace. Sockets that it makes stay in the namespace.
+    ///
+    /// # Errors
+    ///
+    /// When the namespace cannot be entered, or as the function does.
+    pub fn enter<T: Send + 'static>(
+        &self,
+        function: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let path = format!("/run/netns/{}", self.name);
+        let thread = thread::spawn(move || {
+            let file = File::open(&path).with_context(|| format!("cannot open {path}"))?;
+            setns(file, CloneFlags::CLONE_NEWNET)
+                .with_context(|| format!("cannot enter {path}"))?;
+            function()
+        });
+        thread
+            .join()
+            .unwrap_or_else(|_| bail!("the thread in the namespace panicked"))
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        if !self.keep {
+            let _ = Command::new("ip").args(["netns", "del", &self.name]).output();
+        }
+    }
+}
+
+/// Runs a command to its end. Returns what it printed to stdout.
+///
+/// # Errors
+///
+/// When it cannot run or fails; the error has what it printed to stderr.
+pub fn run(command: &mut Command) -> Result<String> {
+    let output = command
+        .output()
+        .with_context(|| format!("cannot run {command:?}"))?;
+    text(command, &output)
+}
+
+fn text(command: &Command, output: &Output) -> Result<String> {
+    if !output.status.success() {
+        bail!(
+            "{command:?} failed ({}): {}{}",
+            output.status,
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
