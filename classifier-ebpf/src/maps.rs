@@ -49,13 +49,13 @@ impl LiveTable {
 impl Table for LiveTable {
     #[inline(always)]
     fn word(&self, index: u32) -> Option<u32> {
-        let index = opaque(u64::from(index));
-        if index >= u64::from(globals::table_words()) {
+        let index = opaque(index as usize);
+        if index >= globals::table_words() as usize {
             return None;
         }
         // SAFETY: the map value behind `words` has `table_words()` words, which the verifier checks at load
         // against the map's real value size, and `index` is below that.
-        Some(unsafe { *self.words.add(index as usize) })
+        Some(unsafe { *self.words.add(index) })
     }
 }
 

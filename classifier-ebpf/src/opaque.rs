@@ -5,7 +5,7 @@
 /// LLVM likes to compute a value once for a bounds check and again for the access. The verifier follows
 /// registers, not values, and rejects the second one as unchecked.
 #[inline(always)]
-pub(crate) fn opaque(value: u64) -> u64 {
+pub(crate) fn opaque(value: usize) -> usize {
     #[cfg(target_arch = "bpf")]
     {
         let mut value = value;

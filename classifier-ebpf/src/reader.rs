@@ -22,11 +22,11 @@ impl Packet {
     /// The address of `N` readable bytes at `offset`.
     #[inline(always)]
     fn at<const N: usize>(&self, offset: u32) -> Option<*mut [u8; N]> {
-        let offset = opaque(u64::from(offset));
-        if offset > u64::from(MAX_OFFSET) {
+        let offset = opaque(offset as usize);
+        if offset > MAX_OFFSET as usize {
             return None;
         }
-        let address = opaque((self.start as u64).wrapping_add(offset)) as usize;
+        let address = opaque(self.start.wrapping_add(offset));
         if address.wrapping_add(N) > self.end {
             return None;
         }

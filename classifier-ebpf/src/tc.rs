@@ -76,7 +76,6 @@ fn steer(ctx: &TcContext, headers: &Headers) -> Decision {
     }
     // SAFETY: the context is the live socket buffer's; the verifier rewrites the access to its field.
     let mark = unsafe { (*ctx.skb.skb).mark };
-    ctx.skb
-        .set_mark((mark & !egress.mark_mask) | egress.mark);
+    ctx.skb.set_mark((mark & !egress.mark_mask) | egress.mark);
     decision
 }

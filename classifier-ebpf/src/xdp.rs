@@ -21,7 +21,11 @@ use crate::reader::Packet;
 pub(crate) fn breakout_xdp(ctx: XdpContext) -> u32 {
     let start = ctx.data();
     let end = ctx.data_end();
-    let len = (end - start) as u32;
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "both pointers are into one packet"
+    )]
+    let len = end.wrapping_sub(start) as u32;
     let mut packet = Packet::new(start, end, len);
     let (decision, action) = match walk(&packet) {
         Ok(headers) => steer(&mut packet, &headers),

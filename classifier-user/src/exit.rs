@@ -109,10 +109,16 @@ mod tests {
     #[test]
     fn the_innermost_code_holds_and_the_message_stays_whole() {
         let inner: anyhow::Result<()> = Err(anyhow!("no such file")).context("cannot read x");
-        let outer = inner.code(Code::List).context("cannot start").code(Code::Failed);
+        let outer = inner
+            .code(Code::List)
+            .context("cannot start")
+            .code(Code::Failed);
         let error = outer.unwrap_err();
         assert_eq!(code_of(&error), Code::List);
-        assert_eq!(format!("{error:#}"), "cannot start: cannot read x: no such file");
+        assert_eq!(
+            format!("{error:#}"),
+            "cannot start: cannot read x: no such file"
+        );
     }
 
     #[test]

@@ -120,7 +120,10 @@ pub fn explain(query: Query, context: &Context<'_>) -> Explanation {
         Err(reason) => Decision::pass(reason),
     };
     if let (Verdict::Steer(index), Some(ways_out)) = (decision.verdict, context.ways_out) {
-        let (v4, v6) = ways_out.get(usize::from(index)).copied().unwrap_or_default();
+        let (v4, v6) = ways_out
+            .get(usize::from(index))
+            .copied()
+            .unwrap_or_default();
         if !(if query.destination.is_ipv4() { v4 } else { v6 }) {
             decision.verdict = Verdict::Pass;
             decision.reason = Reason::EgressDown;
@@ -170,8 +173,8 @@ pub fn explain(query: Query, context: &Context<'_>) -> Explanation {
     }
 }
 
-/// The shortest packet that the question stands for.
-fn frame(query: Query) -> Vec<u8> {
+/// The shortest packet that the question stands for, with zero MAC addresses.
+pub fn frame(query: Query) -> Vec<u8> {
     let (protocol, transport_len) = match query.proto {
         Proto::Tcp => (6u8, 20u8),
         Proto::Udp => (17, 8),
@@ -180,7 +183,20 @@ fn frame(query: Query) -> Vec<u8> {
     match query.destination {
         IpAddr::V4(destination) => {
             frame.extend([0x08, 0x00]);
-            frame.extend([0x45, 0, 0, 20 + transport_len, 0, 0, 0, 0, 64, protocol, 0, 0]);
+            frame.extend([
+                0x45,
+                0,
+                0,
+                20 + transport_len,
+                0,
+                0,
+                0,
+                0,
+                64,
+                protocol,
+                0,
+                0,
+            ]);
             frame.extend([0; 4]);
             frame.extend(destination.octets());
         }
@@ -259,6 +275,9 @@ mod tests {
         assert_eq!(other_port.reason, "no_port");
         assert_eq!(other_port.prefix.as_deref(), Some("52.112.0.0/14"));
         assert_eq!(ask(Proto::Tcp, 443, "1.1.1.1").reason, "no_prefix");
-        assert_eq!(ask(Proto::Udp, 443, "255.255.255.255").reason, "group_address");
+        assert_eq!(
+            ask(Proto::Udp, 443, "255.255.255.255").reason,
+            "group_address"
+        );
     }
 }

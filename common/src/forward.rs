@@ -66,14 +66,14 @@ pub fn rewrite<F: FrameMut + ?Sized>(
 /// The IPv4 header checksum after the TTL, the high byte of its word, went down by one (RFC 1624).
 #[inline(always)]
 const fn decremented_checksum(checksum: u16) -> u16 {
-    let sum = checksum as u32 + 0x0100;
-    (sum + (sum >= 0xffff) as u32) as u16
+    let (sum, carry) = checksum.overflowing_add(0x0100);
+    // An end-around carry; and 0xffff, which is zero, becomes the zero that checksums are written with.
+    sum.wrapping_add((carry || sum == 0xffff) as u16)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::frame::Frame;
     use crate::packet::walk;
 
     fn checksum(header: &[u8]) -> u16 {
@@ -108,11 +108,7 @@ mod tests {
                 let headers = walk(frame).unwrap();
                 rewrite(frame, &headers, [2; 6], [4; 6]).unwrap();
                 assert_eq!(frame[22], ttl - 1);
-                assert_eq!(
-                    checksum(&frame[14..34]),
-                    0,
-                    "ttl {ttl} id {identification}"
-                );
+                assert_eq!(checksum(&frame[14..34]), 0, "ttl {ttl} id {identification}");
                 assert_eq!(frame[..12], [2, 2, 2, 2, 2, 2, 4, 4, 4, 4, 4, 4]);
             }
         }

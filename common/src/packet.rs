@@ -128,7 +128,12 @@ fn ipv4<F: Frame + ?Sized>(frame: &F, ip_offset: u32) -> Result<Headers, Reason>
         return Err(Reason::LaterFragment);
     }
     let transport = Transport::from_protocol(ip[9]).ok_or(Reason::OtherProtocol)?;
-    let port = port(frame, transport, ip_offset + header_len, ip_len - header_len)?;
+    let port = port(
+        frame,
+        transport,
+        ip_offset + header_len,
+        ip_len - header_len,
+    )?;
     Ok(Headers {
         ip_offset,
         ip_len,

@@ -1,1 +1,45 @@
-fn main(){}
+//! Tests that need root, eBPF and network namespaces. Where those are missing, every test is reported as skipped.
+
+mod adopt;
+mod bad_input;
+mod cleanup;
+mod flows;
+mod golden;
+mod redirect;
+mod reload;
+mod routing;
+
+use std::process::ExitCode;
+
+use breakout_tests::requirements;
+use libtest_mimic::{Arguments, Failed, Trial};
+
+type Test = (&'static str, fn() -> anyhow::Result<()>);
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // The tests measure nothing, but two machines' worth of labs on one core make timeouts likely.
+    arguments.test_threads.get_or_insert(2);
+    let missing = requirements::missing();
+    let tests: Vec<Test> = [
+        golden::TESTS,
+        flows::TESTS,
+        redirect::TESTS,
+        routing::TESTS,
+        reload::TESTS,
+        adopt::TESTS,
+        cleanup::TESTS,
+        bad_input::TESTS,
+    ]
+    .concat();
+    if let Some(reason) = &missing {
+        println!("skipped: {} kernel tests: {reason}", tests.len());
+    }
+    let trials = tests.into_iter().map(|(name, test)| {
+        Trial::test(name, move || {
+            test().map_err(|error| Failed::from(format!("{error:#}")))
+        })
+        .with_ignored_flag(missing.is_some())
+    });
+    libtest_mimic::run(&arguments, trials.collect()).exit_code()
+}

@@ -116,12 +116,12 @@ impl Site {
     ///
     /// When it fails.
     pub fn json(&self, namespace: &Namespace, arguments: &[&str]) -> Result<Value> {
-        let output = self
-            .command(namespace, arguments)?
-            .arg("--json")
-            .output()?;
+        let output = self.command(namespace, arguments)?.arg("--json").output()?;
         if !output.status.success() {
-            bail!("breakout {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+            bail!(
+                "breakout {arguments:?}: {}",
+                String::from_utf8_lossy(&output.stderr)
+            );
         }
         Ok(serde_json::from_slice(&output.stdout)?)
     }
@@ -179,7 +179,10 @@ impl<'a> Daemon<'a> {
 
     /// What it has logged so far.
     pub fn log(&self) -> String {
-        let log = self.log.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let log = self
+            .log
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
         log.clone()
     }
 

@@ -65,9 +65,17 @@ impl Flow {
     }
 }
 
+/// A byte that differs from those around it.
+fn pattern(index: usize) -> u8 {
+    let [_, byte, ..] = index.wrapping_mul(2_654_435_761).to_le_bytes();
+    byte
+}
+
 /// A message that is different in each round.
 fn message(round: usize) -> Vec<u8> {
-    (0..MESSAGE).map(|byte| ((byte * 7 + round * 31) % 251) as u8).collect()
+    (round * MESSAGE..(round + 1) * MESSAGE)
+        .map(pattern)
+        .collect()
 }
 
 fn tcp(destination: SocketAddr) -> Result<String> {
@@ -88,7 +96,11 @@ fn tcp(destination: SocketAddr) -> Result<String> {
 }
 
 fn udp(destination: SocketAddr) -> Result<String> {
-    let any = if destination.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let any = if destination.is_ipv4() {
+        "0.0.0.0:0"
+    } else {
+        "[::]:0"
+    };
     let socket = UdpSocket::bind(any)?;
     socket.connect(destination)?;
     socket.set_read_timeout(Some(PATIENCE))?;
@@ -123,12 +135,11 @@ pub fn bulk(client: &Namespace, destination: SocketAddr, size: usize) -> Result<
         reader.get_ref().set_read_timeout(Some(PATIENCE))?;
         let mut identity = String::new();
         reader.read_line(&mut identity)?;
-        let byte = |index: usize| (index.wrapping_mul(2_654_435_761) >> 13) as u8;
         let sender = std::thread::spawn(move || -> Result<()> {
             let mut sent = 0;
             while sent < size {
                 let end = (sent + (64 << 10)).min(size);
-                let chunk: Vec<u8> = (sent..end).map(byte).collect();
+                let chunk: Vec<u8> = (sent..end).map(pattern).collect();
                 stream.write_all(&chunk)?;
                 sent = end;
             }
@@ -140,9 +151,16 @@ pub fn bulk(client: &Namespace, destination: SocketAddr, size: usize) -> Result<
             let count = reader
                 .read(&mut buffer)
                 .with_context(|| format!("after {received} of {size} bytes"))?;
-            ensure!(count > 0, "the connection ended after {received} of {size} bytes");
+            ensure!(
+                count > 0,
+                "the connection ended after {received} of {size} bytes"
+            );
             for (offset, value) in buffer[..count].iter().enumerate() {
-                ensure!(*value == byte(received + offset), "byte {} is wrong", received + offset);
+                ensure!(
+                    *value == pattern(received + offset),
+                    "byte {} is wrong",
+                    received + offset
+                );
             }
             received += count;
         }

@@ -16,3 +16,4 @@ pub mod netns;
 pub mod requirements;
 pub mod seen;
 pub mod server;
+pub mod testrun;

@@ -104,7 +104,9 @@ impl Namespace {
 impl Drop for Namespace {
     fn drop(&mut self) {
         if !self.keep {
-            let _ = Command::new("ip").args(["netns", "del", &self.name]).output();
+            let _ = Command::new("ip")
+                .args(["netns", "del", &self.name])
+                .output();
         }
     }
 }

@@ -48,7 +48,9 @@ pub fn packets(far_end: &Namespace) -> Result<HashMap<String, u64>> {
     for item in listing["nftables"].as_array().into_iter().flatten() {
         let rule = &item["rule"];
         let counter = rule["expr"].as_array().into_iter().flatten();
-        let packets = counter.filter_map(|e| e["counter"]["packets"].as_u64()).next();
+        let packets = counter
+            .filter_map(|e| e["counter"]["packets"].as_u64())
+            .next();
         if let (Some(flow), Some(packets)) = (rule["comment"].as_str(), packets) {
             counts.insert(flow.to_owned(), packets);
         }

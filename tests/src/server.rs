@@ -28,8 +28,10 @@ impl Servers {
     ///
     /// When an address cannot be bound.
     pub fn start(namespace: &Namespace, identity: &'static str, flows: &[Flow]) -> Result<Self> {
-        let mut ends: Vec<(Transport, SocketAddr)> =
-            flows.iter().map(|flow| (flow.transport, flow.destination)).collect();
+        let mut ends: Vec<(Transport, SocketAddr)> = flows
+            .iter()
+            .map(|flow| (flow.transport, flow.destination))
+            .collect();
         ends.sort_unstable();
         ends.dedup();
         let stop = Arc::new(AtomicBool::new(false));

@@ -1,1 +1,65 @@
-fn main(){}
+//! Everything a developer types. `cargo xtask --help` lists it.
+
+mod demo;
+mod object;
+mod paths;
+mod process;
+mod setup;
+mod test;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Breakout's developer commands.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install what building and testing needs, and say what and why. Does nothing the second time.
+    Setup(setup::Arguments),
+    /// Build `breakout` with its eBPF object.
+    Build {
+        /// Optimise.
+        #[arg(long)]
+        release: bool,
+    },
+    /// Send real traffic to Microsoft 365 addresses through Breakout, in network namespaces. Needs root.
+    Demo(demo::Arguments),
+    /// Run every check and test. What needs root and has none is skipped, and said so.
+    Test,
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: &Command) -> Result<ExitCode> {
+    match command {
+        Command::Setup(arguments) => setup::run(arguments),
+        Command::Build { release } => {
+            setup::ensure(setup::Purpose::Build)?;
+            let mut cargo = process::cargo();
+            cargo.args(["build", "--locked", "--package", "breakout"]);
+            if *release {
+                cargo.arg("--release");
+            }
+            process::stream(&mut cargo)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Demo(arguments) => demo::run(arguments),
+        Command::Test => test::run(),
+    }
+}

@@ -176,7 +176,11 @@ mod tests {
     fn every_command_has_an_example_and_every_code_stands_in_the_help() {
         for command in Arguments::command().get_subcommands() {
             let leaves: Vec<_> = command.get_subcommands().collect();
-            let leaves = if leaves.is_empty() { vec![command] } else { leaves };
+            let leaves = if leaves.is_empty() {
+                vec![command]
+            } else {
+                leaves
+            };
             for leaf in leaves {
                 let help = leaf.get_long_about().map(ToString::to_string);
                 let help = help.unwrap_or_default();

@@ -37,7 +37,10 @@ fn print(shown: &ListReport) {
         shown.summary.source
     );
     println!();
-    let mut sets = table(&["id", "area", "category", "egress", "ports", "prefixes"], &[0]);
+    let mut sets = table(
+        &["id", "area", "category", "egress", "ports", "prefixes"],
+        &[0],
+    );
     for set in &shown.endpoint_sets {
         sets.add_row([
             set.id.to_string(),
@@ -50,6 +53,9 @@ fn print(shown: &ListReport) {
     }
     println!("{sets}");
     for unusable in &shown.unusable {
-        println!("not usable: endpoint set {}: {}", unusable.id, unusable.problem);
+        println!(
+            "not usable: endpoint set {}: {}",
+            unusable.id, unusable.problem
+        );
     }
 }

@@ -170,7 +170,11 @@ mode = "route"
     #[test]
     fn broken_values_name_the_line() {
         let bad = SMALLEST.replace("10.3.0.2", "10.3.0.300");
-        assert!(message(&bad).starts_with("breakout.toml:10: "), "{}", message(&bad));
+        assert!(
+            message(&bad).starts_with("breakout.toml:10: "),
+            "{}",
+            message(&bad)
+        );
         let missing = SMALLEST.replace("interface = \"inet\"", "");
         assert!(message(&missing).contains("interface"));
     }

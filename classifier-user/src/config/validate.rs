@@ -58,7 +58,11 @@ fn egresses(config: &Config) -> Result<(), String> {
     }
     for (name, egress) in &config.egress {
         interface_name(&format!("egress.{name}.interface"), &egress.interface)?;
-        if config.lan.iter().any(|lan| lan.interface == egress.interface) {
+        if config
+            .lan
+            .iter()
+            .any(|lan| lan.interface == egress.interface)
+        {
             return Err(format!(
                 "interface \"{}\" is both a [[lan]] and [egress.{name}]",
                 egress.interface
@@ -80,7 +84,8 @@ fn egresses(config: &Config) -> Result<(), String> {
 fn routing(config: &Config) -> Result<(), String> {
     let mask = config.routing.mark_mask;
     let bits = mask.count_ones();
-    let contiguous = mask != 0 && (mask >> mask.trailing_zeros()).count_ones() == bits
+    let contiguous = mask != 0
+        && (mask >> mask.trailing_zeros()).count_ones() == bits
         && (mask >> mask.trailing_zeros()).trailing_ones() == bits;
     if !contiguous || bits < 5 {
         return Err(format!(
@@ -150,7 +155,11 @@ mod tests {
             ("table = 0", "kernel's own"),
         ] {
             let text = format!("{BASE}[routing]\n{routing}");
-            assert!(message(&text).contains(part), "{routing}: {}", message(&text));
+            assert!(
+                message(&text).contains(part),
+                "{routing}: {}",
+                message(&text)
+            );
         }
     }
 }

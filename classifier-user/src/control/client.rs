@@ -16,8 +16,8 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use super::{Failure, ListReport, Reloaded, Stats, Status};
-use crate::explain::{Explanation, Query};
 use crate::exit::{Code, WithCode};
+use crate::explain::{Explanation, Query};
 
 /// How long a controller may take. A reload of a large list takes seconds.
 const TIMEOUT: Duration = Duration::from_secs(60);

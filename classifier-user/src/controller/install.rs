@@ -129,7 +129,9 @@ impl Controller {
         let before = self.ruleset.hash();
         let (config, list) = read(&self.options)?;
         if config.state != self.config.state || config.control != self.config.control {
-            bail!("[state] and [control] cannot change in a reload; restart the controller for that");
+            bail!(
+                "[state] and [control] cannot change in a reload; restart the controller for that"
+            );
         }
         let mut slots = self.slots.clone();
         let ruleset = make_ruleset(&config, &list, &mut slots).code(Code::List)?;
@@ -193,7 +195,14 @@ impl Controller {
 
     /// Removes everything: first the programs, so that no packet has a mark whose rule is gone.
     pub(super) async fn stop(self) -> Result<()> {
-        remove(self.datapath, &self.links, &self.config, &self.state, self.persistent).await
+        remove(
+            self.datapath,
+            &self.links,
+            &self.config,
+            &self.state,
+            self.persistent,
+        )
+        .await
     }
 }
 

@@ -41,7 +41,9 @@ pub fn egress_names(config: &Config) -> Vec<String> {
 /// When there are too many endpoint sets.
 pub fn make_ruleset(config: &Config, list: &List, slots: &mut Slots) -> Result<Ruleset> {
     let names = egress_names(config);
-    let default = names.iter().position(|name| name == config.default_egress());
+    let default = names
+        .iter()
+        .position(|name| name == config.default_egress());
     let policy = Policy {
         egress: u8::try_from(default.unwrap_or(0))?,
     };

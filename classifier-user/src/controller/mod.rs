@@ -85,7 +85,11 @@ pub async fn run(options: Options) -> Result<()> {
         "ready: generation {}, {} endpoint sets, list {}",
         controller.generation,
         controller.ruleset.rules.len(),
-        controller.list.version.as_deref().unwrap_or("of unknown version"),
+        controller
+            .list
+            .version
+            .as_deref()
+            .unwrap_or("of unknown version"),
     );
     controller
         .serve(requests, changes, &mut stop, &mut hangup)
@@ -173,7 +177,10 @@ impl Controller {
         for (before, after) in self.egresses.iter().zip(&now) {
             match (before.problem(), after.problem()) {
                 (None, Some(problem)) => {
-                    tracing::warn!("egress {} is down, its traffic takes the ordinary path: {problem}", after.name);
+                    tracing::warn!(
+                        "egress {} is down, its traffic takes the ordinary path: {problem}",
+                        after.name
+                    );
                 }
                 (Some(_), None) => tracing::info!("egress {} is up again", after.name),
                 _ => {}

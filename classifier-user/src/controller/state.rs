@@ -113,7 +113,10 @@ impl StateDirectory {
         match serde_json::from_slice(&text) {
             Ok(state) => Some(state),
             Err(error) => {
-                tracing::warn!("{} is damaged ({error}); counters start afresh", self.file().display());
+                tracing::warn!(
+                    "{} is damaged ({error}); counters start afresh",
+                    self.file().display()
+                );
                 None
             }
         }

@@ -95,7 +95,11 @@ fn directory_name(state_directory: &Path) -> PathBuf {
         .take(64)
         .collect();
     let hash = Sha256::digest(text.as_bytes());
-    let hash: String = hash.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+    let hash: String = hash
+        .iter()
+        .take(4)
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
     Path::new(&format!("{readable}-{hash}")).join(LAYOUT)
 }
 

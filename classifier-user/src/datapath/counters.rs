@@ -42,7 +42,8 @@ pub struct Counters {
 
 impl Counters {
     pub(super) fn read(reasons: &Path, sets: &Path) -> Result<Self> {
-        let reasons = sums(reasons, Reason::ALL.len()).context("cannot read the reasons' counters")?;
+        let reasons =
+            sums(reasons, Reason::ALL.len()).context("cannot read the reasons' counters")?;
         let sets = sums(sets, usize::MAX).context("cannot read the endpoint sets' counters")?;
         Ok(Counters {
             reasons: Reason::ALL.iter().copied().zip(reasons).collect(),

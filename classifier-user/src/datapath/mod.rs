@@ -5,6 +5,7 @@
 //! [`DataPath::publish_egresses`] replace a whole table of the set in force in one atomic store. Links are
 //! pinned, so the programs go on without a controller; counters are pinned, so they go on counting.
 
+mod bench;
 mod bpffs;
 mod counters;
 mod object;
@@ -24,7 +25,8 @@ use bpffs::PinDirectory;
 use program::{Added, Programs};
 use tables::TableMap;
 
-pub use counters::{Counters, Count};
+pub use bench::{Bench, Run};
+pub use counters::{Count, Counters};
 pub use object::object;
 
 /// The maps that all programs of one installation share, as the eBPF object names them.
@@ -138,7 +140,9 @@ impl DataPath {
     ///
     /// When a pin cannot be removed.
     pub fn reset_counters(&self) -> Result<()> {
-        COUNTER_MAPS.iter().try_for_each(|map| self.pins.remove(map))
+        COUNTER_MAPS
+            .iter()
+            .try_for_each(|map| self.pins.remove(map))
     }
 
     /// Builds maps and programs for the plan and lets them take over on every LAN interface.
@@ -195,8 +199,8 @@ impl DataPath {
 
     /// Removes the pins by which the loader was given the maps; the programs hold the maps now.
     fn unstage(&self) -> Result<()> {
-        let staged = MAPS.iter().filter(|map| !COUNTER_MAPS.contains(map));
-        staged.map(|map| self.pins.remove(map)).collect()
+        let mut staged = MAPS.iter().filter(|map| !COUNTER_MAPS.contains(map));
+        staged.try_for_each(|map| self.pins.remove(map))
     }
 
     /// Replaces the ruleset in one atomic switch. Returns `false`, and changes nothing, if it does not fit into the
@@ -232,7 +236,11 @@ impl DataPath {
     ///
     /// When nothing is installed or the table cannot be read.
     pub fn live_table(&self) -> Result<Vec<u32>> {
-        self.live.as_ref().context("nothing is installed")?.ruleset.read()
+        self.live
+            .as_ref()
+            .context("nothing is installed")?
+            .ruleset
+            .read()
     }
 
     /// All counters, summed over the CPUs.
@@ -249,7 +257,9 @@ impl DataPath {
 
     /// The size of one ruleset table in bytes.
     pub fn table_bytes(&self) -> u64 {
-        self.live.as_ref().map_or(0, |live| live.ruleset.size() as u64 * 4)
+        self.live
+            .as_ref()
+            .map_or(0, |live| live.ruleset.size() as u64 * 4)
     }
 
     /// Takes the logger's ring buffers of all programs, for `--trace`.
@@ -284,7 +294,11 @@ impl DataPath {
 
     fn remove_links_except(&self, lans: &[LanPlan]) -> Result<()> {
         let mut wanted: Vec<String> = lans.iter().map(LanPlan::tc_pin).collect();
-        wanted.extend(lans.iter().filter(|lan| lan.xdp.is_some()).map(LanPlan::xdp_pin));
+        wanted.extend(
+            lans.iter()
+                .filter(|lan| lan.xdp.is_some())
+                .map(LanPlan::xdp_pin),
+        );
         for name in self.pins.names()? {
             if is_link(&name) && !wanted.contains(&name) {
                 self.pins.remove(&name)?;

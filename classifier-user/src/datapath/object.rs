@@ -5,7 +5,8 @@ use anyhow::{Result, bail};
 #[repr(align(8))]
 struct Aligned<T: ?Sized>(T);
 
-static OBJECT: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/classifier.o")));
+static OBJECT: &Aligned<[u8]> =
+    &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/classifier.o")));
 
 /// The eBPF object file.
 ///

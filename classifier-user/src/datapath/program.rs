@@ -19,8 +19,8 @@ use super::object::object;
 use super::{LanPlan, MAPS};
 use crate::config::XdpAttach;
 
-const TC: &str = "breakout_tc";
-const XDP: &str = "breakout_xdp";
+pub(super) const TC: &str = "breakout_tc";
+pub(super) const XDP: &str = "breakout_xdp";
 
 /// Where the TC filter stands on kernels before 6.6, which have no TCX. Fixed, so that a
 /// later controller finds and replaces it.
@@ -57,7 +57,12 @@ impl Added {
 impl Programs {
     /// Loads both programs for a LAN interface. Their maps are those pinned in `staging`; what is not there yet
     /// is made and pinned.
-    pub(super) fn load(lan: &LanPlan, staging: &PinDirectory, table_words: u32, trace: bool) -> Result<Self> {
+    pub(super) fn load(
+        lan: &LanPlan,
+        staging: &PinDirectory,
+        table_words: u32,
+        trace: bool,
+    ) -> Result<Self> {
         let mut loader = EbpfLoader::new();
         let constants = Constants {
             table_words,
@@ -73,7 +78,9 @@ impl Programs {
         for map in MAPS {
             loader.map_pin_path(map, staging.path(map));
         }
-        let mut ebpf = loader.load(object()?).context("cannot load the eBPF object")?;
+        let mut ebpf = loader
+            .load(object()?)
+            .context("cannot load the eBPF object")?;
         let tc: &mut SchedClassifier = program(&mut ebpf, TC)?;
         tc.load().map_err(|error| verifier(TC, error))?;
         if lan.xdp.is_some() {
@@ -124,9 +131,13 @@ impl Programs {
             .attach_to_if_index(lan.index, mode)
             .map_err(|error| xdp_refused(&lan.name, mode, error))?;
         let link: FdLink = xdp.take_link(id)?.try_into().with_context(|| {
-            format!("{} takes XDP programs only in a way that ends with the controller", lan.name)
+            format!(
+                "{} takes XDP programs only in a way that ends with the controller",
+                lan.name
+            )
         })?;
-        link.pin(pins.path(&pin)).context("cannot pin the XDP link")?;
+        link.pin(pins.path(&pin))
+            .context("cannot pin the XDP link")?;
         added.pins.push(pin);
         Ok(())
     }
@@ -147,7 +158,8 @@ impl Programs {
             .attach_with_options(&lan.name, TcAttachType::Ingress, order)
             .with_context(|| format!("cannot attach the TC program to {}", lan.name))?;
         let link: FdLink = tc.take_link(id)?.try_into()?;
-        link.pin(pins.path(&pin)).context("cannot pin the TC link")?;
+        link.pin(pins.path(&pin))
+            .context("cannot pin the TC link")?;
         added.pins.push(pin);
         Ok(())
     }
@@ -179,7 +191,8 @@ impl Programs {
                 tc.take_link(id)?
             }
             Err(error) => {
-                return Err(error).with_context(|| format!("cannot attach the TC program to {name}"));
+                return Err(error)
+                    .with_context(|| format!("cannot attach the TC program to {name}"));
             }
         };
         // Dropping the link would remove the filter; it must outlive this process and be replaceable.
@@ -236,7 +249,7 @@ fn filter(interface: &str) -> Result<SchedClassifierLink> {
     .with_context(|| format!("there is no interface {interface}"))
 }
 
-fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P>
+pub(super) fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P>
 where
     &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
 {

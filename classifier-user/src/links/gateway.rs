@@ -47,7 +47,9 @@ pub enum NoWayOut {
         addresses: String,
     },
     /// The gateway is the gateway itself.
-    #[error("gateway {gateway} is this machine's own address on {interface}; give the next router's")]
+    #[error(
+        "gateway {gateway} is this machine's own address on {interface}; give the next router's"
+    )]
     Own {
         /// The gateway.
         gateway: IpAddr,
@@ -64,7 +66,9 @@ pub enum NoWayOut {
         interface: String,
     },
     /// The interface is down.
-    #[error("interface {interface} is down or has no carrier; set it up with: ip link set {interface} up")]
+    #[error(
+        "interface {interface} is down or has no carrier; set it up with: ip link set {interface} up"
+    )]
     Down {
         /// The interface.
         interface: String,
@@ -159,7 +163,11 @@ fn on_link(interface: &Interface, gateway: IpAddr) -> Result<Gateway, NoWayOut> 
     if interface.is_on_link(gateway) || interface.point_to_point {
         return Ok(Gateway::Address(gateway));
     }
-    let addresses: Vec<String> = interface.addresses.iter().map(ToString::to_string).collect();
+    let addresses: Vec<String> = interface
+        .addresses
+        .iter()
+        .map(ToString::to_string)
+        .collect();
     Err(NoWayOut::NotOnLink {
         gateway,
         interface: interface.name.clone(),

@@ -61,7 +61,12 @@ impl Links {
         };
         let mut interface = from_message(name, message);
         let index = interface.index;
-        let mut addresses = self.handle.address().get().set_link_index_filter(index).execute();
+        let mut addresses = self
+            .handle
+            .address()
+            .get()
+            .set_link_index_filter(index)
+            .execute();
         while let Some(message) = addresses
             .try_next()
             .await

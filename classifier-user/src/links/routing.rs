@@ -218,24 +218,32 @@ fn rule_is(rule: &RuleMessage, entry: &RouteRule, plan: &RoutingPlan) -> bool {
 }
 
 fn route_is(route: &RouteMessage, entry: &RouteRule) -> bool {
-    let gateway = route.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Gateway(address) => Some(address.clone()),
-        _ => None,
-    });
+    let gateway = route
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::Gateway(address) => Some(address.clone()),
+            _ => None,
+        });
     let wanted = match entry.gateway {
         Gateway::Address(address) => Some(address.into()),
         _ => None,
     };
     table(route) == entry.table
         && gateway == wanted
-        && route.attributes.contains(&RouteAttribute::Oif(entry.interface))
+        && route
+            .attributes
+            .contains(&RouteAttribute::Oif(entry.interface))
 }
 
 /// The route's table; numbers above 255 stand in an attribute.
 fn table(route: &RouteMessage) -> u32 {
-    let attribute = route.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Table(table) => Some(*table),
-        _ => None,
-    });
+    let attribute = route
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::Table(table) => Some(*table),
+            _ => None,
+        });
     attribute.unwrap_or(route.header.table.into())
 }

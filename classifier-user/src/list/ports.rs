@@ -55,7 +55,10 @@ mod tests {
 
     fn tcp(text: &str) -> Result<Vec<(u16, u16)>, String> {
         let ranges = parse_ports(Transport::Tcp, text)?;
-        Ok(ranges.iter().map(|range| (range.first, range.last)).collect())
+        Ok(ranges
+            .iter()
+            .map(|range| (range.first, range.last))
+            .collect())
     }
 
     #[test]
@@ -68,7 +71,10 @@ mod tests {
         );
         assert_eq!(tcp(""), Ok(vec![]));
         assert_eq!(tcp("3478,3479,3480,3481"), Ok(vec![(3478, 3481)]));
-        assert_eq!(tcp("50000-59999, 3478-3481"), Ok(vec![(3478, 3481), (50000, 59999)]));
+        assert_eq!(
+            tcp("50000-59999, 3478-3481"),
+            Ok(vec![(3478, 3481), (50000, 59999)])
+        );
         assert_eq!(tcp("1-65535,80"), Ok(vec![(1, 65535)]));
         assert_eq!(tcp("65535"), Ok(vec![(65535, 65535)]));
     }

@@ -163,13 +163,7 @@ impl<'a> Compiler<'a> {
     /// The entries for `count` equal parts of the address space from `base` on, each `2^shift` addresses.
     ///
     /// `rest` starts with the interval that `base` lies in, and is moved along.
-    fn children(
-        &mut self,
-        base: u128,
-        shift: u32,
-        count: u32,
-        rest: &mut &[Interval],
-    ) -> Vec<u32> {
+    fn children(&mut self, base: u128, shift: u32, count: u32, rest: &mut &[Interval]) -> Vec<u32> {
         let mut entries = Vec::with_capacity(count as usize);
         for child in 0..u128::from(count) {
             let first = base + (child << shift);

@@ -164,7 +164,11 @@ fn counted(site: &Site, lab: &Lab) -> Result<(u64, u64)> {
 
 /// The counters once the connection's last packets have come through.
 fn settled(site: &Site, lab: &Lab, flow: &DemoFlow) -> Result<(u64, u64)> {
-    let end = if flow.steered { &lab.internet } else { &lab.wan };
+    let end = if flow.steered {
+        &lab.internet
+    } else {
+        &lab.wan
+    };
     let mut last = (counted(site, lab)?, seen::packets(end)?);
     loop {
         std::thread::sleep(std::time::Duration::from_millis(30));
@@ -175,4 +179,3 @@ fn settled(site: &Site, lab: &Lab, flow: &DemoFlow) -> Result<(u64, u64)> {
         last = now;
     }
 }
-

@@ -13,7 +13,16 @@ use super::Observation;
 pub(crate) fn print(observations: &[Observation], took: Duration) {
     let mut table = Table::new();
     table.load_preset(NOTHING).set_header([
-        "flow", "proto", "destination", "port", "belongs", "mode", "came out", "arrived", "counted", "",
+        "flow",
+        "proto",
+        "destination",
+        "port",
+        "belongs",
+        "mode",
+        "came out",
+        "arrived",
+        "counted",
+        "",
     ]);
     for observation in observations {
         let flow = &observation.flow.flow;
@@ -36,7 +45,10 @@ pub(crate) fn print(observations: &[Observation], took: Duration) {
         ]);
     }
     println!("{table}\n");
-    let wrong = observations.iter().filter(|observation| !observation.ok).count();
+    let wrong = observations
+        .iter()
+        .filter(|observation| !observation.ok)
+        .count();
     let steered = observations.iter().filter(|o| o.flow.steered).count();
     println!(
         "\"came out\" is what the far end answered, \"arrived\" the packets counted there, \"counted\" Breakout's own count."

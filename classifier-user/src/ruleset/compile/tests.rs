@@ -164,8 +164,14 @@ fn the_shorter_prefix_wins_where_the_longer_one_has_other_ports() {
     let address = "40.97.1.5".parse().unwrap();
     let steer = outcome(&ruleset.rules[0]);
     let pass = outcome(&ruleset.rules[1]);
-    assert_eq!(ask(&image, address, Transport::Tcp, 443), Answer::Match(steer));
-    assert_eq!(ask(&image, address, Transport::Tcp, 25), Answer::Match(pass));
+    assert_eq!(
+        ask(&image, address, Transport::Tcp, 443),
+        Answer::Match(steer)
+    );
+    assert_eq!(
+        ask(&image, address, Transport::Tcp, 25),
+        Answer::Match(pass)
+    );
     assert_eq!(ask(&image, address, Transport::Udp, 443), Answer::NoPort);
 }
 

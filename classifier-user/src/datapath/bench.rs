@@ -1,0 +1,138 @@
+//! The loaded programs asked about single frames, by the kernel's test run, without being attached anywhere.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Context, Result};
+use aya::programs::{SchedClassifier, TestRun, TestRunOptions, Xdp};
+
+use super::program::{TC, XDP, program};
+use super::{Counters, DataPath, Plan};
+
+/// Size of `struct __sk_buff`, the context of TC programs (Linux 6.1 and later).
+const SK_BUFF_LEN: usize = 192;
+/// Offset of its field `mark`.
+const MARK: std::ops::Range<usize> = 8..12;
+/// Room for a frame that comes out longer than it went in.
+const HEADROOM: usize = 256;
+
+/// Programs that are loaded but not attached.
+pub struct Bench {
+    datapath: Option<DataPath>,
+}
+
+/// What a program made of a frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// The program's return code: a `TC_ACT_*` or `XDP_*` number.
+    pub code: u32,
+    /// The frame as it came out.
+    pub frame: Vec<u8>,
+    /// The firewall mark as it came out; for TC only.
+    pub mark: u32,
+}
+
+impl Bench {
+    /// Loads the programs for the plan's first LAN interface, which need not exist.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not take them.
+    pub fn load(plan: &Plan<'_>) -> Result<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = PathBuf::from(format!("bench-{}-{number}", std::process::id()));
+        let mut datapath = DataPath::open(&name)?;
+        let staged = datapath.stage(plan);
+        datapath.unstage()?;
+        match staged {
+            Ok(live) => datapath.live = Some(live),
+            Err(error) => {
+                let _ = datapath.uninstall(&[]);
+                return Err(error);
+            }
+        }
+        Ok(Bench {
+            datapath: Some(datapath),
+        })
+    }
+
+    /// Runs the TC program on a frame that has this mark.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses, for example a frame shorter than an Ethernet header.
+    pub fn tc(&mut self, frame: &[u8], mark: u32) -> Result<Run> {
+        let mut context = [0; SK_BUFF_LEN];
+        context[MARK].copy_from_slice(&mark.to_ne_bytes());
+        let mut context_out = [0; SK_BUFF_LEN];
+        let mut out = vec![0; frame.len() + HEADROOM];
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(frame);
+        options.data_out = Some(&mut out);
+        options.ctx_in = Some(&context);
+        options.ctx_out = Some(&mut context_out);
+        let tc: &mut SchedClassifier = program(self.programs()?, TC)?;
+        let result = tc
+            .test_run(options)
+            .context("the test run of the TC program failed")?;
+        out.truncate(result.data_size_out as usize);
+        let mut mark = [0; 4];
+        mark.copy_from_slice(&context_out[MARK]);
+        Ok(Run {
+            code: result.return_value,
+            frame: out,
+            mark: u32::from_ne_bytes(mark),
+        })
+    }
+
+    /// Runs the XDP program on a frame.
+    ///
+    /// # Errors
+    ///
+    /// As [`tc`](Self::tc), and when the plan has no XDP.
+    pub fn xdp(&mut self, frame: &[u8]) -> Result<Run> {
+        let mut out = vec![0; frame.len() + HEADROOM];
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(frame);
+        options.data_out = Some(&mut out);
+        let xdp: &mut Xdp = program(self.programs()?, XDP)?;
+        let result = xdp
+            .test_run(options)
+            .context("the test run of the XDP program failed")?;
+        out.truncate(result.data_size_out as usize);
+        Ok(Run {
+            code: result.return_value,
+            frame: out,
+            mark: 0,
+        })
+    }
+
+    /// What the programs have counted.
+    ///
+    /// # Errors
+    ///
+    /// When the counters cannot be read.
+    pub fn counters(&self) -> Result<Counters> {
+        self.datapath
+            .as_ref()
+            .context("the bench is loaded")?
+            .counters()
+    }
+
+    fn programs(&mut self) -> Result<&mut aya::Ebpf> {
+        let datapath = self.datapath.as_mut().context("the bench is loaded")?;
+        let programs = datapath.live_mut()?.programs.first_mut();
+        Ok(programs.context("the plan has a LAN interface")?.ebpf())
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        if let Some(datapath) = self.datapath.take()
+            && let Err(error) = datapath.uninstall(&[])
+        {
+            tracing::warn!("{error:#}");
+        }
+    }
+}

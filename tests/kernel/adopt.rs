@@ -1,0 +1,118 @@
+//! A controller that is killed while traffic runs, and the next one.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use breakout_tests::daemon::{Daemon, Site};
+use breakout_tests::flow::{Flow, Transport};
+use breakout_tests::lab::{CONFIG, Lab};
+use breakout_tests::server::Servers;
+
+use super::flows::next_hops_known;
+use super::redirect::reason;
+use crate::Test;
+
+pub(crate) const TESTS: &[Test] = &[
+    ("killed_in_route_mode_nothing_is_lost", || killed("route")),
+    ("killed_in_redirect_mode_nothing_is_lost", || {
+        killed("redirect")
+    }),
+    ("unload_removes_what_a_killed_controller_left", unload),
+];
+
+/// A stream of datagrams, each answered. Counts those that were not, and those that came back from elsewhere.
+fn stream(destination: SocketAddr, stop: &AtomicBool) -> Result<(u32, u32, u32)> {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
+    socket.connect(destination)?;
+    socket.set_read_timeout(Some(Duration::from_millis(500)))?;
+    let (mut sent, mut lost, mut moved) = (0u32, 0, 0);
+    let mut buffer = [0; 128];
+    // Bounded, should the test forget to stop it.
+    while !stop.load(Ordering::Relaxed) && sent < 60_000 {
+        socket.send(&sent.to_be_bytes())?;
+        sent += 1;
+        match socket.recv(&mut buffer) {
+            Ok(count) if buffer[..count].starts_with(b"internet\n") => {}
+            Ok(_) => moved += 1,
+            Err(_) => lost += 1,
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    Ok((sent, lost, moved))
+}
+
+fn killed(mode: &str) -> Result<()> {
+    let flow = Flow::new(Transport::Udp, "52.113.0.1", 3478);
+    let lab = Lab::build()?;
+    lab.own([flow.destination.ip()])?;
+    let one = std::slice::from_ref(&flow);
+    let _internet = Servers::start(&lab.internet, "internet", one)?;
+    let _wan = Servers::start(&lab.wan, "wan", one)?;
+    let site = Site::new(&CONFIG.replace("MODE", mode))?;
+    let mut daemon = Daemon::start(&site, &lab.gateway)?;
+    daemon.wait_until(|_| mode == "route" || next_hops_known(&site, &lab))?;
+    let generation = site.json(&lab.gateway, &["status"])?["ruleset"]["generation"].clone();
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let (flag, client) = (Arc::clone(&stop), lab.client.name().to_owned());
+    let destination = flow.destination;
+    let traffic = thread::spawn(move || {
+        let namespace = std::fs::File::open(format!("/run/netns/{client}"))?;
+        nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET)?;
+        stream(destination, &flag)
+    });
+    thread::sleep(Duration::from_millis(300));
+    daemon.kill()?;
+    thread::sleep(Duration::from_millis(500));
+    let daemon = Daemon::start(&site, &lab.gateway).context("the next controller")?;
+    thread::sleep(Duration::from_millis(500));
+    daemon.kill()?;
+    let daemon = Daemon::start(&site, &lab.gateway).context("the third controller")?;
+    thread::sleep(Duration::from_millis(300));
+    let status = site.json(&lab.gateway, &["status"])?;
+    let stats = site.json(&lab.gateway, &["stats"])?;
+    stop.store(true, Ordering::Relaxed);
+    let (sent, lost, moved) = traffic.join().expect("the stream does not panic")?;
+
+    ensure!(sent > 300, "only {sent} datagrams were sent");
+    ensure!(
+        (lost, moved) == (0, 0),
+        "of {sent} datagrams {lost} were lost and {moved} moved"
+    );
+    ensure!(status["adopted"] == true, "{status}");
+    ensure!(
+        status["ruleset"]["generation"].as_u64() > generation.as_u64(),
+        "{status}"
+    );
+    let counted = reason(&stats, "steered") + reason(&stats, "kernel_next_hop");
+    ensure!(counted > 300, "the counters did not go on: {stats}");
+    let leftover = lab.gateway.ip("rule show")?;
+    ensure!(leftover.matches("lookup 5001").count() == 1, "{leftover}");
+    daemon.stop()?;
+    Ok(())
+}
+
+fn unload() -> Result<()> {
+    let lab = Lab::build()?;
+    let before = super::cleanup::inventory(&lab)?;
+    let site = Site::new(&CONFIG.replace("MODE", "redirect"))?;
+    Daemon::start(&site, &lab.gateway)?.kill()?;
+    ensure!(
+        super::cleanup::inventory(&lab)? != before,
+        "nothing was left to remove"
+    );
+    let output = site.output(&lab.gateway, &["unload"])?;
+    ensure!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let after = super::cleanup::inventory(&lab)?;
+    ensure!(after == before, "before:\n{before}\nafter:\n{after}");
+    ensure!(!site.socket().exists(), "the socket is still there");
+    Ok(())
+}

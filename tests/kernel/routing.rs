@@ -1,0 +1,92 @@
+//! Rules, routes and marks: ours are right, everybody else's stay as they are.
+
+use anyhow::{Result, ensure};
+use breakout::explain::{Proto, Query};
+use breakout::list::Instance;
+use breakout_tests::daemon::{Daemon, Site};
+use breakout_tests::flow::{Flow, Transport};
+use breakout_tests::lab::{CONFIG, Lab};
+use breakout_tests::server::Servers;
+use breakout_tests::testrun::TestBench;
+
+use crate::Test;
+
+pub(crate) const TESTS: &[Test] = &[
+    (
+        "an_egress_that_goes_down_and_comes_back_is_followed",
+        link_down_and_up,
+    ),
+    ("other_bits_of_the_mark_stay", other_mark_bits),
+    ("rules_that_somebody_removes_come_back", removed_rules),
+];
+
+fn link_down_and_up() -> Result<()> {
+    let flow = Flow::new(Transport::Tcp, "52.98.1.1", 443);
+    for mode in ["route", "redirect"] {
+        let lab = Lab::build()?;
+        lab.own([flow.destination.ip()])?;
+        let one = std::slice::from_ref(&flow);
+        let _internet = Servers::start(&lab.internet, "internet", one)?;
+        let _wan = Servers::start(&lab.wan, "wan", one)?;
+        let site = Site::new(&CONFIG.replace("MODE", mode))?;
+        let mut daemon = Daemon::start(&site, &lab.gateway)?;
+        ensure!(flow.talk(&lab.client)? == "internet", "{mode}: at first");
+        let is_up = |up: bool| {
+            let (site, lab) = (&site, &lab);
+            move |_: &Daemon<'_>| {
+                let status = site.json(&lab.gateway, &["status"]).unwrap_or_default();
+                status["egress"]["local"]["v4"]["up"] == up
+            }
+        };
+        lab.internet.ip("link set eth0 down")?;
+        daemon.wait_until(is_up(false))?;
+        ensure!(flow.talk(&lab.client)? == "wan", "{mode}: without the link");
+        lab.internet.ip("link set eth0 up")?;
+        lab.internet.ip("route replace 10.1.0.0/24 via 10.3.0.1")?;
+        daemon.wait_until(is_up(true))?;
+        ensure!(
+            flow.talk(&lab.client)? == "internet",
+            "{mode}: with the link again"
+        );
+        let log = daemon.stop()?;
+        ensure!(
+            log.contains("egress local is down") && log.contains("is up again"),
+            "{log}"
+        );
+    }
+    Ok(())
+}
+
+/// A packet that comes with a mark keeps the bits outside of our mask. A program of the bench's own sets the mark, as test
+/// runs take it from their context.
+fn other_mark_bits() -> Result<()> {
+    let mut bench = TestBench::new(Instance::Worldwide)?;
+    let query = Query {
+        destination: "52.113.0.1".parse()?,
+        proto: Proto::Udp,
+        port: 3478,
+    };
+    let mark = bench.mark_after(&query, 0x12ff_0034)?;
+    ensure!(mark == 0x1201_0034, "steered: {mark:#x}");
+    let other = Query { port: 53, ..query };
+    let mark = bench.mark_after(&other, 0x12ff_0034)?;
+    ensure!(mark == 0x12ff_0034, "passed: {mark:#x}");
+    Ok(())
+}
+
+fn removed_rules() -> Result<()> {
+    let lab = Lab::build()?;
+    let site = Site::new(&CONFIG.replace("MODE", "route"))?;
+    let mut daemon = Daemon::start(&site, &lab.gateway)?;
+    lab.gateway.ip("rule del priority 5000")?;
+    lab.gateway.ip("-6 rule del priority 5000")?;
+    lab.gateway.ip("route flush table 5001")?;
+    daemon.wait_until(|_| {
+        let rules = lab.gateway.ip("rule show").unwrap_or_default();
+        let v6 = lab.gateway.ip("-6 rule show").unwrap_or_default();
+        let routes = lab.gateway.ip("route show table 5001").unwrap_or_default();
+        rules.contains("lookup 5001") && v6.contains("lookup 5001") && routes.contains("default")
+    })?;
+    daemon.stop()?;
+    Ok(())
+}

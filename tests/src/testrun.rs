@@ -1,0 +1,142 @@
+//! The loaded programs asked about single packets.
+
+use anyhow::{Context, Result, bail};
+use breakout::config::XdpAttach;
+use breakout::datapath::{Bench, Counters, Egresses, LanPlan, Plan, Run};
+use breakout::explain::{Query, frame};
+use breakout::list::{Instance, List, embedded};
+use breakout::policy::Policy;
+use breakout::ruleset::{Ruleset, Slots, compile};
+use breakout_common::egress::{Egress, NextHop};
+use breakout_common::verdict::Reason;
+
+/// The mark that steered packets get on the bench, and its mask.
+pub const MARK: (u32, u32) = (0x0001_0000, 0x00ff_0000);
+
+/// The programs with a list, loaded for test runs.
+pub struct TestBench {
+    bench: Bench,
+    ruleset: Ruleset,
+}
+
+/// What a program decided about one packet, by its counters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// Whether it was steered.
+    pub steered: bool,
+    /// Why.
+    pub reason: Reason,
+    /// The id of the endpoint set that decided.
+    pub set: Option<u32>,
+}
+
+impl TestBench {
+    /// Loads the programs with the built-in list of an instance and one egress in route mode.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not take them.
+    pub fn new(instance: Instance) -> Result<Self> {
+        let egress = Egress {
+            v4: NextHop::Kernel,
+            v6: NextHop::Kernel,
+            ..Egress::default()
+        };
+        Self::with(&embedded(instance), egress)
+    }
+
+    /// Loads the programs with a list and an egress, whose mark is set here.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not take them.
+    pub fn with(list: &List, egress: Egress) -> Result<Self> {
+        let policy = Policy { egress: 0 };
+        let ruleset = Ruleset::new(std::slice::from_ref(list), &policy, &mut Slots::default())?;
+        let mut egresses = Egresses::default();
+        let egress = Egress {
+            mark: MARK.0,
+            mark_mask: MARK.1,
+            ..egress
+        };
+        egresses.table[0] = egress.to_words();
+        if egress.redirect {
+            // A test run redirects nothing; the loopback interface is there in every namespace.
+            egresses.devices.push((0, 1));
+        }
+        let lan = LanPlan {
+            name: "lo".to_owned(),
+            index: 1,
+            mac: [0; 6],
+            xdp: Some(XdpAttach::Native),
+            namespace: 0,
+        };
+        let bench = Bench::load(&Plan {
+            lans: &[lan],
+            image: &compile(&ruleset),
+            egresses: &egresses,
+            trace: false,
+        })?;
+        Ok(TestBench { bench, ruleset })
+    }
+
+    /// Runs a program, `tc` or `xdp`, on the packet that a query stands for.
+    ///
+    /// # Errors
+    ///
+    /// When the test run fails.
+    pub fn run(&mut self, program: &str, query: &Query) -> Result<Outcome> {
+        Ok(self.run_frame(program, &frame(*query))?.1)
+    }
+
+    /// Runs a program, `tc` or `xdp`, on a frame.
+    ///
+    /// # Errors
+    ///
+    /// When the test run fails.
+    pub fn run_frame(&mut self, program: &str, frame: &[u8]) -> Result<(Run, Outcome)> {
+        match program {
+            "xdp" => {
+                let before = self.bench.counters()?;
+                let run = self.bench.xdp(frame)?;
+                let outcome = self.counted(&before, &self.bench.counters()?)?;
+                Ok((run, outcome))
+            }
+            // With XDP before it the TC program does not count; whether it steers shows in the mark.
+            "tc" => {
+                let run = self.bench.tc(frame, 0)?;
+                let steered = run.mark == MARK.0;
+                let mut outcome = self.run_frame("xdp", frame)?.1;
+                if outcome.steered != steered {
+                    bail!("TC and XDP disagree: mark {:#x}, {outcome:?}", run.mark);
+                }
+                outcome.steered = steered;
+                Ok((run, outcome))
+            }
+            other => bail!("there is no program {other}"),
+        }
+    }
+
+    /// The mark of a packet after the TC program, which came with the mark `before`.
+    ///
+    /// # Errors
+    ///
+    /// When the test run fails.
+    pub fn mark_after(&mut self, query: &Query, before: u32) -> Result<u32> {
+        Ok(self.bench.tc(&frame(*query), before)?.mark)
+    }
+
+    fn counted(&self, before: &Counters, after: &Counters) -> Result<Outcome> {
+        let mut reasons = before.reasons.iter().zip(&after.reasons);
+        let changed = reasons.find(|(before, after)| before.1 != after.1);
+        let (_, (reason, _)) = changed.context("no reason was counted")?;
+        let mut sets = before.sets.iter().zip(&after.sets).zip(0u16..);
+        let set = sets.find(|((before, after), _)| before != after);
+        let rule = set.and_then(|(_, slot)| self.ruleset.rule(slot));
+        Ok(Outcome {
+            steered: reason.is_steer(),
+            reason: *reason,
+            set: rule.map(|rule| rule.key.id),
+        })
+    }
+}

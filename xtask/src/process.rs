@@ -1,0 +1,118 @@
+//! Running other programs, with progress.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::paths;
+
+/// How often a long step says that it is still at work.
+const HEARTBEAT: Duration = Duration::from_secs(10);
+
+/// The cargo that runs this, in the repository's root.
+pub(crate) fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(paths::root());
+    command
+}
+
+/// Runs a command with its output on this terminal.
+pub(crate) fn stream(command: &mut Command) -> Result<()> {
+    let status = command
+        .status()
+        .with_context(|| format!("cannot run {}", line(command)))?;
+    if !status.success() {
+        bail!("{} failed ({status})", line(command));
+    }
+    Ok(())
+}
+
+/// What a command prints to stdout, or `None` if it cannot run or fails.
+pub(crate) fn output(command: &mut Command) -> Option<String> {
+    let output = command.stderr(Stdio::null()).output().ok()?;
+    output
+        .status
+        .success()
+        .then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Runs a command within a time limit, with its output in the set-up's log, and says every few seconds what it last printed.
+pub(crate) fn run_logged(command: &mut Command, limit: Duration) -> Result<()> {
+    let path = paths::ebpf().join("setup.log");
+    let mut log = File::options().create(true).append(true).open(&path)?;
+    writeln!(log, "$ {}", line(command))?;
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .spawn()
+        .with_context(|| format!("cannot run {}", line(command)))?;
+    let started = Instant::now();
+    let mut next = HEARTBEAT;
+    loop {
+        if let Some(status) = child.try_wait()? {
+            if status.success() {
+                return Ok(());
+            }
+            bail!(
+                "{} failed ({status}); its last words: {}\nAll of it is in {}",
+                line(command),
+                last_lines(&path, 5),
+                path.display()
+            );
+        }
+        if started.elapsed() > limit {
+            child.kill()?;
+            child.wait()?;
+            bail!("{} took longer than {} s", line(command), limit.as_secs());
+        }
+        if started.elapsed() > next {
+            println!(
+                "      {:>4} s: {}",
+                started.elapsed().as_secs(),
+                last_lines(&path, 1)
+            );
+            next += HEARTBEAT;
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
+fn last_lines(path: &Path, count: usize) -> String {
+    let text = std::fs::read(path).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let mut lines: Vec<&str> = text
+        .lines()
+        .rev()
+        .filter(|l| !l.trim().is_empty())
+        .take(count)
+        .collect();
+    lines.reverse();
+    lines.join("\n")
+}
+
+/// The command as a person would type it.
+pub(crate) fn line(command: &Command) -> String {
+    let mut words: Vec<String> = command
+        .get_envs()
+        .filter_map(|(key, value)| {
+            Some(format!(
+                "{}={}",
+                key.to_string_lossy(),
+                value?.to_string_lossy()
+            ))
+        })
+        .collect();
+    words.push(command.get_program().to_string_lossy().into_owned());
+    words.extend(
+        command
+            .get_args()
+            .map(|word| word.to_string_lossy().into_owned()),
+    );
+    words.join(" ")
+}

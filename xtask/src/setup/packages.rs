@@ -1,0 +1,110 @@
+//! Debian packages.
+
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::Step;
+use crate::process::{output, run_logged};
+
+/// apt may have to fetch a few hundred megabytes.
+const LIMIT: Duration = Duration::from_secs(900);
+
+/// Packages that are wanted together.
+pub(crate) struct Packages {
+    why: &'static str,
+    names: &'static [&'static str],
+}
+
+/// What compiling needs: bpf-linker links with LLVM, whose version must not be older than the compiler's.
+pub(crate) fn build() -> Packages {
+    Packages {
+        why: "LLVM for the eBPF linker, and a C toolchain to link with",
+        names: &[
+            "gcc",
+            "libc6-dev",
+            "llvm-22-dev",
+            "libpolly-22-dev",
+            "zlib1g-dev",
+        ],
+    }
+}
+
+/// What the lab runs.
+pub(crate) fn lab() -> Packages {
+    Packages {
+        why: "tools for the lab's namespaces and counters",
+        names: &["iproute2", "nftables", "ethtool", "procps", "bpftool"],
+    }
+}
+
+/// What the second recipe for the eBPF compiler needs.
+pub(crate) fn debian_rust() -> Packages {
+    Packages {
+        why: "Debian's Rust with the source of core, to compile eBPF",
+        names: &["rustc-web", "cargo-web", "rust-web-src"],
+    }
+}
+
+impl Packages {
+    /// Those that are not installed.
+    pub(crate) fn absent(&self) -> Vec<&'static str> {
+        let listing = output(Command::new("dpkg-query").args([
+            "--show",
+            "--showformat",
+            "${Package} ${db:Status-Status}\\n",
+        ]));
+        let listing = listing.unwrap_or_default();
+        let installed = |name: &&str| {
+            listing
+                .lines()
+                .any(|line| line == format!("{name} installed"))
+        };
+        self.names
+            .iter()
+            .copied()
+            .filter(|name| !installed(name))
+            .collect()
+    }
+}
+
+impl Step for Packages {
+    fn title(&self) -> String {
+        format!("Debian packages: {}", self.why)
+    }
+
+    fn missing(&self) -> Vec<String> {
+        let absent = self.absent();
+        if absent.is_empty() {
+            return Vec::new();
+        }
+        vec![
+            "apt-get update".to_owned(),
+            format!(
+                "apt-get install --yes --no-install-recommends {}",
+                absent.join(" ")
+            ),
+        ]
+    }
+
+    fn install(&self) -> Result<()> {
+        let apt = || {
+            let mut command = Command::new("apt-get");
+            command.env("DEBIAN_FRONTEND", "noninteractive");
+            command
+        };
+        run_logged(apt().arg("update"), LIMIT)
+            .context("is this Debian 12 with a reachable package mirror?")?;
+        run_logged(
+            apt()
+                .args(["install", "--yes", "--no-install-recommends"])
+                .args(self.absent()),
+            LIMIT,
+        )
+    }
+
+    fn needs_root(&self) -> bool {
+        true
+    }
+}
