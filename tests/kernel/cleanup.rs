@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use anyhow::{Result, ensure};
+use aya::programs::{SchedClassifier, TcAttachType};
 use breakout_tests::daemon::{Daemon, Site};
 use breakout_tests::lab::{CONFIG, Lab};
 use nix::sys::signal::Signal;
@@ -42,6 +43,15 @@ pub(crate) fn inventory(lab: &Lab) -> Result<String> {
             writeln!(all, "{line}")?;
         }
     }
+    // Debian 12's bpftool does not know TCX yet.
+    let tcx = lab.gateway.enter(|| {
+        let (_, programs) = SchedClassifier::query_tcx("lan", TcAttachType::Ingress)?;
+        Ok(programs
+            .iter()
+            .map(|program| program.id())
+            .collect::<Vec<_>>())
+    })?;
+    writeln!(all, "tcx programs on lan: {tcx:?}")?;
     Ok(all)
 }
 
@@ -68,7 +78,8 @@ fn stopped(mode: &str) -> Result<()> {
     let during = inventory(&lab)?;
     ensure!(during.contains("lookup 5001"), "{during}");
     ensure!(
-        during.contains("breakout_tc") && during.contains("xdp") == (mode == "redirect"),
+        !during.contains("tcx programs on lan: []")
+            && during.contains("breakout_xdp") == (mode == "redirect"),
         "{during}"
     );
     ensure!(!pins(&site)?.is_empty(), "nothing is pinned");

@@ -23,6 +23,8 @@ impl Namespace {
     pub fn create(name: String) -> Result<Self> {
         run(Command::new("ip").args(["netns", "add", &name]))?;
         let namespace = Namespace { name, keep: false };
+        // Addresses are usable at once, and nothing changes later by itself.
+        namespace.exec("sysctl -qw net.ipv6.conf.default.accept_dad=0")?;
         namespace.ip("link set lo up")?;
         Ok(namespace)
     }
