@@ -191,4 +191,26 @@ mod tests {
             assert!(EXIT_CODES.contains(&format!("{code}  {meaning}")));
         }
     }
+
+    #[test]
+    fn the_manual_lists_every_command_reason_and_code() {
+        let manual = include_str!("../../../docs/configuration.md");
+        for reason in breakout_common::verdict::Reason::ALL {
+            let verdict = if reason.is_steer() { "steer" } else { "pass" };
+            let row = format!(
+                "| `{}` | {verdict} | {} |",
+                reason.name(),
+                reason.description()
+            );
+            assert!(manual.contains(&row), "{row}");
+        }
+        for (code, meaning) in Code::MEANINGS {
+            let row = format!("| {code} | {meaning} |");
+            assert!(manual.contains(&row), "{row}");
+        }
+        for command in Arguments::command().get_subcommands() {
+            let name = command.get_name();
+            assert!(manual.contains(&format!("| `breakout {name}")), "{name}");
+        }
+    }
 }

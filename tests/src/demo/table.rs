@@ -12,47 +12,38 @@ use super::Observation;
 
 pub(crate) fn print(observations: &[Observation], took: Duration) {
     let mut table = Table::new();
-    table.load_preset(NOTHING).set_header([
+    let header = [
         "flow",
         "proto",
         "destination",
         "port",
         "belongs",
-        "mode",
-        "came out",
-        "arrived",
-        "counted",
-        "",
-    ]);
-    for observation in observations {
-        let flow = &observation.flow.flow;
-        let (arrived, counted) = if observation.flow.steered {
-            (observation.internet_packets, observation.steered_packets)
-        } else {
-            (observation.wan_packets, observation.passed_packets)
-        };
+        "route",
+        "redirect",
+    ];
+    table.load_preset(NOTHING).set_header(header);
+    let in_mode = |mode: &str| {
+        let of_mode: Vec<&Observation> = observations.iter().filter(|o| o.mode == mode).collect();
+        of_mode
+    };
+    for (route, redirect) in in_mode("route").into_iter().zip(in_mode("redirect")) {
+        let flow = &route.flow.flow;
         table.add_row([
-            observation.name.to_owned(),
+            route.name.to_owned(),
             format!("{:?}", flow.transport).to_uppercase(),
             flow.destination.ip().to_string(),
             flow.destination.port().to_string(),
-            observation.expected.to_owned(),
-            observation.mode.to_owned(),
-            observation.came_out.clone(),
-            arrived.to_string(),
-            counted.to_string(),
-            if observation.ok { "ok" } else { "WRONG" }.to_owned(),
+            route.expected.to_owned(),
+            outcome(route),
+            outcome(redirect),
         ]);
     }
     println!("{table}\n");
-    let wrong = observations
-        .iter()
-        .filter(|observation| !observation.ok)
-        .count();
-    let steered = observations.iter().filter(|o| o.flow.steered).count();
     println!(
-        "\"came out\" is what the far end answered, \"arrived\" the packets counted there, \"counted\" Breakout's own count."
+        "Each outcome: who answered, the packets counted at that far end, and Breakout's own count of them."
     );
+    let wrong = observations.iter().filter(|o| !o.ok).count();
+    let steered = observations.iter().filter(|o| o.flow.steered).count();
     if wrong == 0 {
         println!(
             "All {} flows where they belong: {steered} left by the local internet link, {} by the WAN ({:.1} s).",
@@ -63,6 +54,16 @@ pub(crate) fn print(observations: &[Observation], took: Duration) {
     } else {
         println!("{wrong} of {} flows WRONG.", observations.len());
     }
+}
+
+fn outcome(observation: &Observation) -> String {
+    let (arrived, counted) = if observation.flow.steered {
+        (observation.internet_packets, observation.steered_packets)
+    } else {
+        (observation.wan_packets, observation.passed_packets)
+    };
+    let mark = if observation.ok { "ok" } else { "WRONG" };
+    format!("{mark} {} {arrived}={counted}", observation.came_out)
 }
 
 pub(crate) fn print_how_to_enter(lab: &Lab, site: &Site, pid: u32) -> Result<()> {
