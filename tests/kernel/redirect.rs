@@ -6,6 +6,7 @@ use breakout_tests::flow::{Flow, Transport};
 use breakout_tests::lab::{CONFIG, Lab};
 use breakout_tests::seen;
 use breakout_tests::server::Servers;
+use breakout_tests::wire::{Ipv4Udp, Wire};
 use serde_json::Value;
 
 use super::flows::next_hops_known;
@@ -27,11 +28,15 @@ pub(crate) fn reason(stats: &Value, name: &str) -> u64 {
     found.filter_map(|reason| reason["packets"].as_u64()).sum()
 }
 
-/// Sends datagrams from the client: to Teams media, with these socket options.
-fn send(lab: &Lab, script: &str) -> Result<()> {
-    let mut command = lab.client.command("python3");
-    command.args(["-c", script]);
-    breakout_tests::netns::run(&mut command).map(drop)
+/// Sends a datagram to Teams media from the client.
+fn send(lab: &Lab, datagram: &Ipv4Udp) -> Result<()> {
+    let mut frame = lab.ethernet(0x0800)?;
+    frame.extend(datagram.to_bytes());
+    Wire::open(&lab.client, "eth0")?.send(&frame)
+}
+
+fn media() -> Ipv4Udp {
+    Ipv4Udp::new([52, 113, 0, 1], 3478)
 }
 
 fn hard_packets() -> Result<()> {
@@ -46,41 +51,54 @@ fn hard_packets() -> Result<()> {
     daemon.wait_until(|_| next_hops_known(&site, &lab))?;
     seen::watch(&lab.internet, std::slice::from_ref(&flow))?;
     seen::watch(&lab.wan, std::slice::from_ref(&flow))?;
-    let prelude = "import socket as s; u = s.socket(s.AF_INET, s.SOCK_DGRAM); \
-                   to = ('52.113.0.1', 3478); ";
-    for (what, counter, script) in [
-        (
-            "TTL 1",
-            "kernel_ttl",
-            "u.setsockopt(0, s.IP_TTL, 1); u.sendto(b'x', to)",
-        ),
+    let cases = [
+        ("TTL 1", "kernel_ttl", Ipv4Udp { ttl: 1, ..media() }),
         (
             "IP options",
             "kernel_options",
-            "u.setsockopt(0, s.IP_OPTIONS, bytes([1, 1, 1, 0])); u.sendto(b'x', to)",
+            Ipv4Udp {
+                options: vec![1, 1, 1, 0],
+                ..media()
+            },
         ),
         (
-            "longer than the egress MTU, DF clear",
+            "longer than the egress MTU",
             "kernel_mtu",
-            "u.setsockopt(0, 10, 0); u.sendto(b'x' * 1450, to)",
+            Ipv4Udp {
+                payload: 1430,
+                ..media()
+            },
         ),
         (
             "a first fragment",
             "kernel_fragment",
-            "u.setsockopt(0, 10, 0); u.sendto(b'x' * 2000, to)",
+            Ipv4Udp {
+                fragment: 0x2000,
+                payload: 800,
+                ..media()
+            },
         ),
-    ] {
+    ];
+    for (what, counter, datagram) in cases {
         let before = site.json(&lab.gateway, &["stats"])?;
-        send(&lab, &format!("{prelude}{script}")).with_context(|| what.to_owned())?;
-        let after = site.json(&lab.gateway, &["stats"])?;
-        let counted = reason(&after, counter) - reason(&before, counter);
-        ensure!(counted == 1, "{what}: {counter} counted {counted}: {after}");
+        send(&lab, &datagram).with_context(|| what.to_owned())?;
+        daemon.wait_until(|_| {
+            let after = site.json(&lab.gateway, &["stats"]).unwrap_or_default();
+            reason(&after, counter) == reason(&before, counter) + 1
+        })?;
     }
-    // The options packet whole, the long one in fragments that the receiver put together. TTL 1 ended at the gateway.
-    let arrived = seen::packets(&lab.internet)?.remove(&seen::key(&flow));
-    ensure!(arrived >= Some(2), "{arrived:?} arrived by the local link");
-    let strayed = seen::packets(&lab.wan)?.remove(&seen::key(&flow));
-    ensure!(strayed == Some(0), "{strayed:?} strayed to the WAN");
+    // The one with options whole, the long one and the first fragment as fragments. TTL 1 ended at the gateway.
+    let arrived = |end| -> Result<_> { Ok(seen::packets(end)?.remove(&seen::key(&flow))) };
+    ensure!(
+        arrived(&lab.internet)? >= Some(3),
+        "{:?} arrived",
+        arrived(&lab.internet)?
+    );
+    ensure!(
+        arrived(&lab.wan)? == Some(0),
+        "{:?} strayed",
+        arrived(&lab.wan)?
+    );
     daemon.stop()?;
     Ok(())
 }
@@ -114,13 +132,13 @@ fn no_next_hop() -> Result<()> {
         .replace("MODE", "redirect")
         .replace("10.3.0.2", "10.3.0.77");
     let site = Site::new(&config)?;
-    let daemon = Daemon::start(&site, &lab.gateway)?;
-    send(
-        &lab,
-        "import socket as s; s.socket(s.AF_INET, s.SOCK_DGRAM).sendto(b'x', ('52.113.0.1', 3478))",
-    )?;
+    let mut daemon = Daemon::start(&site, &lab.gateway)?;
+    send(&lab, &media())?;
+    daemon.wait_until(|_| {
+        let stats = site.json(&lab.gateway, &["stats"]).unwrap_or_default();
+        reason(&stats, "kernel_next_hop") == 1
+    })?;
     let stats = site.json(&lab.gateway, &["stats"])?;
-    ensure!(reason(&stats, "kernel_next_hop") == 1, "{stats}");
     ensure!(reason(&stats, "steered") == 0, "{stats}");
     daemon.stop()?;
     Ok(())

@@ -17,3 +17,4 @@ pub mod requirements;
 pub mod seen;
 pub mod server;
 pub mod testrun;
+pub mod wire;

@@ -1,6 +1,9 @@
 //! What a test needs that not every machine has.
 
+use std::fs;
 use std::process::Command;
+
+use anyhow::Result;
 
 /// What is missing for tests with namespaces and eBPF, or `None`.
 pub fn missing() -> Option<String> {
@@ -17,4 +20,18 @@ pub fn missing() -> Option<String> {
         }
     }
     None
+}
+
+/// Whether this kernel has at least this version.
+///
+/// # Errors
+///
+/// When /proc is not mounted.
+pub fn kernel_at_least(major: u32, minor: u32) -> Result<bool> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let mut numbers = release
+        .split(['.', '-'])
+        .map_while(|part| part.trim().parse::<u32>().ok());
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    Ok(version >= (major, minor))
 }
