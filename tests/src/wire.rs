@@ -9,6 +9,13 @@ use anyhow::{Context, Result};
 use crate::lab::Lab;
 use crate::netns::Namespace;
 
+/// The address family in the type that an address has it in.
+const AF_PACKET: libc::sa_family_t = 17;
+const _: () = assert!(libc::AF_PACKET == 17);
+/// The size of a link-layer address in the type that the calls want.
+const SOCKADDR_LEN: libc::socklen_t = 20;
+const _: () = assert!(size_of::<libc::sockaddr_ll>() == 20);
+
 /// A raw socket on an interface.
 pub struct Wire {
     socket: OwnedFd,
@@ -62,16 +69,10 @@ fn raw_socket(index: u32) -> io::Result<OwnedFd> {
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
     // SAFETY: sockaddr_ll is integers and an array of bytes, for which all-zero bytes are valid.
     let mut address: libc::sockaddr_ll = unsafe { zeroed() };
-    address.sll_family = libc::AF_PACKET as u16;
+    address.sll_family = AF_PACKET;
     address.sll_ifindex = index.cast_signed();
     // SAFETY: `address` is a valid sockaddr_ll of the given length for the call.
-    let bound = unsafe {
-        libc::bind(
-            fd,
-            (&raw const address).cast(),
-            size_of::<libc::sockaddr_ll>() as libc::socklen_t,
-        )
-    };
+    let bound = unsafe { libc::bind(fd, (&raw const address).cast(), SOCKADDR_LEN) };
     if bound < 0 {
         return Err(io::Error::last_os_error());
     }

@@ -6,6 +6,7 @@ mod paths;
 mod process;
 mod setup;
 mod test;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -34,6 +35,8 @@ enum Command {
     Demo(demo::Arguments),
     /// Run every check and test. What needs root and has none is skipped, and said so.
     Test,
+    /// Run the kernel tests under Debian's 6.1 and 6.12 kernels, in qemu. Needs root to install qemu.
+    Vm(vm::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -61,5 +64,6 @@ fn run(command: &Command) -> Result<ExitCode> {
         }
         Command::Demo(arguments) => demo::run(arguments),
         Command::Test => test::run(),
+        Command::Vm(arguments) => vm::run(arguments),
     }
 }

@@ -51,6 +51,8 @@ const STAGES: &[Stage] = &[
     ("program and namespace tests", || {
         tests(&["test", "--package", "breakout-tests", "--locked"])
     }),
+    ("under Linux 6.1", || machine("6.1")),
+    ("under Linux 6.12", || machine("6.12")),
     ("eBPF by each toolchain", toolchains),
     ("without eBPF toolchain", stub),
 ];
@@ -135,10 +137,20 @@ fn tests(arguments: &[&str]) -> Result<Outcome> {
     Ok(outcome)
 }
 
-fn number_before(line: &str, word: &str) -> usize {
+pub(crate) fn number_before(line: &str, word: &str) -> usize {
     let before = line.split(word).next().unwrap_or_default();
     let number = before.rsplit(' ').next().unwrap_or_default();
     number.parse().unwrap_or(0)
+}
+
+/// Runs the kernel tests under another kernel.
+fn machine(series: &str) -> Result<Outcome> {
+    let outcome = crate::vm::boot(series, None)?;
+    Ok(Outcome {
+        passed: outcome.passed,
+        failed: outcome.failed,
+        ..Outcome::default()
+    })
 }
 
 /// Compiles the eBPF object by each of the two recipes.

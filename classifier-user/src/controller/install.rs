@@ -9,7 +9,7 @@ use super::state::{Persistent, StateDirectory};
 use super::{Controller, Options, make_ruleset, read_list, summary};
 use crate::config::{self, Config, XdpAttach};
 use crate::control::Reloaded;
-use crate::datapath::{DataPath, LanPlan, Plan, object};
+use crate::datapath::{DataPath, FILTER_PRIORITY, Foreign, LanPlan, Plan, has_tcx, object};
 use crate::exit::{Code, WithCode};
 use crate::links::{Links, network_namespace};
 use crate::list::List;
@@ -52,6 +52,9 @@ impl Controller {
             }
         };
         datapath.refuse_foreign(&lans).code(Code::Busy)?;
+        if !adopted {
+            refuse_foreign_filters(&links, &lans).await?;
+        }
         if !adopted && !persistent.installed {
             refuse_foreign_rules(&links, &config).await?;
         }
@@ -244,6 +247,17 @@ async fn remove(
     // The counters are gone, so the sets are numbered afresh; generations go on.
     persistent.slots.clear();
     outcome.and(routing).and(state.save(&persistent))
+}
+
+/// Fails if another controller's TC filter is on one of the interfaces, on kernels that have no TCX.
+async fn refuse_foreign_filters(links: &Links, lans: &[LanPlan]) -> Result<()> {
+    for lan in lans {
+        if !has_tcx() && links.has_ingress_filter(lan.index, FILTER_PRIORITY).await? {
+            let interface = lan.name.clone();
+            return Err(Foreign { interface }).code(Code::Busy);
+        }
+    }
+    Ok(())
 }
 
 /// Fails if there are rules with our protocol number and tables, which this controller has not made.

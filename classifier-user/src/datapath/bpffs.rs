@@ -26,16 +26,19 @@ pub(super) struct PinDirectory {
 }
 
 impl PinDirectory {
-    /// Opens, and makes if need be, the pin directory that belongs to a state directory.
+    /// Finds the place of the pin directory that belongs to a state directory.
     pub(super) fn open(state_directory: &Path) -> Result<Self> {
         let relative = Path::new("breakout").join(directory_name(state_directory));
-        let pins = PinDirectory {
+        Ok(PinDirectory {
             root: open_root(&relative)?,
             relative,
-        };
-        fs::create_dir_all(pins.path(""))
-            .with_context(|| format!("cannot make the directory {} for pins", pins.display("")))?;
-        Ok(pins)
+        })
+    }
+
+    /// Makes the directory, unless it is there.
+    pub(super) fn create(&self) -> Result<()> {
+        fs::create_dir_all(self.path(""))
+            .with_context(|| format!("cannot make the directory {} for pins", self.display("")))
     }
 
     /// A path by which this process reaches the pin `name`.
@@ -50,10 +53,14 @@ impl PinDirectory {
         path.display().to_string()
     }
 
-    /// The names of all pins.
+    /// The names of all pins; none if there is no directory.
     pub(super) fn names(&self) -> Result<Vec<String>> {
+        let entries = match fs::read_dir(self.path("")) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other.with_context(|| format!("cannot read {}", self.display("")))?,
+        };
         let mut names = Vec::new();
-        for entry in fs::read_dir(self.path(""))? {
+        for entry in entries {
             names.push(entry?.file_name().to_string_lossy().into_owned());
         }
         Ok(names)
@@ -71,8 +78,13 @@ impl PinDirectory {
 
     /// Removes the directory, which must be empty, and those above it that nobody else uses.
     pub(super) fn remove_directory(&self) -> Result<()> {
-        fs::remove_dir(self.path(""))
-            .with_context(|| format!("cannot remove the directory {}", self.display("")))?;
+        match fs::remove_dir(self.path("")) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(error)
+                    .with_context(|| format!("cannot remove the directory {}", self.display("")));
+            }
+            _ => {}
+        }
         let root = format!("/proc/self/fd/{}", self.root.as_raw_fd());
         for parent in self.relative.ancestors().skip(1) {
             // Other layouts and other controllers may still need these.

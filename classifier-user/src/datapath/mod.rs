@@ -28,6 +28,7 @@ use tables::TableMap;
 pub use bench::{Bench, Run};
 pub use counters::{Count, Counters};
 pub use object::object;
+pub use program::{FILTER_PRIORITY, has_tcx};
 
 /// The maps that all programs of one installation share, as the eBPF object names them.
 const MAPS: [&str; 5] = ["RULESET", "EGRESSES", "DEVICES", "REASONS", "SETS"];
@@ -83,14 +84,12 @@ pub struct Plan<'a> {
 /// Another controller's program is on a LAN interface.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "another Breakout controller's program (id {program}) is attached to {interface}. Stop that controller, or, \
-     if it has died, run `breakout unload --config FILE` with its configuration"
+    "another Breakout controller's program is attached to {interface}. Stop that controller, or, if it has died, run \
+     `breakout unload --config FILE` with its configuration"
 )]
 pub struct Foreign {
     /// The interface.
     pub interface: String,
-    /// The program's id.
-    pub program: u32,
 }
 
 /// The data path of one controller.
@@ -118,10 +117,9 @@ impl DataPath {
         Ok(DataPath { pins, live: None })
     }
 
-    /// Whether programs of an earlier controller are attached.
+    /// Whether an earlier controller was not stopped in order, so that its programs may be attached.
     pub fn has_leftovers(&self) -> bool {
-        let names = self.pins.names().unwrap_or_default();
-        names.iter().any(|name| is_link(name))
+        self.pins.names().is_ok_and(|names| !names.is_empty())
     }
 
     /// Fails if another controller's program is on one of the interfaces.
@@ -172,6 +170,7 @@ impl DataPath {
 
     /// Loads everything, filled and ready, without attaching it.
     fn stage(&self, plan: &Plan<'_>) -> Result<Live> {
+        self.pins.create()?;
         self.unstage()?;
         let words = plan.image.words();
         let size = ruleset_capacity(words.len());

@@ -24,7 +24,7 @@ pub(super) const XDP: &str = "breakout_xdp";
 
 /// Where the TC filter stands on kernels before 6.6, which have no TCX. Fixed, so that a
 /// later controller finds and replaces it.
-const FILTER_PRIORITY: u16 = 0x4252;
+pub const FILTER_PRIORITY: u16 = 0x4252;
 const FILTER_HANDLE: TcHandle = TcHandle::new(0, 1);
 
 /// Loaded programs for one LAN interface, with what they need to be attached.
@@ -226,15 +226,14 @@ pub(super) fn refuse_foreign(lan: &LanPlan, pins: &PinDirectory) -> Result<()> {
         if program.name() == TC.as_bytes() && Some(program.id()) != own {
             bail!(super::Foreign {
                 interface: lan.name.clone(),
-                program: program.id(),
             });
         }
     }
     Ok(())
 }
 
-/// TCX came with Linux 6.6.
-fn has_tcx() -> bool {
+/// Whether TC programs are attached by TCX, which came with Linux 6.6.
+pub fn has_tcx() -> bool {
     KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 6, 0))
 }
 

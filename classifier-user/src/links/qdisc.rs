@@ -1,11 +1,34 @@
 //! The clsact qdisc, which kernels before 6.6 need for TC programs.
 
 use anyhow::{Context, Result};
+use futures_util::TryStreamExt;
 use rtnetlink::packet_route::tc::{TcAttribute, TcHandle};
 
 use super::{Links, is_errno};
 
 impl Links {
+    /// Whether an interface has a TC ingress filter of this priority.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not answer.
+    pub async fn has_ingress_filter(&self, index: u32, priority: u16) -> Result<bool> {
+        let request = self
+            .handle
+            .traffic_filter(index.cast_signed())
+            .get()
+            .ingress();
+        let filters: Vec<_> = match request.execute().try_collect().await {
+            // There is no clsact qdisc that could have filters.
+            Err(error) if is_errno(&error, libc::EINVAL) => return Ok(false),
+            other => other.context("cannot list the TC filters")?,
+        };
+        // tcm_info: priority in the upper half, protocol in the lower.
+        Ok(filters
+            .iter()
+            .any(|filter| filter.header.info >> 16 == u32::from(priority)))
+    }
+
     /// Removes the clsact qdisc from an interface; one that is not there is fine.
     ///
     /// # Errors

@@ -68,6 +68,7 @@ fn steps(purpose: Purpose, choice: Choice) -> Vec<Box<dyn Step>> {
         steps.push(Box::new(packages::lab()));
     }
     if purpose == Purpose::Test {
+        steps.push(Box::new(packages::machines()));
         steps.push(Box::new(components::Components));
     }
     steps.push(Box::new(linker::Linker));

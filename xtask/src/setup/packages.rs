@@ -39,6 +39,20 @@ pub(crate) fn lab() -> Packages {
     }
 }
 
+/// What boots other kernels.
+pub(crate) fn machines() -> Packages {
+    Packages {
+        why: "qemu, to run the kernel tests under other kernels",
+        names: &[
+            "qemu-system-x86",
+            "busybox-static",
+            "cpio",
+            "kmod",
+            "binutils",
+        ],
+    }
+}
+
 /// What the second recipe for the eBPF compiler needs.
 pub(crate) fn debian_rust() -> Packages {
     Packages {

@@ -1,0 +1,150 @@
+//! `cargo xtask vm`: the kernel tests under Debian's own long-term kernels, in qemu by software emulation.
+//!
+//! Each machine has no disk: the tests, the tools they run and the kernel's modules are in its initramfs.
+
+mod image;
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+
+use crate::process::cargo;
+use crate::setup::{self, Purpose};
+
+/// Kernel series that are tested.
+pub(crate) const SERIES: [&str; 2] = ["6.1", "6.12"];
+
+/// How long one machine may run.
+const LIMIT: Duration = Duration::from_secs(900);
+
+/// What `cargo xtask vm` takes.
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// Kernel series to test.
+    #[arg(default_values_t = SERIES.map(str::to_owned))]
+    series: Vec<String>,
+    /// Run only the tests whose names contain this.
+    #[arg(long)]
+    filter: Option<String>,
+}
+
+/// What one machine came to.
+pub(crate) struct Outcome {
+    pub(crate) passed: usize,
+    pub(crate) failed: usize,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    setup::ensure(Purpose::Test)?;
+    let mut failed = 0;
+    for series in &arguments.series {
+        failed += boot(series, arguments.filter.as_deref())?.failed;
+    }
+    Ok(if failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Boots a kernel of the series and runs the kernel tests in it.
+pub(crate) fn boot(series: &str, filter: Option<&str>) -> Result<Outcome> {
+    let tests = build_tests()?;
+    let machine = image::build(series, &tests, filter)?;
+    println!("booting Linux {} (software emulation)", machine.release);
+    let mut qemu = Command::new("qemu-system-x86_64")
+        .args(["-accel", "tcg", "-cpu", "max", "-m", "2048", "-smp", "2"])
+        .args(["-nographic", "-no-reboot", "-nic", "none"])
+        .arg("-kernel")
+        .arg(&machine.kernel)
+        .arg("-initrd")
+        .arg(&machine.initramfs)
+        .args(["-append", "console=ttyS0 quiet panic=-1"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot run qemu-system-x86_64")?;
+    let stdout = qemu.stdout.take().context("stdout is piped")?;
+    let outcome = watch(stdout, &machine.release);
+    let _ = qemu.kill();
+    qemu.wait()?;
+    outcome
+}
+
+/// Shows what the machine prints, up to its result line.
+fn watch(stdout: impl std::io::Read + Send + 'static, release: &str) -> Result<Outcome> {
+    let (sender, lines) = mpsc::channel();
+    thread::spawn(move || {
+        for line in BufReader::new(stdout).split(b'\n').map_while(Result::ok) {
+            if sender
+                .send(String::from_utf8_lossy(&line).trim_end().to_owned())
+                .is_err()
+            {
+                break;
+            }
+        }
+    });
+    let deadline = Instant::now() + LIMIT;
+    let mut outcome = None;
+    while let Ok(line) = lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+        println!("{release}: {line}");
+        if let Some(counts) = line.strip_prefix("test result: ") {
+            outcome = Some(Outcome {
+                passed: crate::test::number_before(counts, " passed"),
+                failed: crate::test::number_before(counts, " failed"),
+            });
+        }
+        if line.contains("the machine is done") {
+            break;
+        }
+    }
+    match outcome {
+        Some(outcome) => Ok(outcome),
+        None if Instant::now() > deadline => bail!("Linux {release} took longer than {LIMIT:?}"),
+        None => bail!("Linux {release} ended without a test result"),
+    }
+}
+
+/// Builds the kernel tests. Returns the program.
+fn build_tests() -> Result<std::path::PathBuf> {
+    let mut build = cargo();
+    build.args(["build", "--locked", "--quiet", "--package", "breakout"]);
+    crate::process::stream(&mut build)?;
+    let mut tests = cargo();
+    tests
+        .args([
+            "test",
+            "--locked",
+            "--quiet",
+            "--package",
+            "breakout-tests",
+            "--test",
+            "kernel",
+        ])
+        .args(["--no-run", "--message-format", "json"])
+        .stderr(Stdio::inherit());
+    let output = tests.output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let executable = text
+        .lines()
+        .filter(|line| line.contains("\"name\":\"kernel\""))
+        .find_map(|line| {
+            let path = line.split("\"executable\":\"").nth(1)?.split('"').next()?;
+            Some(Path::new(path).to_owned())
+        });
+    executable.context("cargo did not say where the kernel tests are")
+}
+
+/// Whether a file can be opened; for errors that name it.
+fn exists(path: &Path) -> Result<()> {
+    File::open(path)
+        .map(drop)
+        .with_context(|| format!("{} is missing", path.display()))
+}
