@@ -7,6 +7,7 @@
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 
 mod count;
+mod decide;
 mod globals;
 mod maps;
 mod opaque;

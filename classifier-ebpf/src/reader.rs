@@ -2,6 +2,7 @@
 
 use breakout_common::frame::{Frame, FrameMut, MAX_OFFSET};
 
+use crate::globals;
 use crate::opaque::opaque;
 
 /// A packet's directly readable bytes.
@@ -38,6 +39,11 @@ impl Frame for Packet {
     #[inline(always)]
     fn len(&self) -> u32 {
         self.len
+    }
+
+    #[inline(always)]
+    fn blur(&self, value: u32) -> u32 {
+        value ^ globals::zero()
     }
 
     #[inline(always)]

@@ -4,25 +4,29 @@ use aya_ebpf::bindings::TC_ACT_UNSPEC;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::info;
-use breakout_common::classify::decide;
-use breakout_common::egress::NextHop;
-use breakout_common::packet::{Headers, walk};
-use breakout_common::verdict::{Decision, Reason, Verdict};
+use breakout_common::verdict::Decision;
 
 use crate::count::count;
+use crate::decide::decide_frame;
 use crate::globals;
-use crate::maps::{LiveTable, egress};
 use crate::reader::Packet;
 
-/// Bytes to make directly readable when the headers are not.
-const PULL: u32 = 256;
+/// Bytes to make directly readable: all headers but unusually long chains of extension headers.
+const PULL: u32 = 128;
 
 /// Entry point. Always answers `TC_ACT_UNSPEC`, so that programs and filters behind this one run as before.
 #[classifier]
 pub(crate) fn breakout_tc(ctx: TcContext) -> i32 {
-    let decision = match headers(&ctx) {
-        Ok(headers) => steer(&ctx, &headers),
-        Err(reason) => Decision::pass(reason),
+    let decision = match decide_frame(&packet(&ctx)) {
+        Ok(decided) => {
+            if let Some(egress) = decided.egress {
+                // SAFETY: the context is the live socket buffer's; the verifier rewrites the access to its field.
+                let mark = unsafe { (*ctx.skb.skb).mark };
+                ctx.skb.set_mark((mark & !egress.mark_mask) | egress.mark);
+            }
+            decided.decision
+        }
+        Err(stop) => Decision::pass(stop.reason()),
     };
     if globals::tc_counts() != 0 {
         // SAFETY: the context is the live socket buffer's; the verifier rewrites the access to its field.
@@ -30,52 +34,18 @@ pub(crate) fn breakout_tc(ctx: TcContext) -> i32 {
         count(&decision, u64::from(segments.max(1)), u64::from(ctx.len()));
     }
     if globals::trace() != 0 {
-        info!(&ctx, "tc: reason {}", decision.reason as u8);
+        info!(&ctx, "tc: {}", decision.reason.name());
     }
     TC_ACT_UNSPEC
 }
 
-/// Walks the headers, after moving them into the directly readable part if they are in fragments.
-#[inline(always)]
-fn headers(ctx: &TcContext) -> Result<Headers, Reason> {
-    match walk(&packet(ctx)) {
-        Err(Reason::Truncated) if ctx.data_end() - ctx.data() < ctx.len().min(PULL) as usize => {
-            if ctx.pull_data(ctx.len().min(PULL)).is_err() {
-                return Err(Reason::Truncated);
-            }
-            walk(&packet(ctx))
-        }
-        outcome => outcome,
-    }
-}
-
+/// The packet, with its headers moved into the directly readable part if they may be in fragments of the buffer.
 #[inline(always)]
 fn packet(ctx: &TcContext) -> Packet {
-    Packet::new(ctx.data(), ctx.data_end(), ctx.len())
-}
-
-#[inline(always)]
-fn steer(ctx: &TcContext, headers: &Headers) -> Decision {
-    let Some(table) = LiveTable::current() else {
-        return Decision::pass(Reason::NoRuleset);
-    };
-    let decision = decide(&table, headers);
-    let Verdict::Steer(index) = decision.verdict else {
-        return decision;
-    };
-    let down = Decision {
-        verdict: Verdict::Pass,
-        reason: Reason::EgressDown,
-        set: decision.set,
-    };
-    let Some(egress) = egress(index) else {
-        return down;
-    };
-    if matches!(egress.next_hop(headers.destination), NextHop::None) {
-        return down;
+    let wanted = ctx.len().min(PULL);
+    if ctx.data_end().wrapping_sub(ctx.data()) < wanted as usize {
+        // If this fails the walk sees what there is, and finds it truncated.
+        let _ = ctx.pull_data(wanted);
     }
-    // SAFETY: the context is the live socket buffer's; the verifier rewrites the access to its field.
-    let mark = unsafe { (*ctx.skb.skb).mark };
-    ctx.skb.set_mark((mark & !egress.mark_mask) | egress.mark);
-    decision
+    Packet::new(ctx.data(), ctx.data_end(), ctx.len())
 }

@@ -4,16 +4,16 @@ use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT};
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use aya_log_ebpf::info;
-use breakout_common::classify::decide;
-use breakout_common::egress::{Egress, NextHop};
+use breakout_common::egress::Egress;
 use breakout_common::forward;
 use breakout_common::frame::Frame;
-use breakout_common::packet::{Headers, walk};
+use breakout_common::packet::Headers;
 use breakout_common::verdict::{Decision, Reason, Verdict};
 
 use crate::count::count;
+use crate::decide::{Decided, decide_frame};
 use crate::globals;
-use crate::maps::{DEVICES, LiveTable, egress};
+use crate::maps::DEVICES;
 use crate::reader::Packet;
 
 /// Entry point. Everything that is not redirected goes on to the kernel, where `breakout_tc` marks what is steered.
@@ -27,46 +27,40 @@ pub(crate) fn breakout_xdp(ctx: XdpContext) -> u32 {
     )]
     let len = end.wrapping_sub(start) as u32;
     let mut packet = Packet::new(start, end, len);
-    let (decision, action) = match walk(&packet) {
-        Ok(headers) => steer(&mut packet, &headers),
-        Err(reason) => (Decision::pass(reason), XDP_PASS),
+    let (decision, action) = match decide_frame(&packet) {
+        Ok(decided) => act(&mut packet, decided),
+        Err(stop) => (Decision::pass(stop.reason()), XDP_PASS),
     };
     count(&decision, 1, u64::from(len));
     if globals::trace() != 0 {
-        info!(&ctx, "xdp: reason {}", decision.reason as u8);
+        info!(&ctx, "xdp: {}", decision.reason.name());
     }
     action
 }
 
+/// Carries a decision out. What is not redirected is returned with the reason why.
 #[inline(always)]
-fn steer(packet: &mut Packet, headers: &Headers) -> (Decision, u32) {
-    let Some(table) = LiveTable::current() else {
-        return (Decision::pass(Reason::NoRuleset), XDP_PASS);
-    };
-    let decision = decide(&table, headers);
-    let Verdict::Steer(index) = decision.verdict else {
+fn act(packet: &mut Packet, decided: Decided) -> (Decision, u32) {
+    let mut decision = decided.decision;
+    let (Verdict::Steer(index), Some(egress)) = (decision.verdict, decided.egress) else {
         return (decision, XDP_PASS);
     };
     if packet.read::<6>(0) != Some(globals::lan_mac()) {
         return (Decision::pass(Reason::NotForGateway), XDP_PASS);
     }
-    let pass = |reason, verdict| Decision {
-        verdict,
-        reason,
-        set: decision.set,
-    };
-    let Some(egress) = egress(index) else {
-        return (pass(Reason::EgressDown, Verdict::Pass), XDP_PASS);
-    };
-    if matches!(egress.next_hop(headers.destination), NextHop::None) {
-        return (pass(Reason::EgressDown, Verdict::Pass), XDP_PASS);
-    }
     if !egress.redirect {
         return (decision, XDP_PASS);
     }
-    match redirect(packet, headers, &egress, index) {
+    let redirected = match &decided.headers {
+        Some(headers) => redirect(packet, headers, &egress, index),
+        None => Err(Reason::KernelFragment),
+    };
+    match redirected {
         Ok(action) => (decision, action),
-        Err(reason) => (pass(reason, decision.verdict), XDP_PASS),
+        Err(reason) => {
+            decision.reason = reason;
+            (decision, XDP_PASS)
+        }
     }
 }
 

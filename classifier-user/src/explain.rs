@@ -117,7 +117,7 @@ pub fn explain(query: Query, context: &Context<'_>) -> Explanation {
     let frame = frame(query);
     let mut decision = match walk(frame.as_slice()) {
         Ok(headers) => decide(context.table, &headers),
-        Err(reason) => Decision::pass(reason),
+        Err(stop) => Decision::pass(stop.reason()),
     };
     if let (Verdict::Steer(index), Some(ways_out)) = (decision.verdict, context.ways_out) {
         let (v4, v6) = ways_out

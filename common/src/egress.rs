@@ -3,8 +3,6 @@
 //! All egresses stand in one map value that is replaced as a whole, so a packet never sees half of a
 //! change of next hop.
 
-use crate::table::Destination;
-
 /// The most egresses one controller can have.
 pub const MAX_EGRESSES: usize = 16;
 /// 32-bit words of one egress in the egress table.
@@ -50,13 +48,10 @@ const V4_MAC: u32 = 1 << 3;
 const V6_MAC: u32 = 1 << 4;
 
 impl Egress {
-    /// The way to the next hop for packets to `destination`.
+    /// The way to the next hop for IPv6, or else IPv4, packets.
     #[inline(always)]
-    pub const fn next_hop(&self, destination: Destination) -> NextHop {
-        match destination {
-            Destination::V4(_) => self.v4,
-            Destination::V6(..) => self.v6,
-        }
+    pub const fn next_hop(&self, v6: bool) -> NextHop {
+        if v6 { self.v6 } else { self.v4 }
     }
 
     /// The egress as words of the egress table.

@@ -2,7 +2,7 @@
 
 use crate::egress::{Egress, NextHop};
 use crate::frame::FrameMut;
-use crate::packet::Headers;
+use crate::packet::{FIRST_FRAGMENT, Headers, OPTIONS, TAGGED};
 use crate::table::Destination;
 use crate::verdict::Reason;
 
@@ -11,16 +11,16 @@ use crate::verdict::Reason;
 /// The packet's way is decided already; the kernel sends it by the same egress.
 #[inline(always)]
 pub fn plan(headers: &Headers, egress: &Egress) -> Result<[u8; 6], Reason> {
-    let NextHop::Mac(destination_mac) = egress.next_hop(headers.destination) else {
+    let NextHop::Mac(destination_mac) = egress.next_hop(headers.destination.is_v6()) else {
         return Err(Reason::KernelNextHop);
     };
-    if headers.tagged {
+    if headers.marks & TAGGED != 0 {
         return Err(Reason::KernelTagged);
     }
-    if headers.first_fragment {
+    if headers.marks & FIRST_FRAGMENT != 0 {
         return Err(Reason::KernelFragment);
     }
-    if headers.options {
+    if headers.marks & OPTIONS != 0 {
         return Err(Reason::KernelOptions);
     }
     if headers.ttl <= 1 {
@@ -143,21 +143,21 @@ mod tests {
             ),
             (
                 Headers {
-                    first_fragment: true,
+                    marks: FIRST_FRAGMENT,
                     ..headers
                 },
                 Reason::KernelFragment,
             ),
             (
                 Headers {
-                    options: true,
+                    marks: OPTIONS,
                     ..headers
                 },
                 Reason::KernelOptions,
             ),
             (
                 Headers {
-                    tagged: true,
+                    marks: TAGGED,
                     ..headers
                 },
                 Reason::KernelTagged,

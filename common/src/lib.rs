@@ -19,6 +19,7 @@ pub mod constants;
 pub mod counters;
 pub mod egress;
 pub mod forward;
+pub mod fragment;
 pub mod frame;
 pub mod packet;
 pub mod table;

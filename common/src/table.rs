@@ -90,6 +90,14 @@ pub enum Destination {
     V6(u64, u64),
 }
 
+impl Destination {
+    /// Whether it is an IPv6 address.
+    #[inline(always)]
+    pub const fn is_v6(self) -> bool {
+        matches!(self, Destination::V6(..))
+    }
+}
+
 /// What a range of a leaf says: the endpoint set that wins there and what is done with its packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Outcome {
@@ -186,10 +194,12 @@ fn search_leaf<T: Table + ?Sized>(table: &T, leaf: u32, key: u32) -> Option<Answ
     let mut step = 0;
     while step < 17 && remaining > 1 {
         let half = remaining / 2;
-        let middle = base.wrapping_add(half.wrapping_mul(RANGE_WORDS));
-        if table.word(middle)? <= key {
-            base = middle;
-        }
+        let step_words = half.wrapping_mul(RANGE_WORDS);
+        let first = table.word(base.wrapping_add(step_words))?;
+        // All ones if first <= key, else zero; both are below 2^31. A branch here would double the paths that the
+        // kernel's verifier has to follow at every step.
+        let taken = !(key.wrapping_sub(first).cast_signed() >> 31).cast_unsigned();
+        base = base.wrapping_add(step_words & taken);
         remaining -= half;
         step += 1;
     }

@@ -5,6 +5,7 @@ mod bad_input;
 mod cleanup;
 mod flows;
 mod golden;
+mod headers;
 mod redirect;
 mod reload;
 mod routing;
@@ -23,6 +24,7 @@ fn main() -> ExitCode {
     let missing = requirements::missing();
     let tests: Vec<Test> = [
         golden::TESTS,
+        headers::TESTS,
         flows::TESTS,
         redirect::TESTS,
         routing::TESTS,

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use breakout::config::XdpAttach;
-use breakout::datapath::{Bench, Counters, Egresses, LanPlan, Plan, Run};
+use breakout::datapath::{Bench, Counters, Egresses, LanPlan, Plan, Run, Size};
 use breakout::explain::{Query, frame};
 use breakout::list::{Instance, List, embedded};
 use breakout::policy::Policy;
@@ -115,6 +115,15 @@ impl TestBench {
             }
             other => bail!("there is no program {other}"),
         }
+    }
+
+    /// How large the programs are.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not tell.
+    pub fn sizes(&mut self) -> Result<Vec<Size>> {
+        self.bench.sizes()
     }
 
     /// The mark of a packet after the TC program, which came with the mark `before`.

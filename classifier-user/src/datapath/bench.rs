@@ -32,6 +32,19 @@ pub struct Run {
     pub mark: u32,
 }
 
+/// How large a loaded program is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Size {
+    /// Its name.
+    pub program: String,
+    /// Instructions that the verifier looked at, of the million that it allows; zero before Linux 5.16.
+    pub verified: u32,
+    /// Bytes of eBPF as the kernel has translated it.
+    pub translated_bytes: u32,
+    /// Bytes of machine code.
+    pub jited_bytes: u32,
+}
+
 impl Bench {
     /// Loads the programs for the plan's first LAN interface, which need not exist.
     ///
@@ -118,6 +131,25 @@ impl Bench {
             .as_ref()
             .context("the bench is loaded")?
             .counters()
+    }
+
+    /// How large the loaded programs are, by name.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not tell.
+    pub fn sizes(&mut self) -> Result<Vec<Size>> {
+        let mut sizes = Vec::new();
+        for (name, program) in self.programs()?.programs() {
+            let info = program.info()?;
+            sizes.push(Size {
+                program: name.to_owned(),
+                verified: info.verified_instruction_count().unwrap_or(0),
+                translated_bytes: info.size_translated().unwrap_or(0),
+                jited_bytes: info.size_jitted(),
+            });
+        }
+        Ok(sizes)
     }
 
     fn programs(&mut self) -> Result<&mut aya::Ebpf> {

@@ -25,13 +25,20 @@ use bpffs::PinDirectory;
 use program::{Added, Programs};
 use tables::TableMap;
 
-pub use bench::{Bench, Run};
+pub use bench::{Bench, Run, Size};
 pub use counters::{Count, Counters};
 pub use object::object;
 pub use program::{FILTER_PRIORITY, has_tcx};
 
 /// The maps that all programs of one installation share, as the eBPF object names them.
-const MAPS: [&str; 5] = ["RULESET", "EGRESSES", "DEVICES", "REASONS", "SETS"];
+const MAPS: [&str; 6] = [
+    "RULESET",
+    "EGRESSES",
+    "DEVICES",
+    "FRAGMENTS",
+    "REASONS",
+    "SETS",
+];
 /// Those of them that later installations go on using.
 const COUNTER_MAPS: [&str; 2] = ["REASONS", "SETS"];
 

@@ -67,19 +67,21 @@ fn extension(units: u8) -> Vec<u8> {
 }
 
 fn reason(frame: &[u8]) -> Reason {
-    walk(frame).expect_err("the frame is not decidable")
+    walk(frame)
+        .expect_err("the frame is not decidable")
+        .reason()
 }
 
 #[test]
 fn plain_packets() {
     let v4 = walk(ethernet(0x0800, &ipv4_udp(0, 0x4000)).as_slice()).unwrap();
     assert_eq!(v4.destination, Destination::V4(0x3471_0001));
-    assert_eq!((v4.transport, v4.port), (Transport::Udp, 3478));
+    assert_eq!(v4.key, Transport::Udp.key(3478));
     assert_eq!((v4.ip_offset, v4.ip_len, v4.ttl), (14, 28, 64));
-    assert!(!v4.first_fragment && !v4.options && !v4.tagged);
+    assert_eq!(v4.marks, 0);
     let v6 = walk(ethernet(0x86dd, &ipv6_tcp(&[])).as_slice()).unwrap();
     assert_eq!(v6.destination, Destination::V6(0x2603_1063_0000_0000, 1));
-    assert_eq!((v6.transport, v6.port), (Transport::Tcp, 443));
+    assert_eq!(v6.key, Transport::Tcp.key(443));
     assert_eq!((v6.ip_len, v6.ttl), (60, 64));
 }
 
@@ -102,8 +104,8 @@ fn tags_and_pppoe_are_walked_through() {
         ),
     ] {
         let headers = walk(frame.as_slice()).unwrap();
-        assert!(headers.tagged);
-        assert_eq!(headers.port, 3478);
+        assert_eq!(headers.marks, TAGGED);
+        assert_eq!(headers.key, Transport::Udp.key(3478));
     }
     let three = vlan(0x8100, &vlan(0x8100, &vlan(0x0800, &ip)));
     assert_eq!(reason(&ethernet(0x8100, &three)), Reason::VlanDepth);
@@ -122,11 +124,11 @@ fn tags_and_pppoe_are_walked_through() {
 fn ipv4_options_and_fragments() {
     for options in [4, 8, 40] {
         let headers = walk(ethernet(0x0800, &ipv4_udp(options, 0)).as_slice()).unwrap();
-        assert!(headers.options);
-        assert_eq!(headers.port, 3478);
+        assert_ne!(headers.marks & OPTIONS, 0);
+        assert_eq!(headers.key, Transport::Udp.key(3478));
     }
     let first = walk(ethernet(0x0800, &ipv4_udp(0, 0x2000)).as_slice()).unwrap();
-    assert!(first.first_fragment);
+    assert!(first.first_fragment().is_some());
     let later = ethernet(0x0800, &ipv4_udp(0, 0x2001));
     assert_eq!(reason(&later), Reason::LaterFragment);
     let last = ethernet(0x0800, &ipv4_udp(0, 0x0001));
@@ -157,9 +159,13 @@ fn ipv6_extension_headers_in_any_number_up_to_the_bound() {
     ] {
         let frame = ethernet(0x86dd, &ipv6_tcp(&extensions));
         let headers = walk(frame.as_slice()).unwrap_or_else(|r| panic!("{extensions:?}: {r:?}"));
-        assert_eq!(headers.port, 443, "{extensions:?}");
-        assert_eq!(headers.first_fragment, first_fragment, "{extensions:?}");
-        assert!(headers.options);
+        assert_eq!(headers.key, Transport::Tcp.key(443), "{extensions:?}");
+        assert_eq!(
+            headers.first_fragment().is_some(),
+            first_fragment,
+            "{extensions:?}"
+        );
+        assert_ne!(headers.marks & OPTIONS, 0);
     }
     let refused = |extensions: &[(u8, Vec<u8>)]| reason(&ethernet(0x86dd, &ipv6_tcp(extensions)));
     assert_eq!(
@@ -306,8 +312,7 @@ proptest! {
     fn what_etherparse_builds_is_understood((frame, destination, transport, port) in built()) {
         let headers = walk(frame.as_slice()).unwrap();
         prop_assert_eq!(headers.destination, destination);
-        prop_assert_eq!(headers.transport, transport);
-        prop_assert_eq!(headers.port, port);
+        prop_assert_eq!(headers.key, transport.key(port));
     }
 
     #[test]
@@ -330,7 +335,7 @@ proptest! {
             (walk(frame.as_slice()), by_etherparse(&frame))
         {
             prop_assert_eq!(headers.destination, destination);
-            prop_assert_eq!(headers.port, port);
+            prop_assert_eq!(headers.key & 0xffff, u32::from(port));
         }
     }
 

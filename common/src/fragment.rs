@@ -1,0 +1,104 @@
+//! What the fragments of one packet have in common.
+//!
+//! Only the first fragment has ports. The data path remembers the way of first fragments that it steers, so that
+//! the later ones of the same packet follow it.
+
+use crate::frame::Frame;
+use crate::table::Outcome;
+
+/// Where a fragment's identification is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fragment {
+    /// Offset of the IP header from the start of the frame, in bytes.
+    pub ip_offset: u32,
+    /// Offset of the IPv6 fragment header, in bytes; `None` for IPv4.
+    pub v6_header: Option<u32>,
+}
+
+/// What identifies a packet among others that are in fragments (RFC 791, RFC 8200): source, destination,
+/// identification and protocol. IPv4 addresses stand at the start of their places.
+pub type Key = [u8; 40];
+
+/// What is remembered of a first fragment: see [`remember`].
+pub type Memory = [u64; 2];
+
+/// How long a first fragment is remembered, in nanoseconds: as long as Linux waits for the rest (`ipfrag_time`).
+const LIFETIME: u64 = 30_000_000_000;
+
+/// The key of a fragment's packet. `None` if the frame is not what the walk saw.
+#[inline(always)]
+pub fn key<F: Frame + ?Sized>(frame: &F, fragment: &Fragment) -> Option<Key> {
+    let mut key = [0; 40];
+    match fragment.v6_header {
+        None => {
+            let ip = frame.read::<20>(fragment.ip_offset)?;
+            key[..4].copy_from_slice(&[ip[12], ip[13], ip[14], ip[15]]);
+            key[16..20].copy_from_slice(&[ip[16], ip[17], ip[18], ip[19]]);
+            key[32..34].copy_from_slice(&[ip[4], ip[5]]);
+            // Identifications are per protocol in IPv4.
+            key[36] = ip[9];
+            key[37] = 4;
+        }
+        Some(header) => {
+            let addresses = frame.read::<32>(fragment.ip_offset + 8)?;
+            key[..32].copy_from_slice(&addresses);
+            let identification = frame.read::<4>(header + 4)?;
+            key[32..36].copy_from_slice(&identification);
+            key[37] = 6;
+        }
+    }
+    Some(key)
+}
+
+/// What to remember of a first fragment that was steered at `now`, in nanoseconds.
+#[inline(always)]
+pub const fn remember(outcome: Outcome, now: u64) -> Memory {
+    [outcome.to_word() as u64, now]
+}
+
+/// The outcome that was remembered, unless that is too long ago.
+#[inline(always)]
+pub const fn recall(memory: &Memory, now: u64) -> Option<Outcome> {
+    if now.wrapping_sub(memory[1]) > LIFETIME {
+        return None;
+    }
+    Some(Outcome::from_word((memory[0] & 0xffff_ffff) as u32))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_first_fragment_is_forgotten_after_its_lifetime() {
+        let outcome = Outcome {
+            set: 11,
+            egress: Some(2),
+        };
+        let memory = remember(outcome, 1_000);
+        assert_eq!(recall(&memory, 1_000), Some(outcome));
+        assert_eq!(recall(&memory, 1_000 + LIFETIME), Some(outcome));
+        assert_eq!(recall(&memory, 1_001 + LIFETIME), None);
+    }
+
+    #[test]
+    fn keys_differ_in_each_part() {
+        let mut ip = [0u8; 20];
+        let fragment = Fragment {
+            ip_offset: 0,
+            v6_header: None,
+        };
+        let first = key(&ip[..], &fragment).unwrap();
+        for at in [4, 5, 9, 12, 15, 16, 19] {
+            ip[at] = 1;
+            assert_ne!(key(&ip[..], &fragment).unwrap(), first, "byte {at}");
+            ip[at] = 0;
+        }
+        ip[8] = 7;
+        assert_eq!(
+            key(&ip[..], &fragment).unwrap(),
+            first,
+            "the TTL is no part of it"
+        );
+    }
+}
