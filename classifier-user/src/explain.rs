@@ -1,5 +1,6 @@
 //! Why a flow goes where it goes: asks a table by the same function as the kernel, and the rules for the words.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use breakout_common::classify::decide;
@@ -8,6 +9,7 @@ use breakout_common::table::Transport;
 use breakout_common::verdict::{Decision, Reason, Verdict};
 use serde::{Deserialize, Serialize};
 
+use crate::controller::egress_name;
 use crate::ruleset::Ruleset;
 
 /// What is asked.
@@ -102,8 +104,8 @@ pub struct Context<'a> {
     pub table: &'a [u32],
     /// The ruleset that the table was compiled from.
     pub ruleset: &'a Ruleset,
-    /// The egresses' names, by index.
-    pub egresses: &'a [String],
+    /// The egresses' indices, by name.
+    pub egresses: &'a BTreeMap<String, u8>,
     /// Version and source of the list.
     pub list: (Option<String>, String),
     /// The table's generation, if it is live.
@@ -138,7 +140,7 @@ pub fn explain(query: Query, context: &Context<'_>) -> Explanation {
     };
     let set = decision.set.and_then(|slot| ruleset.rule(slot));
     let egress = match decision.verdict {
-        Verdict::Steer(index) => context.egresses.get(usize::from(index)).cloned(),
+        Verdict::Steer(index) => egress_name(context.egresses, index),
         Verdict::Pass => None,
     };
     Explanation {
@@ -234,7 +236,7 @@ mod tests {
             &Context {
                 table: image.words(),
                 ruleset: &ruleset,
-                egresses: &["local".to_owned()],
+                egresses: &BTreeMap::from([("local".to_owned(), 0)]),
                 list: (None, "test".to_owned()),
                 generation: None,
                 ways_out: None,

@@ -2,8 +2,19 @@
 
 use std::process::ExitCode;
 
+use nix::sys::signal::{SigHandler, Signal, signal};
+
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> ExitCode {
+    // A reader that goes away, as in `breakout stats | head`, ends a command silently. The controller writes to no pipe
+    // but its log, whose reader it must survive.
+    if std::env::args()
+        .nth(1)
+        .is_none_or(|command| command != "run")
+    {
+        // SAFETY: the default action runs no code of ours.
+        let _ = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
+    }
     match breakout::commands::main().await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

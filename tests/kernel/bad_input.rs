@@ -13,6 +13,10 @@ use crate::Test;
 pub(crate) const TESTS: &[Test] = &[
     ("missing_interfaces_are_refused", missing_interfaces),
     ("a_lan_without_native_xdp_is_refused", no_native_xdp),
+    (
+        "an_egress_that_takes_no_redirected_frames_is_refused",
+        no_redirect_target,
+    ),
     ("generic_xdp_only_if_allowed_and_loudly", generic_xdp),
     (
         "a_gateway_that_is_not_on_link_is_refused",
@@ -69,13 +73,24 @@ fn missing_interfaces() -> Result<()> {
         7,
         &["egress local", "no interface inet7"],
     )?;
-    lab.gateway.ip("link set inet down")?;
+    Ok(())
+}
+
+/// A bridge takes no redirected frames; the kernel would drop them silently.
+fn no_redirect_target() -> Result<()> {
+    let lab = Lab::build()?;
+    lab.gateway.ip("link add br0 type bridge")?;
+    lab.gateway.ip("link set br0 up")?;
+    lab.gateway.ip("addr add 10.3.0.9/24 dev br0")?;
+    let config = CONFIG
+        .replace("MODE", "redirect")
+        .replace("\"inet\"", "\"br0\"");
     refused(
         &lab,
         &config,
         &[],
         7,
-        &["inet is down", "ip link set inet up"],
+        &["br0 is a bridge", "mode = \"route\""],
     )?;
     Ok(())
 }

@@ -17,6 +17,10 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_bad_list_or_config_changes_nothing", bad_reload),
     ("the_mode_changes_in_a_reload", new_mode),
     ("a_list_that_outgrows_the_tables_gets_larger_ones", growth),
+    (
+        "a_failed_installation_leaves_the_one_before_in_force",
+        failed_installation,
+    ),
     ("sighup_reloads", sighup),
 ];
 
@@ -150,6 +154,35 @@ fn growth() -> Result<()> {
         ensure!(way(&site, &lab, address)? == "steer", "{address}");
     }
     ensure!(way(&site, &lab, "198.51.100.7")? == "pass");
+    daemon.stop()?;
+    Ok(())
+}
+
+/// The first LAN takes the new programs, the second refuses: both go back, and the controller still has them.
+fn failed_installation() -> Result<()> {
+    let lab = Lab::build()?;
+    let flow = Flow::new(Transport::Tcp, "198.51.100.7", 443);
+    lab.own([flow.destination.ip()])?;
+    let one = std::slice::from_ref(&flow);
+    let _internet = Servers::start(&lab.internet, "internet", one)?;
+    let _wan = Servers::start(&lab.wan, "wan", one)?;
+    lab.gateway.ip("link add br0 type bridge")?;
+    let two_lans = |mode: &str| format!("{}\n[[lan]]\ninterface = \"br0\"\n", config(mode));
+    let site = Site::new(&two_lans("route"))?;
+    write_list(&site, &["198.51.100.0/24"])?;
+    let daemon = Daemon::start(&site, &lab.gateway)?;
+    let before = super::cleanup::inventory(&lab)?;
+    site.configure(&two_lans("redirect"))?;
+    let output = site.output(&lab.gateway, &["reload"])?;
+    ensure!(output.status.code() == Some(7), "{:?}", output.status);
+    let after = super::cleanup::inventory(&lab)?;
+    ensure!(after == before, "before:\n{before}\nafter:\n{after}");
+    ensure!(flow.talk(&lab.client)? == "internet");
+    // The controller and the programs are still of one mind: what it publishes now is what they do.
+    site.configure(&two_lans("route"))?;
+    write_list(&site, &["203.0.113.0/24"])?;
+    site.json(&lab.gateway, &["reload"])?;
+    ensure!(flow.talk(&lab.client)? == "wan");
     daemon.stop()?;
     Ok(())
 }

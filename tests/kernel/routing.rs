@@ -16,6 +16,15 @@ pub(crate) const TESTS: &[Test] = &[
         "an_egress_that_goes_down_and_comes_back_is_followed",
         link_down_and_up,
     ),
+    (
+        "a_link_that_is_down_at_the_start_is_waited_for",
+        down_at_start,
+    ),
+    (
+        "a_lan_interface_that_comes_back_is_attached_again",
+        lan_comes_back,
+    ),
+    ("an_egress_that_is_added_moves_nobody", added_egress),
     ("other_bits_of_the_mark_stay", other_mark_bits),
     ("rules_that_somebody_removes_come_back", removed_rules),
 ];
@@ -54,6 +63,79 @@ fn link_down_and_up() -> Result<()> {
             "{log}"
         );
     }
+    Ok(())
+}
+
+fn down_at_start() -> Result<()> {
+    let flow = Flow::new(Transport::Tcp, "52.98.1.1", 443);
+    let lab = Lab::build()?;
+    lab.own([flow.destination.ip()])?;
+    let one = std::slice::from_ref(&flow);
+    let _internet = Servers::start(&lab.internet, "internet", one)?;
+    let _wan = Servers::start(&lab.wan, "wan", one)?;
+    lab.internet.ip("link set eth0 down")?;
+    let site = Site::new(&CONFIG.replace("MODE", "route"))?;
+    let mut daemon = Daemon::start(&site, &lab.gateway)?;
+    let problem = site.json(&lab.gateway, &["status"])?["egress"]["local"]["problem"].clone();
+    ensure!(
+        problem
+            .as_str()
+            .is_some_and(|text| text.contains("inet is down")),
+        "{problem}"
+    );
+    ensure!(flow.talk(&lab.client)? == "wan");
+    lab.internet.ip("link set eth0 up")?;
+    lab.internet.ip("route replace 10.1.0.0/24 via 10.3.0.1")?;
+    daemon.wait_until(|daemon| daemon.log().contains("egress local is up"))?;
+    ensure!(flow.talk(&lab.client)? == "internet");
+    daemon.stop()?;
+    Ok(())
+}
+
+fn lan_comes_back() -> Result<()> {
+    let flow = Flow::new(Transport::Udp, "52.113.0.1", 3478);
+    let lab = Lab::build()?;
+    lab.own([flow.destination.ip()])?;
+    let one = std::slice::from_ref(&flow);
+    let _internet = Servers::start(&lab.internet, "internet", one)?;
+    let _wan = Servers::start(&lab.wan, "wan", one)?;
+    let site = Site::new(&CONFIG.replace("MODE", "route"))?;
+    let mut daemon = Daemon::start(&site, &lab.gateway)?;
+    ensure!(flow.talk(&lab.client)? == "internet");
+    lab.gateway.ip("link del lan")?;
+    daemon.wait_until(|daemon| daemon.log().contains("no interface lan"))?;
+    breakout_tests::lab::connect(&lab.client, "eth0", &lab.gateway, "lan")?;
+    lab.gateway.ip("addr add 10.1.0.1/24 dev lan")?;
+    lab.client.ip("addr add 10.1.0.2/24 dev eth0")?;
+    lab.client.ip("route add default via 10.1.0.1")?;
+    daemon.wait_until(|daemon| {
+        daemon
+            .log()
+            .contains("attached to the LAN interfaces again")
+    })?;
+    ensure!(flow.talk(&lab.client)? == "internet");
+    daemon.stop()?;
+    Ok(())
+}
+
+/// Its name sorts before the one that is in use.
+fn added_egress() -> Result<()> {
+    let lab = Lab::build()?;
+    let config = CONFIG.replace("MODE", "route");
+    let site = Site::new(&config)?;
+    let daemon = Daemon::start(&site, &lab.gateway)?;
+    let mark = |status: &serde_json::Value| status["egress"]["local"]["mark"].clone();
+    let before = mark(&site.json(&lab.gateway, &["status"])?);
+    site.configure(&format!(
+        "{config}\n[egress.backup]\ninterface = \"wan\"\ngateway = \"10.2.0.2\"\n"
+    ))?;
+    site.json(&lab.gateway, &["reload"])?;
+    let after = site.json(&lab.gateway, &["status"])?;
+    ensure!(mark(&after) == before, "{after}");
+    ensure!(after["egress"]["backup"]["table"] == 5002, "{after}");
+    let rules = lab.gateway.ip("rule show")?;
+    ensure!(rules.contains("0x10000/0xff0000 lookup 5001"), "{rules}");
+    daemon.stop()?;
     Ok(())
 }
 

@@ -1,10 +1,8 @@
 //! The real `breakout`, run in the gateway.
 
-use std::fs;
-use std::io::{BufRead, BufReader};
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -80,6 +78,11 @@ impl Site {
         self.directory.path().join("control.sock")
     }
 
+    /// What the controller logs.
+    pub fn log(&self) -> PathBuf {
+        self.directory.path().join("log")
+    }
+
     /// The directory itself.
     pub fn path(&self) -> &Path {
         self.directory.path()
@@ -132,7 +135,6 @@ pub struct Daemon<'a> {
     site: &'a Site,
     namespace: &'a Namespace,
     child: Child,
-    log: Arc<Mutex<String>>,
 }
 
 impl<'a> Daemon<'a> {
@@ -151,27 +153,16 @@ impl<'a> Daemon<'a> {
     ///
     /// As [`start`](Self::start).
     pub fn start_with(site: &'a Site, namespace: &'a Namespace, more: &[&str]) -> Result<Self> {
-        let mut child = site
+        let child = site
             .command(namespace, &[&["run"], more].concat())?
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::piped())
+            .stderr(File::create(site.log())?)
             .spawn()?;
-        let log = Arc::new(Mutex::new(String::new()));
-        let lines = BufReader::new(child.stderr.take().context("stderr is piped")?).lines();
-        let sink = Arc::clone(&log);
-        thread::spawn(move || {
-            for line in lines.map_while(Result::ok) {
-                let mut log = sink.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-                log.push_str(&line);
-                log.push('\n');
-            }
-        });
         let mut daemon = Daemon {
             site,
             namespace,
             child,
-            log,
         };
         daemon.wait_until(|daemon| daemon.log().contains(" ready: "))?;
         Ok(daemon)
@@ -179,11 +170,7 @@ impl<'a> Daemon<'a> {
 
     /// What it has logged so far.
     pub fn log(&self) -> String {
-        let log = self
-            .log
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner());
-        log.clone()
+        fs::read_to_string(self.site.log()).unwrap_or_default()
     }
 
     /// Waits for something to become true, while the controller runs.

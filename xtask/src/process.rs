@@ -72,7 +72,7 @@ pub(crate) fn run_logged(command: &mut Command, limit: Duration) -> Result<()> {
             bail!("{} took longer than {} s", line(command), limit.as_secs());
         }
         if started.elapsed() > next {
-            println!(
+            eprintln!(
                 "      {:>4} s: {}",
                 started.elapsed().as_secs(),
                 last_lines(&path, 1)

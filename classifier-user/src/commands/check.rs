@@ -9,7 +9,7 @@ use super::arguments::ConfigArgument;
 use super::output::print_json;
 use crate::config;
 use crate::control::{ListSummary, Unusable};
-use crate::controller::{make_ruleset, read_list, summary};
+use crate::controller::{make_ruleset, offline_indices, read_list, summary};
 use crate::exit::{Code, WithCode};
 use crate::policy::Action;
 use crate::ruleset::{Slots, compile};
@@ -28,7 +28,13 @@ pub(super) fn check(config: &ConfigArgument, list: Option<&Path>, json: bool) ->
     let path = config.path();
     let config = config::load(&path).code(Code::Config)?;
     let list = read_list(&config, list)?;
-    let ruleset = make_ruleset(&config, &list, &mut Slots::default()).code(Code::List)?;
+    let ruleset = make_ruleset(
+        &config,
+        &list,
+        &offline_indices(&config),
+        &mut Slots::default(),
+    )
+    .code(Code::List)?;
     let steered = ruleset
         .rules
         .iter()

@@ -8,7 +8,7 @@ use super::arguments::{ConfigArgument, Explain};
 use super::output::print_json;
 use crate::config::{self, Config};
 use crate::control::Client;
-use crate::controller::{egress_names, make_ruleset, read_list};
+use crate::controller::{make_ruleset, offline_indices, read_list};
 use crate::exit::{Code, WithCode};
 use crate::explain::{Context, Explanation, Query, Source, explain as ask};
 use crate::ruleset::{Slots, compile};
@@ -22,7 +22,7 @@ pub(super) async fn explain(config: &ConfigArgument, arguments: &Explain) -> Res
     let list = arguments.list.as_deref();
     let answer = match live(config, list).await? {
         Some(mut client) => client.explain(query).await?,
-        None => offline(&offline_config(config, list)?, list, query)?,
+        None => offline(&offline_config(config)?, list, query)?,
     };
     if arguments.json {
         return print_json(&answer);
@@ -54,9 +54,9 @@ pub(super) async fn live(config: &ConfigArgument, list: Option<&Path>) -> Result
     }
 }
 
-/// The configuration for an offline answer: with a list and no configuration, the defaults.
-pub(super) fn offline_config(config: &ConfigArgument, list: Option<&Path>) -> Result<Config> {
-    if config.is_absent() || list.is_some() && !config.path().exists() {
+/// The configuration for an offline answer: the defaults, if none is named and none is in the usual place.
+pub(super) fn offline_config(config: &ConfigArgument) -> Result<Config> {
+    if config.is_absent() {
         return Ok(Config::default());
     }
     config::load(&config.path()).code(Code::Config)
@@ -64,12 +64,13 @@ pub(super) fn offline_config(config: &ConfigArgument, list: Option<&Path>) -> Re
 
 fn offline(config: &Config, list: Option<&Path>, query: Query) -> Result<Explanation> {
     let list = read_list(config, list)?;
-    let ruleset = make_ruleset(config, &list, &mut Slots::default()).code(Code::List)?;
+    let indices = offline_indices(config);
+    let ruleset = make_ruleset(config, &list, &indices, &mut Slots::default()).code(Code::List)?;
     let image = compile(&ruleset);
     let context = Context {
         table: image.words(),
         ruleset: &ruleset,
-        egresses: &egress_names(config),
+        egresses: &indices,
         list: (list.version.clone(), list.source.clone()),
         generation: None,
         ways_out: None,
@@ -83,8 +84,10 @@ fn print(answer: &Explanation) {
         None => "pass: the ordinary path".to_owned(),
     };
     println!(
-        "{:?} {} port {}: {target}",
-        answer.proto, answer.destination, answer.port
+        "{} {} port {}: {target}",
+        format!("{:?}", answer.proto).to_uppercase(),
+        answer.destination,
+        answer.port
     );
     println!("  reason        {} ({})", answer.reason, answer.description);
     if let Some(set) = &answer.endpoint_set {

@@ -8,7 +8,7 @@ use super::arguments::ConfigArgument;
 use super::explain::{live, offline_config};
 use super::output::{print_json, table};
 use crate::control::ListReport;
-use crate::controller::{make_ruleset, read_list, report};
+use crate::controller::{make_ruleset, offline_indices, read_list, report};
 use crate::exit::{Code, WithCode};
 use crate::ruleset::Slots;
 
@@ -16,10 +16,11 @@ pub(super) async fn show(config: &ConfigArgument, list: Option<&Path>, json: boo
     let shown = match live(config, list).await? {
         Some(mut client) => client.list().await?,
         None => {
-            let config = offline_config(config, list)?;
+            let config = offline_config(config)?;
             let list = read_list(&config, list)?;
-            let ruleset = make_ruleset(&config, &list, &mut Slots::default()).code(Code::List)?;
-            report(&config, &list, &ruleset)
+            let indices = offline_indices(&config);
+            let ruleset = make_ruleset(&config, &list, &indices, &mut Slots::default());
+            report(&indices, &list, &ruleset.code(Code::List)?)
         }
     };
     if json {

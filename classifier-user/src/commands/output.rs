@@ -9,20 +9,29 @@ use serde::Serialize;
 use tracing_subscriber::EnvFilter;
 
 use super::{Arguments, Command};
+use crate::exit::{Code, WithCode};
 
 /// Sends the program's messages to stderr. `BREAKOUT_LOG` chooses which, as in `BREAKOUT_LOG=debug`.
 pub(super) fn start_log(arguments: &Arguments) -> Result<()> {
     let default = match arguments.command {
-        Command::Run { .. } => "info",
+        Command::Run { .. } => "info,netlink_proto=error",
         _ => "warn",
     };
-    let filter = EnvFilter::try_from_env("BREAKOUT_LOG").unwrap_or_else(|_| default.into());
+    let filter = match std::env::var("BREAKOUT_LOG") {
+        Ok(chosen) => EnvFilter::builder()
+            .parse(&chosen)
+            .with_context(|| format!("BREAKOUT_LOG=\"{chosen}\" is no log filter; try debug"))
+            .code(Code::Usage)?,
+        Err(_) => EnvFilter::new(default),
+    };
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(colours)
         .with_target(false)
+        // Whoever read the messages may be gone; that is no reason to stop.
+        .log_internal_errors(false)
         .try_init()
         .map_err(anyhow::Error::from_boxed)
         .context("cannot start logging")

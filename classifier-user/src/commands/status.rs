@@ -52,6 +52,9 @@ fn print(status: &Status) {
             lan.interface,
             xdp.unwrap_or_default()
         );
+        if let Some(problem) = &lan.problem {
+            println!("          DOWN: {problem}");
+        }
     }
     for (name, egress) in &status.egress {
         print_egress(name, egress);

@@ -95,6 +95,8 @@ pub struct LanStatus {
     pub interface: String,
     /// How the XDP program is attached: `native`, `generic`, or not.
     pub xdp: Option<String>,
+    /// Why nothing is steered from the LAN interfaces, if so.
+    pub problem: Option<String>,
 }
 
 /// An egress.
@@ -224,7 +226,7 @@ pub struct Reloaded {
     pub from_generation: u32,
     /// The generation in force now.
     pub to_generation: u32,
-    /// Whether what the ruleset matches or does has changed.
+    /// Whether what is matched, or what is done with it, has changed.
     pub changed: bool,
     /// The list now in use.
     pub list: ListSummary,

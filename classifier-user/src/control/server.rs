@@ -1,10 +1,10 @@
 //! The controller's end of the control socket.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -15,7 +15,7 @@ use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Failure, Reply, Request};
-use crate::exit::code_of;
+use crate::exit::{Code, WithCode, code_of};
 
 type Requests = mpsc::Sender<Request>;
 
@@ -39,16 +39,20 @@ impl Server {
                 .with_context(|| format!("cannot make the directory {}", directory.display()))?;
         }
         if std::os::unix::net::UnixStream::connect(path).is_ok() {
-            bail!(
+            return Err(anyhow!(
                 "another controller listens on {}; stop it, or set [control] socket",
                 path.display()
-            );
+            ))
+            .code(Code::Busy);
         }
-        match fs::remove_file(path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(error).with_context(|| format!("cannot replace {}", path.display()));
-            }
-            _ => {}
+        match fs::symlink_metadata(path) {
+            Ok(metadata) if metadata.file_type().is_socket() => fs::remove_file(path)
+                .with_context(|| format!("cannot replace {}", path.display()))?,
+            Ok(_) => bail!(
+                "[control] socket: {} is there and is no socket",
+                path.display()
+            ),
+            Err(_) => {}
         }
         let listener = UnixListener::bind(path)
             .with_context(|| format!("cannot listen on the control socket {}", path.display()))?;

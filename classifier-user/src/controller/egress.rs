@@ -1,15 +1,16 @@
 //! The egresses as the system has them at one time, and what the data path and the routing make of them.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use anyhow::{Result, bail};
-use breakout_common::egress::{Egress, NextHop};
+use anyhow::{Context, Result, bail};
+use breakout_common::egress::{Egress, MAX_EGRESSES, NextHop};
 
-use crate::config::{Config, EgressConfig, Mode};
+use crate::config::{Config, EgressConfig, Mode, Routing};
 use crate::control::{EgressStatus, WayOut};
 use crate::datapath::Egresses;
 use crate::exit::{Code, WithCode};
-use crate::links::{Gateway, Gateways, Interface, Links, RouteRule, RoutingPlan};
+use crate::links::{Gateway, Gateways, Interface, Links, NoWayOut, RouteRule, RoutingPlan};
 
 /// One configured egress and what is known of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,16 +37,25 @@ struct Ways {
 ///
 /// # Errors
 ///
-/// With `strict`, when one has no way out; otherwise it is noted in its state.
-pub(super) async fn look(links: &Links, config: &Config, strict: bool) -> Result<Vec<EgressState>> {
+/// When the kernel does not answer; with `strict`, also when one is configured so that it has no way out. Otherwise that
+/// is noted in its state, and so is a link that is down.
+pub(super) async fn look(
+    links: &Links,
+    config: &Config,
+    indices: &BTreeMap<String, u8>,
+    strict: bool,
+) -> Result<Vec<EgressState>> {
     let mut states = Vec::with_capacity(config.egress.len());
-    for (index, (name, egress)) in (0u8..).zip(&config.egress) {
+    for (name, egress) in &config.egress {
+        let index = *indices.get(name).context("every egress has an index")?;
         let way_out = match way_out(links, egress).await {
             Ok(ways) => Ok(ways),
-            Err(error) if strict => {
-                return Err(error.context(format!("egress {name}"))).code(Code::System);
-            }
-            Err(error) => Err(format!("{error:#}")),
+            Err(error) => match error.downcast_ref::<NoWayOut>() {
+                // A link that is down now comes up later; that is no mistake in the configuration.
+                Some(NoWayOut::Down { .. }) => Err(error.to_string()),
+                Some(_) if !strict => Err(error.to_string()),
+                _ => return Err(error.context(format!("egress {name}"))).code(Code::System),
+            },
         };
         states.push(EgressState {
             name: name.clone(),
@@ -61,16 +71,17 @@ pub(super) async fn look(links: &Links, config: &Config, strict: bool) -> Result
 
 async fn way_out(links: &Links, config: &EgressConfig) -> Result<Ways> {
     let Some(interface) = links.interface(&config.interface).await? else {
-        bail!(
-            "there is no interface {} in this network namespace; see: ip link",
-            config.interface
-        );
+        bail!(NoWayOut::Missing {
+            interface: config.interface.clone(),
+        });
     };
-    if config.mode == Mode::Redirect && interface.mac.is_none() {
-        bail!(
-            "{} is no Ethernet, so XDP cannot send to it; set mode = \"route\"",
-            config.interface
-        );
+    if config.mode == Mode::Redirect
+        && let Some(what) = interface.no_redirect()
+    {
+        bail!(NoWayOut::NoRedirect {
+            interface: config.interface.clone(),
+            what,
+        });
     }
     let gateways = links
         .gateways(&interface, config.gateway, config.gateway6)
@@ -143,7 +154,7 @@ fn next_hop(gateway: Gateway, mac: Option<[u8; 6]>) -> NextHop {
 
 /// The rules and routes that there should be.
 pub(super) fn routing(config: &Config, states: &[EgressState]) -> RoutingPlan {
-    let mut plan = empty_routing(config);
+    let mut plan = empty_routing(&config.routing);
     for state in states {
         let Ok(ways) = &state.way_out else { continue };
         for (v6, gateway) in [(false, ways.gateways.v4), (true, ways.gateways.v6)] {
@@ -162,17 +173,16 @@ pub(super) fn routing(config: &Config, states: &[EgressState]) -> RoutingPlan {
 }
 
 /// The plan by which everything of ours is removed.
-pub(super) fn empty_routing(config: &Config) -> RoutingPlan {
-    let first = config.routing.table;
+pub(super) fn empty_routing(numbers: &Routing) -> RoutingPlan {
     RoutingPlan {
-        priority: config.routing.rule_priority,
-        mask: config.routing.mark_mask,
-        tables: first..first.saturating_add(16),
+        priority: numbers.rule_priority,
+        mask: numbers.mark_mask,
+        tables: numbers.table..numbers.table.saturating_add(MAX_EGRESSES as u32),
         entries: Vec::new(),
     }
 }
 
-/// For each egress, whether it has a way out for IPv4 and IPv6.
+/// For each egress index, whether there is a way out for IPv4 and IPv6.
 pub(super) fn ways_out(states: &[EgressState]) -> Vec<(bool, bool)> {
     let up = |state: &EgressState| match &state.way_out {
         Ok(ways) => (
@@ -181,7 +191,11 @@ pub(super) fn ways_out(states: &[EgressState]) -> Vec<(bool, bool)> {
         ),
         Err(_) => (false, false),
     };
-    states.iter().map(up).collect()
+    let mut ways = vec![(false, false); MAX_EGRESSES];
+    for state in states {
+        ways[usize::from(state.index)] = up(state);
+    }
+    ways
 }
 
 impl EgressState {

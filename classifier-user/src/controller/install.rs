@@ -2,7 +2,8 @@
 
 use std::time::Instant;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
+use tokio::task::JoinSet;
 
 use super::egress::{self, EgressState};
 use super::state::{Persistent, StateDirectory};
@@ -41,7 +42,6 @@ impl Controller {
     ) -> Result<Self> {
         let links = Links::open().code(Code::System)?;
         let lans = look_at_lans(&links, &config).await?;
-        let egresses = egress::look(&links, &config, true).await?;
         let datapath = DataPath::open(&config.state.directory).code(Code::System)?;
         let adopted = datapath.has_leftovers();
         let mut persistent = match state.load() {
@@ -51,17 +51,23 @@ impl Controller {
                 Persistent::default()
             }
         };
-        datapath.refuse_foreign(&lans).code(Code::Busy)?;
+        persistent.assign_egresses(&config).code(Code::Config)?;
+        // What runs without a controller is better off with one, whatever state the links are in.
+        let egresses = egress::look(&links, &config, &persistent.egresses, !adopted).await?;
+        datapath.refuse_foreign(&lans)?;
         if !adopted {
             refuse_foreign_filters(&links, &lans).await?;
         }
         if !adopted && !persistent.installed {
             refuse_foreign_rules(&links, &config).await?;
         }
+        let former = persistent.routing.replace(config.routing.clone());
         persistent.installed = true;
+        persistent.namespace = network_namespace()?;
         state.save(&persistent)?;
         let mut slots = persistent.slots();
-        let ruleset = make_ruleset(&config, &list, &mut slots).code(Code::List)?;
+        let indices = &persistent.egresses;
+        let ruleset = make_ruleset(&config, &list, indices, &mut slots).code(Code::List)?;
         let image = compile(&ruleset);
         let generation = persistent.generation;
         let mut controller = Controller {
@@ -79,10 +85,20 @@ impl Controller {
             state,
             persistent,
             adopted,
+            trace_readers: JoinSet::new(),
+            lan_problem: None,
             started: Instant::now(),
         };
         match controller.install(image).await {
-            Ok(()) => Ok(controller),
+            Ok(()) => {
+                if let Some(former) = former.filter(|former| *former != controller.config.routing) {
+                    let former = egress::empty_routing(&former);
+                    controller.links.apply_routing(&former).await?;
+                    let plan = egress::routing(&controller.config, &controller.egresses);
+                    controller.links.apply_routing(&plan).await?;
+                }
+                Ok(controller)
+            }
             // What a dead controller left goes on working; what is only ours goes away.
             Err(error) if adopted => Err(error),
             Err(error) => {
@@ -110,6 +126,7 @@ impl Controller {
         self.persistent.clsact.extend(clsact);
         self.persistent.clsact.dedup();
         self.commit(generation);
+        self.start_trace()?;
         egress::refresh_neighbours(&self.links, &self.egresses).await;
         Ok(())
     }
@@ -131,24 +148,31 @@ impl Controller {
         let from_generation = self.generation;
         let before = self.ruleset.hash();
         let (config, list) = read(&self.options)?;
-        if config.state != self.config.state || config.control != self.config.control {
-            bail!(
-                "[state] and [control] cannot change in a reload; restart the controller for that"
-            );
+        if config.state != self.config.state
+            || config.control != self.config.control
+            || config.routing != self.config.routing
+        {
+            return Err(anyhow!(
+                "[state], [control] and [routing] cannot change in a reload; restart the controller for that"
+            ))
+            .code(Code::Config);
         }
         let mut slots = self.slots.clone();
-        let ruleset = make_ruleset(&config, &list, &mut slots).code(Code::List)?;
+        self.persistent
+            .assign_egresses(&config)
+            .code(Code::Config)?;
+        let indices = &self.persistent.egresses;
+        let ruleset = make_ruleset(&config, &list, indices, &mut slots).code(Code::List)?;
         let mut image = compile(&ruleset);
         let lans = look_at_lans(&self.links, &config).await?;
-        let same_interfaces = lans == self.lans
-            && config.egress == self.config.egress
-            && config.routing == self.config.routing;
+        let same_interfaces = lans == self.lans && config.egress == self.config.egress;
         image.set_generation(self.generation.wrapping_add(1));
         if same_interfaces && self.datapath.publish_ruleset(&image)? {
             (self.config, self.list, self.ruleset, self.slots) = (config, list, ruleset, slots);
             self.commit(from_generation.wrapping_add(1));
         } else {
-            let egresses = egress::look(&self.links, &config, true).await?;
+            let egresses =
+                egress::look(&self.links, &config, &self.persistent.egresses, true).await?;
             self.replace(config, list, lans, egresses, image).await?;
             self.ruleset = ruleset;
             self.slots = slots;
@@ -157,9 +181,34 @@ impl Controller {
         Ok(Reloaded {
             from_generation,
             to_generation: self.generation,
-            changed: self.ruleset.hash() != before,
+            changed: !same_interfaces || self.ruleset.hash() != before,
             list: summary(&self.list),
         })
+    }
+
+    /// Attaches to LAN interfaces that have come back, or have another MAC address.
+    pub(super) async fn follow_lans(&mut self) -> Result<()> {
+        let lans = match look_at_lans(&self.links, &self.config).await {
+            Ok(lans) => lans,
+            Err(error) => {
+                if self.lan_problem.is_none() {
+                    tracing::warn!("nothing is steered there until it is back: {error:#}");
+                }
+                self.lan_problem = Some(format!("{error:#}"));
+                return Ok(());
+            }
+        };
+        if lans == self.lans && self.lan_problem.is_none() {
+            return Ok(());
+        }
+        self.lans = lans;
+        self.install(compile(&self.ruleset)).await?;
+        self.lan_problem = None;
+        tracing::info!(
+            "attached to the LAN interfaces again: generation {}",
+            self.generation
+        );
+        Ok(())
     }
 
     /// Installs with another configuration; if that fails, the one before stays in force.
@@ -172,7 +221,6 @@ impl Controller {
         image: Image,
     ) -> Result<()> {
         let published = egress::table(&egresses, config.routing.mark_mask);
-        let old_routing = egress::empty_routing(&self.config);
         let config = std::mem::replace(&mut self.config, config);
         let list = std::mem::replace(&mut self.list, list);
         let lans = std::mem::replace(&mut self.lans, lans);
@@ -187,11 +235,6 @@ impl Controller {
             let plan = egress::routing(&self.config, &self.egresses);
             self.links.apply_routing(&plan).await?;
             return Err(error.context("not reloaded, nothing has changed"));
-        }
-        if old_routing != egress::empty_routing(&self.config) {
-            self.links.apply_routing(&old_routing).await?;
-            let plan = egress::routing(&self.config, &self.egresses);
-            self.links.apply_routing(&plan).await?;
         }
         Ok(())
     }
@@ -217,8 +260,18 @@ impl Controller {
 pub async fn unload(config: &Config) -> Result<()> {
     let state = StateDirectory::lock(&config.state.directory)?;
     let persistent = state.load().unwrap_or_default();
+    if persistent.installed && persistent.namespace != network_namespace()? {
+        return Err(anyhow!(
+            "the controller ran in another network namespace, where its rules and routes are. Run this there: ip netns \
+             exec NAME breakout unload --config FILE"
+        ))
+        .code(Code::System);
+    }
     let links = Links::open().code(Code::System)?;
     let datapath = DataPath::open(&config.state.directory).code(Code::System)?;
+    if !persistent.installed && !datapath.has_leftovers() {
+        eprintln!("nothing is installed");
+    }
     remove(datapath, &links, config, &state, persistent).await?;
     match std::fs::remove_file(&config.control.socket) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -242,10 +295,15 @@ async fn remove(
             outcome = outcome.and(links.remove_clsact(interface.index).await);
         }
     }
-    let routing = links.apply_routing(&egress::empty_routing(config)).await;
+    let numbers = persistent
+        .routing
+        .take()
+        .unwrap_or_else(|| config.routing.clone());
+    let routing = links.apply_routing(&egress::empty_routing(&numbers)).await;
     persistent.installed = false;
     // The counters are gone, so the sets are numbered afresh; generations go on.
     persistent.slots.clear();
+    persistent.egresses.clear();
     outcome.and(routing).and(state.save(&persistent))
 }
 
@@ -262,7 +320,10 @@ async fn refuse_foreign_filters(links: &Links, lans: &[LanPlan]) -> Result<()> {
 
 /// Fails if there are rules with our protocol number and tables, which this controller has not made.
 async fn refuse_foreign_rules(links: &Links, config: &Config) -> Result<()> {
-    if !links.has_own_rules(&egress::empty_routing(config)).await? {
+    if !links
+        .has_own_rules(&egress::empty_routing(&config.routing))
+        .await?
+    {
         return Ok(());
     }
     let routing = &config.routing;

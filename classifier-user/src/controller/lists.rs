@@ -1,5 +1,6 @@
 //! From configuration to ruleset: which list, and what the policy makes of it.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -26,12 +27,23 @@ pub fn read_list(config: &Config, file: Option<&Path>) -> Result<List> {
     }
 }
 
-/// The names of the egresses, by index.
-pub fn egress_names(config: &Config) -> Vec<String> {
-    if config.egress.is_empty() {
-        return vec![config.default_egress().to_owned()];
-    }
-    config.egress.keys().cloned().collect()
+/// The indices that the egresses of a configuration get where no controller has given them any.
+pub fn offline_indices(config: &Config) -> BTreeMap<String, u8> {
+    let names = config.egress.keys().cloned();
+    let mut indices: BTreeMap<String, u8> = names.zip(0..).collect();
+    // With a list and no configuration the default policy names an egress all the same.
+    indices
+        .entry(config.default_egress().to_owned())
+        .or_insert(0);
+    indices
+}
+
+/// The name of the egress with an index.
+pub fn egress_name(indices: &BTreeMap<String, u8>, index: u8) -> Option<String> {
+    let mut entries = indices.iter();
+    entries
+        .find(|(_, other)| **other == index)
+        .map(|(name, _)| name.clone())
 }
 
 /// What the configuration's policy makes of a list.
@@ -39,13 +51,15 @@ pub fn egress_names(config: &Config) -> Vec<String> {
 /// # Errors
 ///
 /// When there are too many endpoint sets.
-pub fn make_ruleset(config: &Config, list: &List, slots: &mut Slots) -> Result<Ruleset> {
-    let names = egress_names(config);
-    let default = names
-        .iter()
-        .position(|name| name == config.default_egress());
+pub fn make_ruleset(
+    config: &Config,
+    list: &List,
+    indices: &BTreeMap<String, u8>,
+    slots: &mut Slots,
+) -> Result<Ruleset> {
+    let egress = indices.get(config.default_egress());
     let policy = Policy {
-        egress: u8::try_from(default.unwrap_or(0))?,
+        egress: *egress.context("every egress has an index")?,
     };
     Ruleset::new(std::slice::from_ref(list), &policy, slots)
 }
@@ -62,8 +76,7 @@ pub fn summary(list: &List) -> ListSummary {
 }
 
 /// A list with all its endpoint sets and what is done with them.
-pub fn report(config: &Config, list: &List, ruleset: &Ruleset) -> ListReport {
-    let names = egress_names(config);
+pub fn report(indices: &BTreeMap<String, u8>, list: &List, ruleset: &Ruleset) -> ListReport {
     let sets = list.sets.iter().map(|set| {
         let rule = ruleset.rules.iter().find(|rule| rule.key == set.key);
         ListedSet {
@@ -73,7 +86,7 @@ pub fn report(config: &Config, list: &List, ruleset: &Ruleset) -> ListReport {
             prefixes: set.prefixes.iter().map(ToString::to_string).collect(),
             ports: set.ports.iter().map(ToString::to_string).collect(),
             egress: rule.and_then(|rule| match rule.action {
-                Action::Steer(index) => names.get(usize::from(index)).cloned(),
+                Action::Steer(index) => egress_name(indices, index),
                 Action::Pass => None,
             }),
         }

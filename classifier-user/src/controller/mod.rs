@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::config::Config;
@@ -25,7 +26,7 @@ use egress::EgressState;
 use state::{Persistent, StateDirectory};
 
 pub use install::unload;
-pub use lists::{egress_names, make_ruleset, read_list, report, summary};
+pub use lists::{egress_name, make_ruleset, offline_indices, read_list, report, summary};
 pub use state::require_privileges;
 
 /// How often the kernel's neighbour entries are used, so that they do not grow stale, and everything is looked at
@@ -62,6 +63,9 @@ struct Controller {
     state: StateDirectory,
     persistent: Persistent,
     adopted: bool,
+    trace_readers: JoinSet<()>,
+    /// Why a LAN interface cannot be attached to, if so.
+    lan_problem: Option<String>,
     started: Instant,
 }
 
@@ -78,9 +82,11 @@ pub async fn run(options: Options) -> Result<()> {
     let (sender, requests) = mpsc::channel(16);
     let (config, list) = install::read(&options)?;
     let state = StateDirectory::lock(&config.state.directory)?;
-    let server = Server::start(&config.control.socket, sender).code(Code::Busy)?;
+    let server = Server::start(&config.control.socket, sender).code(Code::System)?;
     let mut controller = Controller::start(options, config, list, state).await?;
-    controller.start_trace()?;
+    if controller.adopted {
+        tracing::info!("took over from an earlier controller");
+    }
     tracing::info!(
         "ready: generation {}, {} endpoint sets, list {}",
         controller.generation,
@@ -94,6 +100,7 @@ pub async fn run(options: Options) -> Result<()> {
     controller
         .serve(requests, changes, &mut stop, &mut hangup)
         .await;
+    tracing::info!("stopping: removing programs, rules and routes");
     drop(server);
     controller.stop().await
 }
@@ -139,7 +146,10 @@ impl Controller {
                         Err(error) => tracing::error!("not reloaded, nothing has changed: {error:#}"),
                     }
                 }
-                () = changes.next() => self.follow().await,
+                () = changes.wait() => {
+                    changes.gather().await;
+                    self.follow().await;
+                }
                 _ = refresh.tick() => {
                     egress::refresh_neighbours(&self.links, &self.egresses).await;
                     self.follow().await;
@@ -155,7 +165,8 @@ impl Controller {
             Request::Status(reply) => drop(reply.send(Ok(self.status()))),
             Request::Stats(reply) => drop(reply.send(self.stats())),
             Request::List(reply) => {
-                drop(reply.send(Ok(report(&self.config, &self.list, &self.ruleset))));
+                let indices = &self.persistent.egresses;
+                drop(reply.send(Ok(report(indices, &self.list, &self.ruleset))));
             }
             Request::Explain(query, reply) => drop(reply.send(self.explain(query))),
             Request::Reload(reply) => {
@@ -173,7 +184,7 @@ impl Controller {
     }
 
     async fn try_follow(&mut self) -> Result<()> {
-        let now = egress::look(&self.links, &self.config, false).await?;
+        let now = egress::look(&self.links, &self.config, &self.persistent.egresses, false).await?;
         for (before, after) in self.egresses.iter().zip(&now) {
             match (before.problem(), after.problem()) {
                 (None, Some(problem)) => {
@@ -186,24 +197,27 @@ impl Controller {
                 _ => {}
             }
         }
-        let mask = self.config.routing.mark_mask;
-        let table = egress::table(&now, mask);
         self.egresses = now;
+        // Routes first: a packet that is marked must find its rule. Without one it takes the ordinary path.
+        let plan = egress::routing(&self.config, &self.egresses);
+        self.links.apply_routing(&plan).await?;
+        let table = egress::table(&self.egresses, self.config.routing.mark_mask);
         if table != self.published {
             self.datapath.publish_egresses(&table)?;
             self.published = table;
         }
-        let plan = egress::routing(&self.config, &self.egresses);
-        self.links.apply_routing(&plan).await
+        self.follow_lans().await
     }
 
     /// Forwards what the programs log to our own log.
     fn start_trace(&mut self) -> Result<()> {
+        // The programs before are gone, and their logs with them.
+        self.trace_readers = JoinSet::new();
         if !self.options.trace {
             return Ok(());
         }
         for mut logger in self.datapath.trace_logs()? {
-            tokio::spawn(async move {
+            self.trace_readers.spawn(async move {
                 let mut tick = interval(TRACE_INTERVAL);
                 loop {
                     tick.tick().await;

@@ -5,7 +5,7 @@ use breakout_common::table::GENERATION;
 use ipnet::IpNet;
 
 use super::egress::ways_out;
-use super::{Controller, egress_names, summary};
+use super::{Controller, egress_name, summary};
 use crate::config::XdpAttach;
 use crate::control::{LanStatus, ReasonCount, RulesetStatus, SetCount, Stats, Status};
 use crate::explain::{Context, Explanation, Query, explain};
@@ -43,6 +43,7 @@ impl Controller {
                         XdpAttach::Native => "native".to_owned(),
                         XdpAttach::Generic => "generic".to_owned(),
                     }),
+                    problem: self.lan_problem.clone(),
                 })
                 .collect(),
             egress: self
@@ -55,7 +56,6 @@ impl Controller {
 
     pub(super) fn stats(&self) -> Result<Stats> {
         let counters = self.datapath.counters()?;
-        let names = egress_names(&self.config);
         let reasons = counters.reasons.iter().map(|(reason, count)| ReasonCount {
             reason: reason.name().to_owned(),
             verdict: if reason.is_steer() { "steer" } else { "pass" }.to_owned(),
@@ -68,7 +68,7 @@ impl Controller {
             service_area: rule.service_area.clone(),
             category: rule.category.to_string(),
             egress: match rule.action {
-                Action::Steer(index) => names.get(usize::from(index)).cloned(),
+                Action::Steer(index) => egress_name(&self.persistent.egresses, index),
                 Action::Pass => None,
             },
             count: counters
@@ -89,7 +89,7 @@ impl Controller {
         let table = self.datapath.live_table()?;
         let context = Context {
             ruleset: &self.ruleset,
-            egresses: &egress_names(&self.config),
+            egresses: &self.persistent.egresses,
             list: (self.list.version.clone(), self.list.source.clone()),
             generation: table.get(GENERATION as usize).copied(),
             ways_out: Some(&ways_out(&self.egresses)),

@@ -1,15 +1,18 @@
 //! What survives the controller: the lock that keeps a second one out, the generation, and which endpoint set
 //! has which counter.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
+use breakout_common::egress::MAX_EGRESSES;
 use serde::{Deserialize, Serialize};
 use tempfile::NamedTempFile;
 
+use crate::config::{Config, Routing};
 use crate::exit::{Code, WithCode};
 use crate::list::{Instance, SetKey};
 use crate::ruleset::Slots;
@@ -29,6 +32,15 @@ pub(super) struct Persistent {
     pub(super) slots: Vec<Slot>,
     /// Whether rules and routes of ours may be in the kernel.
     pub(super) installed: bool,
+    /// The index of every egress that ever had one, so that a mark never changes its meaning while programs run.
+    #[serde(default)]
+    pub(super) egresses: BTreeMap<String, u8>,
+    /// The routing numbers that are installed.
+    #[serde(default)]
+    pub(super) routing: Option<Routing>,
+    /// Inode of the network namespace that they are installed in.
+    #[serde(default)]
+    pub(super) namespace: u64,
     /// Interfaces whose clsact qdisc is ours to remove, on kernels before 6.6.
     pub(super) clsact: Vec<String>,
 }
@@ -42,6 +54,30 @@ pub(super) struct Slot {
 }
 
 impl Persistent {
+    /// Gives each egress of a configuration an index that no other one has.
+    pub(super) fn assign_egresses(&mut self, config: &Config) -> Result<()> {
+        for name in config.egress.keys() {
+            if self.egresses.contains_key(name) {
+                continue;
+            }
+            let taken = |index: &u8| self.egresses.values().any(|other| other == index);
+            // Those that are no longer configured keep theirs as long as there are others.
+            let free = (0..u8::MAX).take(MAX_EGRESSES).find(|index| !taken(index));
+            let index = free.or_else(|| {
+                let unused = self
+                    .egresses
+                    .iter()
+                    .find(|(name, _)| !config.egress.contains_key(*name));
+                unused.map(|(_, index)| *index)
+            });
+            let index =
+                index.with_context(|| format!("there is no index left for egress {name}"))?;
+            self.egresses.retain(|_, other| *other != index);
+            self.egresses.insert(name.clone(), index);
+        }
+        Ok(())
+    }
+
     /// The slots as the ruleset wants them.
     pub(super) fn slots(&self) -> Slots {
         Slots::from_assigned(self.slots.iter().map(|slot| {
@@ -71,9 +107,11 @@ impl StateDirectory {
     ///
     /// When it cannot be made, or another controller has it.
     pub(super) fn lock(path: &Path) -> Result<Self> {
-        fs::create_dir_all(path)
-            .with_context(|| format!("cannot make the state directory {}", path.display()))?;
-        fs::set_permissions(path, fs::Permissions::from_mode(0o700))?;
+        if !path.is_dir() {
+            fs::create_dir_all(path)
+                .with_context(|| format!("cannot make the state directory {}", path.display()))?;
+            fs::set_permissions(path, fs::Permissions::from_mode(0o700))?;
+        }
         let file = path.join("lock");
         let mut lock = File::options()
             .create(true)
@@ -152,18 +190,15 @@ impl StateDirectory {
 pub fn require_privileges() -> Result<()> {
     const CAP_NET_ADMIN: u64 = 1 << 12;
     const CAP_SYS_ADMIN: u64 = 1 << 21;
-    const CAP_BPF: u64 = 1 << 39;
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let effective = status
         .lines()
         .find_map(|line| line.strip_prefix("CapEff:"))
         .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
     let effective = effective.context("cannot read the capabilities from /proc/self/status")?;
-    let bpf = effective & (CAP_BPF | CAP_SYS_ADMIN) != 0;
-    if effective & CAP_NET_ADMIN == 0 || !bpf {
+    if effective & CAP_NET_ADMIN == 0 || effective & CAP_SYS_ADMIN == 0 {
         bail!(
-            "this needs root, or the capabilities CAP_NET_ADMIN and CAP_BPF: it loads eBPF programs and sets \
-             routes. Run it with sudo"
+            "this needs root (CAP_SYS_ADMIN and CAP_NET_ADMIN): it loads eBPF programs and sets routes. Run it with sudo"
         );
     }
     Ok(())

@@ -125,8 +125,9 @@ fn open_root(relative: &Path) -> Result<File> {
         return mount_and_open();
     }
     let mut first = None;
-    for namespace in foreign_mount_namespaces() {
-        let Ok(root) = open_root_in(&namespace) else {
+    for (number, namespace) in foreign_mount_namespaces().into_iter().enumerate() {
+        // Only the oldest process's namespace is the system's own, where a missing file system may be mounted.
+        let Ok(root) = open_root_in(&namespace, number == 0) else {
             continue;
         };
         if Path::new(&format!("/proc/self/fd/{}", root.as_raw_fd()))
@@ -166,12 +167,15 @@ fn foreign_mount_namespaces() -> Vec<File> {
     namespaces
 }
 
-fn open_root_in(namespace: &File) -> Result<File> {
+fn open_root_in(namespace: &File, may_mount: bool) -> Result<File> {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
             // A thread needs its own working directory and root before it may change namespaces.
             unshare(CloneFlags::CLONE_FS).context("cannot unshare the file system context")?;
             setns(namespace, CloneFlags::CLONE_NEWNS).context("cannot enter a mount namespace")?;
+            if !may_mount && !is_bpffs(Path::new(MOUNT_POINT)) {
+                bail!("no BPF file system is mounted there");
+            }
             mount_and_open()
         });
         thread

@@ -62,8 +62,26 @@ impl LanPlan {
         format!("tc-{}-{}", self.namespace, self.index)
     }
 
+    /// An XDP link keeps its mode when its program is replaced, so the mode is part of the name.
     fn xdp_pin(&self) -> String {
-        format!("xdp-{}-{}", self.namespace, self.index)
+        let mode = match self.xdp {
+            Some(XdpAttach::Generic) => "generic",
+            _ => "native",
+        };
+        format!("xdp-{mode}-{}-{}", self.namespace, self.index)
+    }
+
+    /// The pin of an XDP link in the other mode, which must go before one in this mode can be made.
+    fn other_xdp_pin(&self) -> String {
+        let other = match self.xdp {
+            Some(XdpAttach::Generic) => XdpAttach::Native,
+            _ => XdpAttach::Generic,
+        };
+        LanPlan {
+            xdp: Some(other),
+            ..self.clone()
+        }
+        .xdp_pin()
     }
 }
 
@@ -164,11 +182,16 @@ impl DataPath {
         let mut live = staged?;
         unstaged?;
         let mut added = Added::default();
-        for programs in &mut live.programs {
-            if let Err(error) = programs.attach(&self.pins, &mut added) {
-                added.undo(&self.pins);
-                return Err(error);
+        if let Err(error) = attach_all(&mut live.programs, &self.pins, &mut added) {
+            added.undo(&self.pins);
+            // Those that had been replaced already get their programs back.
+            let before = self.live.iter_mut().flat_map(|live| &mut live.programs);
+            for programs in before {
+                if let Err(error) = programs.take_over(&self.pins) {
+                    tracing::error!("cannot go back to the programs before: {error:#}");
+                }
             }
+            return Err(error);
         }
         self.live = Some(live);
         self.remove_links_except(plan.lans)?;
@@ -327,6 +350,16 @@ impl Live {
         }
         Ok(())
     }
+}
+
+/// Attaches where nothing is attached yet, which may be refused, before it lets anything be taken over.
+fn attach_all(programs: &mut [Programs], pins: &PinDirectory, added: &mut Added) -> Result<()> {
+    for programs in &mut *programs {
+        programs.attach_new(pins, added)?;
+    }
+    programs
+        .iter_mut()
+        .try_for_each(|programs| programs.take_over(pins))
 }
 
 /// Room for an eighth more words than are needed now, in whole pages.

@@ -3,7 +3,7 @@
 use std::io;
 use std::mem;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::tc::{
     NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact,
@@ -18,6 +18,7 @@ use super::bpffs::PinDirectory;
 use super::object::object;
 use super::{LanPlan, MAPS};
 use crate::config::XdpAttach;
+use crate::exit::{Code, WithCode};
 
 pub(super) const TC: &str = "breakout_tc";
 pub(super) const XDP: &str = "breakout_xdp";
@@ -73,7 +74,11 @@ impl Programs {
         };
         let constants = constants.to_bytes();
         loader
-            .verifier_log_level(VerifierLogLevel::STATS)
+            .verifier_log_level(if trace {
+                VerifierLogLevel::VERBOSE | VerifierLogLevel::STATS
+            } else {
+                VerifierLogLevel::STATS
+            })
             .override_global("CONSTANTS", &constants, true);
         for map in MAPS {
             loader.map_pin_path(map, staging.path(map));
@@ -98,35 +103,71 @@ impl Programs {
         &mut self.ebpf
     }
 
-    /// Attaches the programs, or lets them take over from those that are attached.
+    /// Attaches the programs where none of ours is attached.
     ///
     /// XDP comes first, so that packets which it leaves to TC are counted once.
-    pub(super) fn attach(&mut self, pins: &PinDirectory, added: &mut Added) -> Result<()> {
-        if self.lan.xdp.is_some() {
+    pub(super) fn attach_new(&mut self, pins: &PinDirectory, added: &mut Added) -> Result<()> {
+        if self.lan.xdp.is_some() && !is_attached(pins, &self.lan.xdp_pin()) {
+            pins.remove(&self.lan.other_xdp_pin())?;
             self.attach_xdp(pins, added)?;
         }
-        if has_tcx() {
-            self.attach_tcx(pins, added)
-        } else {
-            self.attach_filter(added)
+        if has_tcx() && !is_attached(pins, &self.lan.tc_pin()) {
+            self.attach_tcx(pins, added)?;
         }
+        if !has_tcx() {
+            self.attach_filter(added)?;
+        }
+        Ok(())
+    }
+
+    /// Lets the programs take over from those that are attached, each in one atomic replacement.
+    pub(super) fn take_over(&mut self, pins: &PinDirectory) -> Result<()> {
+        let lan = self.lan.clone();
+        if lan.xdp.is_some()
+            && let Some(link) = pinned_link(pins, &lan.xdp_pin())?
+        {
+            let xdp: &mut Xdp = program(&mut self.ebpf, XDP)?;
+            match xdp.attach_to_link(link.try_into()?) {
+                Err(error) if is_defunct(&error) => {
+                    pins.remove(&lan.xdp_pin())?;
+                    self.attach_xdp(pins, &mut Added::default())?;
+                }
+                other => {
+                    other.with_context(|| {
+                        format!("cannot replace the XDP program on {}", lan.name)
+                    })?;
+                }
+            }
+        }
+        let tc: &mut SchedClassifier = program(&mut self.ebpf, TC)?;
+        let failed = || format!("cannot replace the TC program on {}", lan.name);
+        if has_tcx() {
+            if let Some(link) = pinned_link(pins, &lan.tc_pin())? {
+                match tc.attach_to_link(link.try_into()?) {
+                    Err(error) if is_defunct(&error) => {
+                        pins.remove(&lan.tc_pin())?;
+                        self.attach_tcx(pins, &mut Added::default())?;
+                    }
+                    other => {
+                        other.with_context(failed)?;
+                    }
+                }
+            }
+        } else {
+            let id = tc.attach_to_link(filter(&lan.name)?).with_context(failed)?;
+            // Dropping the link would remove the filter; it must outlive this process and be replaceable.
+            mem::forget(tc.take_link(id)?);
+        }
+        Ok(())
     }
 
     fn attach_xdp(&mut self, pins: &PinDirectory, added: &mut Added) -> Result<()> {
         let lan = self.lan.clone();
-        let pin = lan.xdp_pin();
-        let xdp: &mut Xdp = program(&mut self.ebpf, XDP)?;
-        if let Some(old) = pinned_link(pins, &pin)? {
-            match xdp.attach_to_link(old.try_into()?) {
-                Ok(_) => return Ok(()),
-                Err(error) if is_defunct(&error) => pins.remove(&pin)?,
-                Err(error) => return Err(error).context("cannot replace the XDP program"),
-            }
-        }
         let mode = match lan.xdp {
             Some(XdpAttach::Generic) => XdpMode::Skb,
             _ => XdpMode::Driver,
         };
+        let xdp: &mut Xdp = program(&mut self.ebpf, XDP)?;
         let id = xdp
             .attach_to_if_index(lan.index, mode)
             .map_err(|error| xdp_refused(&lan.name, mode, error))?;
@@ -136,6 +177,7 @@ impl Programs {
                 lan.name
             )
         })?;
+        let pin = lan.xdp_pin();
         link.pin(pins.path(&pin))
             .context("cannot pin the XDP link")?;
         added.pins.push(pin);
@@ -144,60 +186,43 @@ impl Programs {
 
     fn attach_tcx(&mut self, pins: &PinDirectory, added: &mut Added) -> Result<()> {
         let lan = self.lan.clone();
-        let pin = lan.tc_pin();
         let tc: &mut SchedClassifier = program(&mut self.ebpf, TC)?;
-        if let Some(old) = pinned_link(pins, &pin)? {
-            match tc.attach_to_link(old.try_into()?) {
-                Ok(_) => return Ok(()),
-                Err(error) if is_defunct(&error) => pins.remove(&pin)?,
-                Err(error) => return Err(error).context("cannot replace the TC program"),
-            }
-        }
         let order = TcAttachOptions::TcxOrder(LinkOrder::default());
         let id = tc
             .attach_with_options(&lan.name, TcAttachType::Ingress, order)
             .with_context(|| format!("cannot attach the TC program to {}", lan.name))?;
         let link: FdLink = tc.take_link(id)?.try_into()?;
+        let pin = lan.tc_pin();
         link.pin(pins.path(&pin))
             .context("cannot pin the TC link")?;
         added.pins.push(pin);
         Ok(())
     }
 
+    /// Adds the filter of kernels before 6.6, unless an earlier controller's is there.
     fn attach_filter(&mut self, added: &mut Added) -> Result<()> {
         let name = self.lan.name.clone();
-        let tc: &mut SchedClassifier = program(&mut self.ebpf, TC)?;
-        let new_qdisc = qdisc_add_clsact(&name).is_ok();
-        if new_qdisc {
+        if qdisc_add_clsact(&name).is_ok() {
             added.clsact.push(name.clone());
         }
-        let options = || {
-            TcAttachOptions::Netlink(NlOptions {
-                priority: FILTER_PRIORITY,
-                handle: FILTER_HANDLE,
-                classid: None,
-            })
-        };
-        let link = match tc.attach_with_options(&name, TcAttachType::Ingress, options()) {
+        let options = TcAttachOptions::Netlink(NlOptions {
+            priority: FILTER_PRIORITY,
+            handle: FILTER_HANDLE,
+            classid: None,
+        });
+        let tc: &mut SchedClassifier = program(&mut self.ebpf, TC)?;
+        match tc.attach_with_options(&name, TcAttachType::Ingress, options) {
             Ok(id) => {
+                mem::forget(tc.take_link(id)?);
                 added.filters.push(name);
-                tc.take_link(id)?
+                Ok(())
             }
-            // The place is taken by an earlier controller's filter.
-            Err(ProgramError::TcError(TcError::NetlinkError(_))) => {
-                let id = tc
-                    .attach_to_link(filter(&name)?)
-                    .with_context(|| format!("cannot attach the TC program to {name}"))?;
-                tc.take_link(id)?
-            }
+            // The place is taken; `take_over` replaces what is there.
+            Err(ProgramError::TcError(TcError::NetlinkError(_))) => Ok(()),
             Err(error) => {
-                return Err(error)
-                    .with_context(|| format!("cannot attach the TC program to {name}"));
+                Err(error).with_context(|| format!("cannot attach the TC program to {name}"))
             }
-        };
-        // Dropping the link would remove the filter; it must outlive this process and be replaceable.
-        mem::forget(link);
-        Ok(())
+        }
     }
 }
 
@@ -224,9 +249,8 @@ pub(super) fn refuse_foreign(lan: &LanPlan, pins: &PinDirectory) -> Result<()> {
         .with_context(|| format!("cannot list the TC programs on {}", lan.name))?;
     for program in programs {
         if program.name() == TC.as_bytes() && Some(program.id()) != own {
-            bail!(super::Foreign {
-                interface: lan.name.clone(),
-            });
+            let interface = lan.name.clone();
+            return Err(super::Foreign { interface }).code(Code::Busy);
         }
     }
     Ok(())
@@ -264,6 +288,11 @@ fn pinned_link(pins: &PinDirectory, name: &str) -> Result<Option<FdLink>> {
     let link = PinnedLink::from_pin(pins.path(name))
         .with_context(|| format!("cannot open the pinned link {}", pins.display(name)))?;
     Ok(Some(link.into()))
+}
+
+/// Whether a link is pinned. Its interface may be gone, and another one have its number; see `take_over`.
+fn is_attached(pins: &PinDirectory, name: &str) -> bool {
+    pins.path(name).exists()
 }
 
 /// Whether the link's interface is gone.

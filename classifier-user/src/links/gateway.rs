@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use anyhow::{Context, Result};
 use futures_util::TryStreamExt;
 use rtnetlink::RouteMessageBuilder;
+use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
 
 use super::{Interface, Links};
@@ -65,6 +66,23 @@ pub enum NoWayOut {
         /// The interface.
         interface: String,
     },
+    /// There is no such interface.
+    #[error("there is no interface {interface} in this network namespace; see: ip link")]
+    Missing {
+        /// The interface.
+        interface: String,
+    },
+    /// XDP cannot send over the interface.
+    #[error(
+        "{interface} is {what}, which takes no frames that XDP redirects; set mode = \"route\" on the egress, or \
+         name the network card itself"
+    )]
+    NoRedirect {
+        /// The interface.
+        interface: String,
+        /// What it is instead of a network card.
+        what: String,
+    },
     /// The interface is down.
     #[error(
         "interface {interface} is down or has no carrier; set it up with: ip link set {interface} up"
@@ -118,6 +136,8 @@ impl Links {
 
     /// The gateway of the interface's default route, else of any route over it, in tables that are not ours.
     async fn learn(&self, interface: &Interface, dump: RouteMessage) -> Result<Gateway> {
+        let v6 = dump.header.address_family == AddressFamily::Inet6;
+        let has_address = interface.has_usable_address(v6);
         let mut routes = self.handle.route().get(dump).execute();
         let mut best: Option<((bool, u32), IpAddr)> = None;
         while let Some(route) = routes.try_next().await.context("cannot list the routes")? {
@@ -147,7 +167,7 @@ impl Links {
         }
         Ok(match best {
             Some((_, gateway)) => Gateway::Address(gateway),
-            None if interface.point_to_point => Gateway::Peer,
+            None if interface.point_to_point && has_address => Gateway::Peer,
             None => Gateway::None,
         })
     }

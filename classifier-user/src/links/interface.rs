@@ -38,6 +38,26 @@ impl Interface {
         link_local || self.addresses.iter().any(|net| net.contains(&address))
     }
 
+    /// Whether the interface has an address of the family that reaches beyond the link.
+    pub fn has_usable_address(&self, v6: bool) -> bool {
+        self.addresses.iter().any(|net| match net.addr() {
+            IpAddr::V4(_) => !v6,
+            IpAddr::V6(address) => v6 && !address.is_unicast_link_local(),
+        })
+    }
+
+    /// What stands in the way of XDP redirecting to the interface, if that is known: only network cards and the like
+    /// take redirected frames, and the kernel drops them silently elsewhere.
+    pub fn no_redirect(&self) -> Option<String> {
+        if self.mac.is_none() {
+            return Some("no Ethernet".to_owned());
+        }
+        let event = fs::read_to_string(format!("/sys/class/net/{}/uevent", self.name));
+        let event = event.unwrap_or_default();
+        let kind = event.lines().find_map(|line| line.strip_prefix("DEVTYPE="));
+        kind.map(|kind| format!("a {kind}"))
+    }
+
     /// Whether the interface itself has this address.
     pub fn has_address(&self, address: IpAddr) -> bool {
         self.addresses.iter().any(|net| net.addr() == address)

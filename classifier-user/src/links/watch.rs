@@ -19,12 +19,16 @@ pub struct Changes {
 }
 
 impl Changes {
-    /// Waits for the next change. Changes that came meanwhile are told of once.
-    pub async fn next(&mut self) {
+    /// Waits for the next change. May be dropped at any time without losing one.
+    pub async fn wait(&mut self) {
         if self.receiver.changed().await.is_err() {
             // The kernel's messages have ended; the controller still looks at regular times.
             std::future::pending::<()>().await;
         }
+    }
+
+    /// Gathers the changes that follow the first one, so that they are followed together.
+    pub async fn gather(&mut self) {
         sleep(GATHER).await;
         self.receiver.borrow_and_update();
     }

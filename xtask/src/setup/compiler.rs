@@ -153,6 +153,9 @@ impl Step for Compiler {
         }
         let rustup = "rustup component add rust-src".to_owned();
         let debian = debian_rust();
+        if self.choice == Choice::Auto && debian.absent().is_empty() {
+            return vec![rustup];
+        }
         match self.choice {
             Choice::Rustup => vec![rustup],
             Choice::Debian => vec![format!("apt-get install {}", debian.absent().join(" "))],
@@ -168,12 +171,12 @@ impl Step for Compiler {
             Choice::Rustup => rustup()?,
             Choice::Debian => debian()?,
             Choice::Auto => rustup().or_else(|error| {
-                println!("      rustup cannot: {error:#}");
-                println!("      taking Debian's Rust instead");
+                eprintln!("      rustup cannot: {error:#}");
+                eprintln!("      taking Debian's Rust instead");
                 debian()
             })?,
         };
-        println!("      took {}: {}", recipe.name, recipe.rustc.display());
+        eprintln!("      took {}: {}", recipe.name, recipe.rustc.display());
         fs::write(paths::toolchain_record(), recipe.record())?;
         Ok(())
     }

@@ -116,25 +116,25 @@ fn install(steps: &[Box<dyn Step>]) -> Result<()> {
         return Ok(());
     }
     if missing.iter().any(|step| step.needs_root()) && !is_root() {
-        println!("These commands need root. Run them, and then this one again:");
+        eprintln!("These commands need root. Run them, and then this one again:");
         for step in missing.iter().filter(|step| step.needs_root()) {
-            println!("  # {}", step.title());
+            eprintln!("  # {}", step.title());
             for command in step.missing() {
-                println!("  {command}");
+                eprintln!("  {command}");
             }
         }
         bail!("not root, so nothing was installed");
     }
     fs::create_dir_all(paths::ebpf())?;
     for (number, step) in (1..).zip(&missing) {
-        println!("setup {number}/{}: {}", missing.len(), step.title());
+        eprintln!("setup {number}/{}: {}", missing.len(), step.title());
         for command in step.missing() {
-            println!("      $ {command}");
+            eprintln!("      $ {command}");
         }
         let started = Instant::now();
         step.install()
             .with_context(|| format!("set-up step \"{}\"", step.title()))?;
-        println!("      done in {:.0} s", started.elapsed().as_secs_f64());
+        eprintln!("      done in {:.0} s", started.elapsed().as_secs_f64());
     }
     Ok(())
 }
