@@ -85,9 +85,9 @@ fn remember(packet: &Packet, first: &Fragment, decision: &Decision) {
     if let (Verdict::Steer(egress), Some(set)) = (decision.verdict, decision.set) {
         let egress = Some(egress);
         let memory = fragment::remember(Outcome { set, egress }, now());
-        let _ = FRAGMENTS.insert(&key, &memory, 0);
+        let _ = FRAGMENTS.insert(key, memory, 0);
     } else {
-        let _ = FRAGMENTS.remove(&key);
+        let _ = FRAGMENTS.remove(key);
     }
 }
 
@@ -96,7 +96,7 @@ fn recall(packet: &Packet, later: &Fragment) -> Option<Outcome> {
     let key = fragment::key(packet, later)?;
     // SAFETY: the memory is plain integers and is copied at once; if the kernel reuses the entry meanwhile, the copy
     // is of another steered packet, whose outcome is as valid as any.
-    let memory = unsafe { FRAGMENTS.get(&key) }.copied()?;
+    let memory = unsafe { FRAGMENTS.get(key) }.copied()?;
     fragment::recall(&memory, now())
 }
 

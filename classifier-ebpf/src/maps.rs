@@ -46,8 +46,8 @@ impl LiveTable {
     /// The table in force, if one has been published.
     #[inline(always)]
     pub(crate) fn current() -> Option<Self> {
-        RULESET.get_value(0, &0).map(|first| LiveTable {
-            words: core::ptr::from_ref(first),
+        RULESET.get_value_ptr_mut(0, &0).map(|first| LiveTable {
+            words: first.cast_const(),
             zero: globals::zero(),
         })
     }

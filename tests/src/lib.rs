@@ -11,6 +11,7 @@
 
 pub mod daemon;
 pub mod flow;
+pub mod golden;
 pub mod lab;
 pub mod netns;
 pub mod requirements;

@@ -104,7 +104,7 @@ pub struct EgressConfig {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Routing {
-    /// The bits of the firewall mark that belong to Breakout; at least four bits next to each other.
+    /// The bits of the firewall mark that belong to Breakout; at least five bits next to each other.
     pub mark_mask: u32,
     /// Priority of the `ip rule`s.
     pub rule_priority: u32,

@@ -177,7 +177,10 @@ pub(super) fn empty_routing(numbers: &Routing) -> RoutingPlan {
     RoutingPlan {
         priority: numbers.rule_priority,
         mask: numbers.mark_mask,
-        tables: numbers.table..numbers.table.saturating_add(MAX_EGRESSES as u32),
+        tables: numbers.table
+            ..numbers
+                .table
+                .saturating_add(u32::try_from(MAX_EGRESSES).unwrap_or(u32::MAX)),
         entries: Vec::new(),
     }
 }

@@ -5,6 +5,7 @@ mod table;
 
 use std::collections::HashMap;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -15,6 +16,7 @@ use breakout_tests::server::Servers;
 use breakout_tests::{requirements, seen};
 use clap::Parser;
 use serde::Serialize;
+use tokio::signal::unix::{SignalKind, signal};
 
 use flows::{DemoFlow, WAYS};
 
@@ -48,6 +50,34 @@ struct Observation {
     ok: bool,
 }
 
+/// Whether somebody wants the demo to end.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Has SIGINT and SIGTERM noted instead of ending the process, so that the lab is taken down.
+fn note_signals() -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()?;
+    std::thread::spawn(move || {
+        runtime.block_on(async {
+            let (Ok(mut terminate), Ok(mut interrupt)) = (
+                signal(SignalKind::terminate()),
+                signal(SignalKind::interrupt()),
+            ) else {
+                return;
+            };
+            loop {
+                tokio::select! {
+                    _ = terminate.recv() => {}
+                    _ = interrupt.recv() => {}
+                }
+                INTERRUPTED.store(true, Ordering::Relaxed);
+            }
+        });
+    });
+    Ok(())
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match demo(&arguments) {
@@ -64,6 +94,7 @@ fn demo(arguments: &Arguments) -> Result<bool> {
     if let Some(missing) = requirements::missing() {
         bail!("cannot run: {missing}");
     }
+    note_signals()?;
     let started = Instant::now();
     let flows = flows::all();
     let wanted: Vec<Flow> = flows.iter().map(|flow| flow.flow.clone()).collect();
@@ -81,6 +112,9 @@ fn demo(arguments: &Arguments) -> Result<bool> {
                 daemon.wait_until(|_| next_hops_are_known(&site, &lab))?;
             }
             for flow in &flows {
+                if INTERRUPTED.load(Ordering::Relaxed) {
+                    bail!("interrupted; the lab is taken down");
+                }
                 observations.push(observe(&lab, &site, mode, flow)?);
             }
             daemon.stop()?;

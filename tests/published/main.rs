@@ -1,0 +1,130 @@
+//! The lists as Microsoft's service has sent them. They are not part of the repository: where they are missing, every test
+//! is reported as skipped.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result, ensure};
+use breakout::list::{Category, Instance, List, read_file};
+use breakout::policy::Policy;
+use breakout::ruleset::{Ruleset, Slots};
+use breakout_tests::daemon::binary;
+use breakout_tests::golden::GOLDEN;
+use libtest_mimic::{Arguments, Failed, Trial};
+use serde_json::Value;
+
+type Test = (&'static str, fn() -> Result<()>);
+
+const TESTS: &[Test] = &[
+    ("golden_verdicts_by_explain", golden),
+    ("every_list_loads", every_list),
+    ("worldwide_has_its_optimize_prefixes", worldwide),
+    (
+        "two_answers_with_the_same_rules_are_the_same_ruleset",
+        same_ruleset,
+    ),
+];
+
+fn directory() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/endpoints")
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let there = directory().is_dir();
+    if !there {
+        println!(
+            "skipped: {} tests of published lists: they are not in {}",
+            TESTS.len(),
+            directory().display()
+        );
+    }
+    let trials = TESTS.iter().map(|(name, test)| {
+        Trial::test(*name, move || {
+            test().map_err(|error| Failed::from(format!("{error:#}")))
+        })
+        .with_ignored_flag(!there)
+    });
+    libtest_mimic::run(&arguments, trials.collect()).exit_code()
+}
+
+fn published(name: &str, instance: Instance) -> Result<List> {
+    Ok(read_file(&directory().join(name), instance)?)
+}
+
+/// `breakout explain --list FILE`, with no configuration at all.
+fn golden() -> Result<()> {
+    let list = directory().join("worldwide.2025-11.json");
+    for (proto, port, destination, set) in GOLDEN {
+        let port = port.to_string();
+        let output = Command::new(binary()?)
+            .args([
+                "explain",
+                destination,
+                "--proto",
+                proto,
+                "--port",
+                &port,
+                "--json",
+                "--list",
+            ])
+            .arg(&list)
+            .output()?;
+        let answer: Value = serde_json::from_slice(&output.stdout)
+            .with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?;
+        let verdict = if set.is_some() { "steer" } else { "pass" };
+        ensure!(answer["verdict"] == verdict, "{proto} {port}: {answer}");
+        ensure!(answer["source"] == "offline", "{answer}");
+        if let Some(id) = set {
+            ensure!(answer["endpoint_set"]["id"] == *id, "{answer}");
+            ensure!(
+                answer["endpoint_set"]["instance"] == "Worldwide",
+                "{answer}"
+            );
+            ensure!(
+                answer["prefix"].is_string() && answer["egress"] == "local",
+                "{answer}"
+            );
+        }
+    }
+    Ok(())
+}
+
+fn every_list() -> Result<()> {
+    let mut count = 0;
+    for entry in fs::read_dir(directory())? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        let instance = match name.split('.').next() {
+            Some("worldwide") => Instance::Worldwide,
+            Some("usgovgcchigh") => Instance::USGovGCCHigh,
+            _ => continue,
+        };
+        let list = published(&name, instance)?;
+        ensure!(list.problems.is_empty(), "{name}: {:?}", list.problems);
+        count += 1;
+    }
+    ensure!(count >= 3, "only {count} lists were there");
+    Ok(())
+}
+
+fn worldwide() -> Result<()> {
+    let list = published("worldwide.2025-11.json", Instance::Worldwide)?;
+    let counts = list.prefix_counts(&Category::Optimize);
+    ensure!(counts == (18, 22), "{counts:?}");
+    Ok(())
+}
+
+fn same_ruleset() -> Result<()> {
+    let hash = |name| -> Result<String> {
+        let list = published(name, Instance::Worldwide)?;
+        let ruleset = Ruleset::new(&[list], &Policy { egress: 0 }, &mut Slots::default())?;
+        Ok(ruleset.hash())
+    };
+    let built_in = [breakout::list::embedded(Instance::Worldwide)];
+    let built_in = Ruleset::new(&built_in, &Policy { egress: 0 }, &mut Slots::default())?;
+    let newer = hash("worldwide.2026-08-14.optimize-allow.json")?;
+    ensure!(hash("worldwide.2025-11.json")? == newer);
+    ensure!(built_in.hash() == newer, "the built-in list differs");
+    Ok(())
+}
