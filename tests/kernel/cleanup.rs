@@ -1,13 +1,17 @@
 //! After a stop everything is as it was before the start.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use aya::programs::{SchedClassifier, TcAttachType};
+use aya::maps::loaded_maps;
+use aya::programs::{SchedClassifier, TcAttachType, loaded_programs};
 use breakout_tests::daemon::{Daemon, Site};
 use breakout_tests::lab::{CONFIG, Lab};
 use breakout_tests::requirements::kernel_at_least;
 use nix::sys::signal::Signal;
+use serde_json::Value;
 
 use crate::Test;
 
@@ -75,6 +79,61 @@ fn pins(site: &Site) -> Result<String> {
     Ok(found)
 }
 
+/// The ids of the programs on the gateway's LAN interface, and of their maps.
+fn attached(lab: &Lab) -> Result<(Vec<u32>, Vec<u32>)> {
+    let listing = lab.gateway.exec("bpftool --json net show")?;
+    let mut ids = BTreeSet::new();
+    collect_ids(&serde_json::from_str(&listing)?, &mut ids);
+    if kernel_at_least(6, 6)? {
+        ids.extend(lab.gateway.enter(|| {
+            let (_, programs) = SchedClassifier::query_tcx("lan", TcAttachType::Ingress)?;
+            Ok(programs
+                .iter()
+                .map(|program| program.id())
+                .collect::<Vec<_>>())
+        })?);
+    }
+    let mut maps = BTreeSet::new();
+    for program in loaded_programs() {
+        let Ok(program) = program else { continue };
+        if ids.contains(&program.id()) {
+            maps.extend(program.map_ids()?.unwrap_or_default());
+        }
+    }
+    Ok((ids.into_iter().collect(), maps.into_iter().collect()))
+}
+
+/// All numbers under the key `id`.
+fn collect_ids(value: &Value, ids: &mut BTreeSet<u32>) {
+    match value {
+        Value::Array(items) => items.iter().for_each(|item| collect_ids(item, ids)),
+        Value::Object(fields) => {
+            for (key, field) in fields {
+                match field.as_u64() {
+                    Some(id) if key == "id" => ids.extend(u32::try_from(id)),
+                    _ => collect_ids(field, ids),
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Whether the kernel has freed these programs and maps, which it does a moment after their last user has gone.
+fn freed(programs: &[u32], maps: &[u32]) -> Result<bool> {
+    for _ in 0..100 {
+        let program = loaded_programs()
+            .flatten()
+            .any(|p| programs.contains(&p.id()));
+        let map = loaded_maps().flatten().any(|m| maps.contains(&m.id()));
+        if !program && !map {
+            return Ok(true);
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(false)
+}
+
 fn stopped(mode: &str) -> Result<()> {
     let lab = Lab::build()?;
     let site = Site::new(&CONFIG.replace("MODE", mode))?;
@@ -88,9 +147,19 @@ fn stopped(mode: &str) -> Result<()> {
     );
     ensure!(!pins(&site)?.is_empty(), "nothing is pinned");
     ensure!(site.socket().exists());
+    let (programs, maps) = attached(&lab)?;
+    ensure!(
+        programs.len() == if mode == "redirect" { 2 } else { 1 },
+        "{programs:?}"
+    );
+    ensure!(maps.len() >= 5, "{maps:?}");
     daemon.stop()?;
     let after = inventory(&lab)?;
     ensure!(after == before, "before:\n{before}\nafter:\n{after}");
+    ensure!(
+        freed(&programs, &maps)?,
+        "programs {programs:?} or maps {maps:?} are still loaded"
+    );
     ensure!(pins(&site)?.is_empty(), "pins are left: {}", pins(&site)?);
     ensure!(!site.socket().exists(), "the socket is left");
     Ok(())

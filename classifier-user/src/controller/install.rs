@@ -6,7 +6,7 @@ use anyhow::{Context, Result, anyhow};
 use tokio::task::JoinSet;
 
 use super::egress::{self, EgressState};
-use super::state::{Persistent, StateDirectory};
+use super::state::{Persistent, StateDirectory, boot_id};
 use super::{Controller, Options, make_ruleset, read_list, summary};
 use crate::config::{self, Config, XdpAttach};
 use crate::control::Reloaded;
@@ -64,6 +64,7 @@ impl Controller {
         let former = persistent.routing.replace(config.routing.clone());
         persistent.installed = true;
         persistent.namespace = network_namespace()?;
+        persistent.boot = boot_id();
         state.save(&persistent)?;
         let mut slots = persistent.slots();
         let indices = &persistent.egresses;
@@ -122,9 +123,9 @@ impl Controller {
             egresses: &self.published,
             trace: self.options.trace,
         };
-        let clsact = self.datapath.install(&plan).code(Code::System)?;
-        self.persistent.clsact.extend(clsact);
+        let installed = self.datapath.install(&plan, &mut self.persistent.clsact);
         self.persistent.clsact.dedup();
+        installed.code(Code::System)?;
         self.commit(generation);
         self.start_trace()?;
         egress::refresh_neighbours(&self.links, &self.egresses).await;

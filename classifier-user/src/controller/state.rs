@@ -38,6 +38,9 @@ pub(super) struct Persistent {
     /// The routing numbers that are installed.
     #[serde(default)]
     pub(super) routing: Option<Routing>,
+    /// The boot in which that was.
+    #[serde(default)]
+    pub(super) boot: String,
     /// Inode of the network namespace that they are installed in.
     #[serde(default)]
     pub(super) namespace: u64,
@@ -148,8 +151,16 @@ impl StateDirectory {
     /// Reads the state. `None` if there is none, or none that can be understood.
     pub(super) fn load(&self) -> Option<Persistent> {
         let text = fs::read(self.file()).ok()?;
-        match serde_json::from_slice(&text) {
-            Ok(state) => Some(state),
+        match serde_json::from_slice::<Persistent>(&text) {
+            Ok(mut state) => {
+                if state.boot != boot_id() {
+                    // Nothing in the kernel outlives a reboot.
+                    state.installed = false;
+                    state.routing = None;
+                    state.clsact.clear();
+                }
+                Some(state)
+            }
             Err(error) => {
                 tracing::warn!(
                     "{} is damaged ({error}); counters start afresh",
@@ -180,6 +191,12 @@ impl StateDirectory {
     fn file(&self) -> PathBuf {
         self.path.join("state.json")
     }
+}
+
+/// What tells this boot of the machine from others.
+pub(super) fn boot_id() -> String {
+    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id");
+    id.map(|id| id.trim().to_owned()).unwrap_or_default()
 }
 
 /// Fails unless this process may change the data path and the routing.
@@ -215,6 +232,7 @@ mod tests {
         assert_eq!(state.load(), None);
         let mut persistent = Persistent {
             generation: 7,
+            boot: boot_id(),
             ..Persistent::default()
         };
         let key = SetKey {

@@ -170,19 +170,21 @@ impl DataPath {
 
     /// Builds maps and programs for the plan and lets them take over on every LAN interface.
     ///
-    /// Returns the interfaces that got a clsact qdisc.
+    /// Adds the interfaces that got a clsact qdisc to `clsact`, also when it fails.
     ///
     /// # Errors
     ///
     /// When something cannot be loaded or attached. Then nothing stays attached that was not before.
-    pub fn install(&mut self, plan: &Plan<'_>) -> Result<Vec<String>> {
+    pub fn install(&mut self, plan: &Plan<'_>, clsact: &mut Vec<String>) -> Result<()> {
         self.refuse_foreign(plan.lans)?;
         let staged = self.stage(plan);
         let unstaged = self.unstage();
         let mut live = staged?;
         unstaged?;
         let mut added = Added::default();
-        if let Err(error) = attach_all(&mut live.programs, &self.pins, &mut added) {
+        let attached = attach_all(&mut live.programs, &self.pins, &mut added);
+        clsact.append(&mut added.clsact);
+        if let Err(error) = attached {
             added.undo(&self.pins);
             // Those that had been replaced already get their programs back.
             let before = self.live.iter_mut().flat_map(|live| &mut live.programs);
@@ -193,9 +195,16 @@ impl DataPath {
             }
             return Err(error);
         }
-        self.live = Some(live);
+        let before = self.live.replace(live);
         self.remove_links_except(plan.lans)?;
-        Ok(added.clsact)
+        let gone = before
+            .iter()
+            .flat_map(|live| &live.programs)
+            .map(Programs::lan);
+        for lan in gone.filter(|lan| plan.lans.iter().all(|other| other.name != lan.name)) {
+            program::remove_filter(&lan.name)?;
+        }
+        Ok(())
     }
 
     /// Loads everything, filled and ready, without attaching it.

@@ -98,6 +98,11 @@ impl Programs {
         })
     }
 
+    /// The interface that they are for.
+    pub(super) fn lan(&self) -> &LanPlan {
+        &self.lan
+    }
+
     /// The loaded object, for its maps and for test runs.
     pub(super) fn ebpf(&mut self) -> &mut Ebpf {
         &mut self.ebpf
@@ -307,9 +312,15 @@ fn verifier(program: &str, error: ProgramError) -> anyhow::Error {
 }
 
 fn xdp_refused(interface: &str, mode: XdpMode, error: ProgramError) -> anyhow::Error {
+    if let ProgramError::XdpError(_) = error {
+        let source = io::Error::other(error.to_string());
+        return anyhow::Error::new(source).context(format!(
+            "the driver of {interface} refuses XDP as it is set up now; often its MTU or its rings are too large for it. \
+             Lower the MTU of {interface}, or set mode = \"route\" on the egress"
+        ));
+    }
     let code = match &error {
         ProgramError::SyscallError(call) => call.io_error.raw_os_error(),
-        ProgramError::XdpError(_) => Some(libc::EOPNOTSUPP),
         _ => None,
     };
     let hint = match code {

@@ -58,24 +58,6 @@ impl Recipe {
         })
     }
 
-    /// Fails if the linker's LLVM is older than the compiler's, whose bitcode it then could not read.
-    fn check_llvm(&self) -> Result<()> {
-        let version = output(Command::new(&self.rustc).arg("-vV")).unwrap_or_default();
-        let llvm = version
-            .lines()
-            .find_map(|line| line.strip_prefix("LLVM version: "))
-            .and_then(|version| version.split('.').next()?.parse::<u32>().ok())
-            .context("the compiler does not tell its LLVM version")?;
-        if llvm > LLVM {
-            bail!(
-                "{} has LLVM {llvm}, and bpf-linker is built with LLVM {LLVM}, which cannot read its output. \
-                 Use an older stable Rust, or: cargo xtask setup --toolchain debian",
-                self.rustc.display()
-            );
-        }
-        Ok(())
-    }
-
     /// The toolchain with the linker that the set-up built.
     pub(crate) fn toolchain(&self) -> Toolchain {
         Toolchain {
@@ -95,6 +77,24 @@ impl Recipe {
     }
 }
 
+/// Fails if the linker's LLVM is older than the compiler's, whose bitcode it then could not read.
+fn check_llvm(rustc: &Path) -> Result<()> {
+    let version = output(Command::new(rustc).arg("-vV")).unwrap_or_default();
+    let llvm = version
+        .lines()
+        .find_map(|line| line.strip_prefix("LLVM version: "))
+        .and_then(|version| version.split('.').next()?.parse::<u32>().ok())
+        .context("the compiler does not tell its LLVM version")?;
+    if llvm > LLVM {
+        bail!(
+            "{} has LLVM {llvm}, and bpf-linker is built with LLVM {LLVM}, which cannot read its output. \
+             Use an older stable Rust, or: cargo xtask setup --toolchain debian",
+            rustc.display()
+        );
+    }
+    Ok(())
+}
+
 /// Both recipes, installed if that is possible; the second part says why one is not to be had.
 pub(crate) fn recipes() -> Vec<(&'static str, Result<Recipe>)> {
     vec![("rustup", rustup()), ("debian", debian())]
@@ -110,7 +110,7 @@ fn rustup() -> Result<Recipe> {
     if !recipe.is_ready() {
         bail!("rustup says that rust-src is installed, but it is not in the compiler's sysroot");
     }
-    recipe.check_llvm()?;
+    check_llvm(&recipe.rustc)?;
     Ok(recipe)
 }
 
@@ -126,7 +126,7 @@ fn debian() -> Result<Recipe> {
     if !recipe.is_ready() {
         bail!("Debian's rust-web-src is installed, but not in the sysroot of /usr/bin/rustc");
     }
-    recipe.check_llvm()?;
+    check_llvm(&recipe.rustc)?;
     Ok(recipe)
 }
 
@@ -148,7 +148,12 @@ impl Step for Compiler {
             Choice::Rustup => !is_debian,
             Choice::Debian => is_debian,
         };
-        if recorded && as_chosen {
+        // An update of the compiler may have brought a newer LLVM than the linker's.
+        let readable = || {
+            let toolchain = Toolchain::parse(&record).map_err(anyhow::Error::msg)?;
+            check_llvm(&toolchain.rustc)
+        };
+        if recorded && as_chosen && readable().is_ok() {
             return Vec::new();
         }
         let rustup = "rustup component add rust-src".to_owned();
