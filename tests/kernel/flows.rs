@@ -13,6 +13,7 @@ use crate::Test;
 pub(crate) const TESTS: &[Test] = &[
     ("bulk_tcp_in_route_mode", || bulk_tcp("route")),
     ("bulk_tcp_in_redirect_mode", || bulk_tcp("redirect")),
+    ("trace_logs_decisions_only_when_asked", trace),
     (
         "without_a_gateway_in_the_config_it_is_learnt",
         learnt_gateway,
@@ -63,6 +64,23 @@ fn bulk_tcp(mode: &str) -> Result<()> {
             "{by_kernel} packets were not redirected: {stats}"
         );
     }
+    daemon.stop()?;
+    Ok(())
+}
+
+fn trace() -> Result<()> {
+    let flow = Flow::new(Transport::Udp, "52.113.0.1", 3478);
+    let lab = Lab::build()?;
+    lab.own([flow.destination.ip()])?;
+    let _internet = Servers::start(&lab.internet, "internet", std::slice::from_ref(&flow))?;
+    let site = Site::new(&CONFIG.replace("MODE", "route"))?;
+    let quiet = Daemon::start(&site, &lab.gateway)?;
+    ensure!(flow.talk(&lab.client)? == "internet");
+    let log = quiet.stop()?;
+    ensure!(!log.contains("tc: "), "{log}");
+    let mut daemon = Daemon::start_with(&site, &lab.gateway, &["--trace"])?;
+    ensure!(flow.talk(&lab.client)? == "internet");
+    daemon.wait_until(|daemon| daemon.log().contains("tc: steered"))?;
     daemon.stop()?;
     Ok(())
 }

@@ -9,6 +9,7 @@ mod headers;
 mod redirect;
 mod reload;
 mod routing;
+mod switch;
 
 use std::process::ExitCode;
 
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
         redirect::TESTS,
         routing::TESTS,
         reload::TESTS,
+        switch::TESTS,
         adopt::TESTS,
         cleanup::TESTS,
         bad_input::TESTS,
