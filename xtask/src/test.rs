@@ -145,6 +145,14 @@ pub(crate) fn number_before(line: &str, word: &str) -> usize {
 
 /// Runs the kernel tests under another kernel.
 fn machine(series: &str) -> Result<Outcome> {
+    if let Err(error) = crate::vm::fetch(series) {
+        let skipped = format!("kernel tests under Linux {series}: {error:#}");
+        println!("skipped: {skipped}");
+        return Ok(Outcome {
+            skipped: vec![skipped],
+            ..Outcome::default()
+        });
+    }
     let outcome = crate::vm::boot(series, None)?;
     Ok(Outcome {
         passed: outcome.passed,

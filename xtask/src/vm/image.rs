@@ -57,9 +57,8 @@ pub(super) struct Machine {
 }
 
 pub(super) fn build(series: &str, tests: &Path, filter: Option<&str>) -> Result<Machine> {
-    let vm = paths::root().join("target/vm");
-    fs::create_dir_all(&vm)?;
-    let unpacked = kernel_package(series, &vm)?;
+    let vm = directory();
+    let unpacked = kernel_package(series)?;
     let release = release_of(&unpacked)?;
     let root = vm.join(format!("root-{series}"));
     if root.exists() {
@@ -93,8 +92,14 @@ pub(super) fn build(series: &str, tests: &Path, filter: Option<&str>) -> Result<
     })
 }
 
+fn directory() -> PathBuf {
+    paths::root().join("target/vm")
+}
+
 /// Fetches the newest kernel package of the series and unpacks it.
-fn kernel_package(series: &str, vm: &Path) -> Result<PathBuf> {
+pub(super) fn kernel_package(series: &str) -> Result<PathBuf> {
+    let vm = &directory();
+    fs::create_dir_all(vm)?;
     let pattern = format!(
         "^linux-image-{}\\.[0-9].*-cloud-amd64$",
         series.replace('.', "\\.")

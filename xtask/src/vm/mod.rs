@@ -54,6 +54,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     })
 }
 
+/// Fetches the kernel of the series, unless it is there.
+pub(crate) fn fetch(series: &str) -> Result<()> {
+    image::kernel_package(series).map(drop)
+}
+
 /// Boots a kernel of the series and runs the kernel tests in it.
 pub(crate) fn boot(series: &str, filter: Option<&str>) -> Result<Outcome> {
     let tests = build_tests()?;
