@@ -12,7 +12,6 @@ use breakout_tests::flow::{Flow, Transport};
 use breakout_tests::lab::{CONFIG, Lab};
 use breakout_tests::server::Servers;
 
-use super::flows::next_hops_known;
 use super::redirect::reason;
 use crate::Test;
 
@@ -54,7 +53,7 @@ fn killed(mode: &str) -> Result<()> {
     let _wan = Servers::start(&lab.wan, "wan", one)?;
     let site = Site::new(&CONFIG.replace("MODE", mode))?;
     let mut daemon = Daemon::start(&site, &lab.gateway)?;
-    daemon.wait_until(|_| mode == "route" || next_hops_known(&site, &lab))?;
+    daemon.wait_until(|_| mode == "route" || site.next_hops_known(&lab.gateway))?;
     let generation = site.json(&lab.gateway, &["status"])?["ruleset"]["generation"].clone();
 
     let stop = Arc::new(AtomicBool::new(false));

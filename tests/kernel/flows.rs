@@ -31,7 +31,7 @@ fn bulk_tcp(mode: &str) -> Result<()> {
     let _wan = Servers::start(&lab.wan, "wan", &flows)?;
     let site = Site::new(&CONFIG.replace("MODE", mode))?;
     let mut daemon = Daemon::start(&site, &lab.gateway)?;
-    daemon.wait_until(|_| mode == "route" || next_hops_known(&site, &lab))?;
+    daemon.wait_until(|_| mode == "route" || site.next_hops_known(&lab.gateway))?;
     let transfers: [(SocketAddr, usize); 2] =
         [(v4.destination, 100_000_000), (v6.destination, 10_000_000)];
     for (destination, size) in transfers {
@@ -83,13 +83,6 @@ fn trace() -> Result<()> {
     daemon.wait_until(|daemon| daemon.log().contains("tc: steered"))?;
     daemon.stop()?;
     Ok(())
-}
-
-/// Whether a redirecting egress knows the MAC addresses of both next hops.
-pub(crate) fn next_hops_known(site: &Site, lab: &Lab) -> bool {
-    let status = site.json(&lab.gateway, &["status"]).unwrap_or_default();
-    let local = &status["egress"]["local"];
-    local["v4"]["mac"].is_string() && local["v6"]["mac"].is_string()
 }
 
 fn learnt_gateway() -> Result<()> {

@@ -9,7 +9,6 @@ use breakout_tests::server::Servers;
 use breakout_tests::wire::{Ipv4Udp, Wire};
 use serde_json::Value;
 
-use super::flows::next_hops_known;
 use crate::Test;
 
 pub(crate) const TESTS: &[Test] = &[
@@ -48,7 +47,7 @@ fn hard_packets() -> Result<()> {
     lab.internet.ip("link set eth0 mtu 1400")?;
     let site = Site::new(&CONFIG.replace("MODE", "redirect"))?;
     let mut daemon = Daemon::start(&site, &lab.gateway)?;
-    daemon.wait_until(|_| next_hops_known(&site, &lab))?;
+    daemon.wait_until(|_| site.next_hops_known(&lab.gateway))?;
     seen::watch(&lab.internet, std::slice::from_ref(&flow))?;
     seen::watch(&lab.wan, std::slice::from_ref(&flow))?;
     let cases = [
@@ -110,7 +109,7 @@ fn new_mac() -> Result<()> {
     let _internet = Servers::start(&lab.internet, "internet", std::slice::from_ref(&flow))?;
     let site = Site::new(&CONFIG.replace("MODE", "redirect"))?;
     let mut daemon = Daemon::start(&site, &lab.gateway)?;
-    daemon.wait_until(|_| next_hops_known(&site, &lab))?;
+    daemon.wait_until(|_| site.next_hops_known(&lab.gateway))?;
     ensure!(flow.talk(&lab.client)? == "internet");
     lab.internet.ip("link set eth0 address 02:00:00:00:be:ef")?;
     // What a router does when its MAC address changes.

@@ -130,6 +130,16 @@ impl Site {
     }
 }
 
+impl Site {
+    /// Whether the controller's redirecting egress knows the MAC addresses of both next hops, as it does soon after its
+    /// start.
+    pub fn next_hops_known(&self, namespace: &Namespace) -> bool {
+        let status = self.json(namespace, &["status"]).unwrap_or_default();
+        let local = &status["egress"]["local"];
+        local["v4"]["mac"].is_string() && local["v6"]["mac"].is_string()
+    }
+}
+
 /// A running controller. It is stopped, and what it installed removed, when the handle goes away.
 pub struct Daemon<'a> {
     site: &'a Site,

@@ -60,6 +60,10 @@ pub(super) fn check(config: &ConfigArgument, list: Option<&Path>, json: bool) ->
         report.steered_sets.len(),
         config.default_egress(),
     );
+    if report.steered_sets.is_empty() {
+        println!("warning: nothing is steered: the list has no usable set in category Optimize");
+    }
+    println!("interfaces, gateways and the kernel were not looked at; `breakout run` does that");
     for unusable in &report.unusable {
         println!("  endpoint set {}: {}", unusable.id, unusable.problem);
     }

@@ -13,7 +13,7 @@ use crate::control::Reloaded;
 use crate::datapath::{DataPath, FILTER_PRIORITY, Foreign, LanPlan, Plan, has_tcx, object};
 use crate::exit::{Code, WithCode};
 use crate::links::{Links, network_namespace};
-use crate::list::List;
+use crate::list::{Category, List};
 use crate::ruleset::{Image, compile};
 
 /// Reads configuration and list, and makes sure that there is a data path to load.
@@ -26,6 +26,16 @@ pub(super) fn read(options: &Options) -> Result<(Config, List)> {
             list.instance,
             problem.id,
             problem.problem
+        );
+    }
+    if !list
+        .sets
+        .iter()
+        .any(|set| set.category == Category::Optimize && set.is_usable())
+    {
+        tracing::warn!(
+            "nothing is steered: the list {} has no usable set in category Optimize",
+            list.source
         );
     }
     object().code(Code::System)?;
@@ -115,6 +125,17 @@ impl Controller {
     async fn install(&mut self, mut image: Image) -> Result<()> {
         let plan = egress::routing(&self.config, &self.egresses);
         self.links.apply_routing(&plan).await.code(Code::System)?;
+        for lan in self
+            .lans
+            .iter()
+            .filter(|lan| lan.xdp == Some(XdpAttach::Generic))
+        {
+            tracing::warn!(
+                "{}: XDP runs in GENERIC mode, because xdp = \"generic\" is set: every packet costs more than \
+                 in mode = \"route\". Use it for tests only",
+                lan.name
+            );
+        }
         let generation = self.generation.wrapping_add(1);
         image.set_generation(generation);
         let plan = Plan {
@@ -355,13 +376,6 @@ async fn look_at_lans(links: &Links, config: &Config) -> Result<Vec<LanPlan>> {
             .with_context(|| format!("[[lan]] {} is no Ethernet", lan.interface))
             .code(Code::System)?;
         let xdp = config.needs_xdp().then_some(lan.xdp);
-        if xdp == Some(XdpAttach::Generic) {
-            tracing::warn!(
-                "{}: XDP runs in GENERIC mode, because xdp = \"generic\" is set: every packet costs more than \
-                 in mode = \"route\". Use it for tests only",
-                lan.interface
-            );
-        }
         lans.push(LanPlan {
             name: lan.interface.clone(),
             index: interface.index,

@@ -166,10 +166,18 @@ fn endpoint_set(row: Row, instance: Instance, problems: &mut Vec<Problem>) -> En
     if !prefixes.is_empty() && ports.is_empty() {
         report("has addresses but no ports, so it cannot be matched exactly".to_owned());
     }
+    let category = Category::from(row.category.as_str());
+    if let Category::Other(name) = &category
+        && !prefixes.is_empty()
+    {
+        report(format!(
+            "category \"{name}\" is not known, so it is not steered"
+        ));
+    }
     EndpointSet {
         key: SetKey { instance, id },
         service_area: row.service_area,
-        category: Category::from(row.category.as_str()),
+        category,
         prefixes,
         ports,
         urls: row.urls,
@@ -219,12 +227,13 @@ mod tests {
     fn what_cannot_be_used_is_reported_by_id() {
         let list = worldwide(&format!(
             r#"[{SET},
-            {{"id":2,"ips":["40.96.0.1/13","0.0.0.0/0","x","1.2.3.4"],"tcpPorts":"eighty"}},
-            {{"id":3,"ips":["1.2.3.0/24"]}}]"#
+            {{"id":2,"ips":["40.96.0.1/13","0.0.0.0/0","x","1.2.3.4"],"tcpPorts":"eighty","category":"Allow"}},
+            {{"id":3,"ips":["1.2.3.0/24"],"category":"Allow"}},
+            {{"id":4,"ips":["1.2.3.0/24"],"tcpPorts":"80","category":"Optimise"}}]"#
         ))
         .unwrap();
         let of = |id| list.problems.iter().filter(|p| p.id == id).count();
-        assert_eq!((of(1), of(2), of(3)), (0, 5, 1));
+        assert_eq!((of(1), of(2), of(3), of(4)), (0, 5, 1, 1));
         assert_eq!(list.sets[1].prefixes, ["1.2.3.4/32".parse().unwrap()]);
     }
 

@@ -109,7 +109,7 @@ fn demo(arguments: &Arguments) -> Result<bool> {
             site.configure(&CONFIG.replace("MODE", mode))?;
             let mut daemon = Daemon::start(&site, &lab.gateway)?;
             if mode == "redirect" {
-                daemon.wait_until(|_| next_hops_are_known(&site, &lab))?;
+                daemon.wait_until(|_| site.next_hops_known(&lab.gateway))?;
             }
             for flow in &flows {
                 if INTERRUPTED.load(Ordering::Relaxed) {
@@ -135,13 +135,6 @@ fn demo(arguments: &Arguments) -> Result<bool> {
         site.keep();
     }
     Ok(right)
-}
-
-/// Whether the redirecting egress knows both next hops' MAC addresses, as it does soon after the start.
-fn next_hops_are_known(site: &Site, lab: &Lab) -> bool {
-    let status = site.json(&lab.gateway, &["status"]).unwrap_or_default();
-    let local = &status["egress"]["local"];
-    local["v4"]["mac"].is_string() && local["v6"]["mac"].is_string()
 }
 
 fn observe(lab: &Lab, site: &Site, mode: &'static str, flow: &DemoFlow) -> Result<Observation> {
