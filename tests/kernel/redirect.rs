@@ -15,6 +15,10 @@ pub(crate) const TESTS: &[Test] = &[
     ("redirect_leaves_hard_packets_to_the_kernel", hard_packets),
     ("redirect_follows_a_new_mac_of_the_next_hop", new_mac),
     (
+        "an_egress_that_takes_no_frames_now_is_left_to_the_kernel",
+        no_ndo_xmit,
+    ),
+    (
         "redirect_without_next_hop_is_forwarded_by_the_kernel",
         no_next_hop,
     ),
@@ -120,6 +124,28 @@ fn new_mac() -> Result<()> {
         status["egress"]["local"]["v4"]["mac"] == "02:00:00:00:be:ef"
     })?;
     ensure!(flow.talk(&lab.client)? == "internet");
+    daemon.stop()?;
+    Ok(())
+}
+
+/// Without GRO at its other end a veth drops what XDP redirects to it.
+fn no_ndo_xmit() -> Result<()> {
+    let flow = Flow::new(Transport::Udp, "52.113.0.1", 3478);
+    let lab = Lab::build()?;
+    lab.own([flow.destination.ip()])?;
+    let _internet = Servers::start(&lab.internet, "internet", std::slice::from_ref(&flow))?;
+    lab.internet.exec("ethtool -K eth0 gro off")?;
+    let site = Site::new(&CONFIG.replace("MODE", "redirect"))?;
+    let mut daemon = Daemon::start(&site, &lab.gateway)?;
+    daemon.wait_until(|_| site.next_hops_known(&lab.gateway))?;
+    ensure!(flow.talk(&lab.client)? == "internet");
+    let status = site.json(&lab.gateway, &["status"])?;
+    let told = status["egress"]["local"]["by_kernel"]
+        .as_str()
+        .unwrap_or_default();
+    ensure!(told.contains("inet takes no redirected frames"), "{status}");
+    let stats = site.json(&lab.gateway, &["stats"])?;
+    ensure!(reason(&stats, "steered") == 0, "{stats}");
     daemon.stop()?;
     Ok(())
 }

@@ -69,6 +69,9 @@ fn print_egress(name: &str, egress: &EgressStatus) {
     for (family, way) in [("IPv4", &egress.v4), ("IPv6", &egress.v6)] {
         println!("          {family} {}", way_out(way));
     }
+    if let Some(reason) = &egress.by_kernel {
+        println!("          {reason}");
+    }
     if let Some(problem) = &egress.problem {
         println!("          DOWN: {problem}");
     }

@@ -112,6 +112,8 @@ pub struct EgressStatus {
     pub v6: WayOut,
     /// Why there is no way out, if so.
     pub problem: Option<String>,
+    /// Why XDP leaves everything to the kernel in redirect mode, if so.
+    pub by_kernel: Option<String>,
     /// Firewall mark and mask, as `ip rule` writes them.
     pub mark: String,
     /// Its routing table.

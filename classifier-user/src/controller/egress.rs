@@ -31,6 +31,8 @@ struct Ways {
     gateways: Gateways,
     v4_mac: Option<[u8; 6]>,
     v6_mac: Option<[u8; 6]>,
+    /// Whether XDP can send there now. The kernel forwards otherwise.
+    takes_redirects: bool,
 }
 
 /// Looks at every configured egress.
@@ -89,6 +91,7 @@ async fn way_out(links: &Links, config: &EgressConfig) -> Result<Ways> {
     let mut ways = Ways {
         v4_mac: None,
         v6_mac: None,
+        takes_redirects: interface.takes_redirects(),
         interface,
         gateways,
     };
@@ -133,8 +136,9 @@ pub(super) fn table(states: &[EgressState], mask: u32) -> Egresses {
         if let Ok(ways) = &state.way_out {
             egress.mtu = u16::try_from(ways.interface.mtu).unwrap_or(u16::MAX);
             egress.source_mac = ways.interface.mac.unwrap_or_default();
-            egress.v4 = next_hop(ways.gateways.v4, ways.v4_mac);
-            egress.v6 = next_hop(ways.gateways.v6, ways.v6_mac);
+            let mac = |mac: Option<[u8; 6]>| mac.filter(|_| ways.takes_redirects);
+            egress.v4 = next_hop(ways.gateways.v4, mac(ways.v4_mac));
+            egress.v6 = next_hop(ways.gateways.v6, mac(ways.v6_mac));
             if egress.redirect {
                 egresses.devices.push((state.index, ways.interface.index));
             }
@@ -236,6 +240,15 @@ impl EgressState {
                 ways.and_then(|ways| ways.v6_mac),
             ),
             problem: self.problem().map(str::to_owned),
+            by_kernel: ways
+                .filter(|ways| self.config.mode == Mode::Redirect && !ways.takes_redirects)
+                .map(|ways| {
+                    format!(
+                        "{} takes no redirected frames now, so the kernel forwards: its driver wants an XDP program on it \
+                         (or, on a veth, GRO at the other end)",
+                        ways.interface.name
+                    )
+                }),
             mark: format!("{:#x}/{mask:#x}", self.mark),
             table: self.table,
         }

@@ -58,6 +58,11 @@ impl Interface {
         kind.map(|kind| format!("a {kind}"))
     }
 
+    /// Whether the interface takes frames that XDP redirects to it, now. If the kernel does not tell, it is taken to.
+    pub fn takes_redirects(&self) -> bool {
+        super::xdp_features::takes_redirects(self.index).unwrap_or(true)
+    }
+
     /// Whether the interface itself has this address.
     pub fn has_address(&self, address: IpAddr) -> bool {
         self.addresses.iter().any(|net| net.addr() == address)

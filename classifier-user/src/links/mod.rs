@@ -7,6 +7,7 @@ mod neighbour;
 mod qdisc;
 mod routing;
 mod watch;
+mod xdp_features;
 
 use anyhow::{Context, Result};
 use rtnetlink::Handle;
