@@ -185,19 +185,7 @@ impl Controller {
 
     async fn try_follow(&mut self) -> Result<()> {
         let now = egress::look(&self.links, &self.config, &self.persistent.egresses, false).await?;
-        for (before, after) in self.egresses.iter().zip(&now) {
-            match (before.problem(), after.problem()) {
-                (None, Some(problem)) => {
-                    tracing::warn!(
-                        "egress {} is down, its traffic takes the ordinary path: {problem}",
-                        after.name
-                    );
-                }
-                (Some(_), None) => tracing::info!("egress {} is up again", after.name),
-                _ => {}
-            }
-        }
-        self.egresses = now;
+        let before = std::mem::replace(&mut self.egresses, now);
         // Routes first: a packet that is marked must find its rule. Without one it takes the ordinary path.
         let plan = egress::routing(&self.config, &self.egresses);
         self.links.apply_routing(&plan).await?;
@@ -205,6 +193,16 @@ impl Controller {
         if table != self.published {
             self.datapath.publish_egresses(&table)?;
             self.published = table;
+        }
+        for (before, after) in before.iter().zip(&self.egresses) {
+            match (before.problem(), after.problem()) {
+                (None, Some(problem)) => tracing::warn!(
+                    "egress {} is down, its traffic takes the ordinary path: {problem}",
+                    after.name
+                ),
+                (Some(_), None) => tracing::info!("egress {} is up again", after.name),
+                _ => {}
+            }
         }
         self.follow_lans().await
     }
