@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use breakout_tests::daemon::{Daemon, Site};
@@ -94,7 +95,7 @@ fn switches() -> Result<()> {
     let sent = generator.join().expect("the generator does not panic")?;
     reloaded?;
     ensure!(sent > 1000, "only {sent} rounds were sent");
-    thread::sleep(std::time::Duration::from_millis(200));
+    thread::sleep(Duration::from_millis(200));
     let internet = seen::packets(&lab.internet)?;
     let wan = seen::packets(&lab.wan)?;
     for (index, flow) in flows.iter().enumerate() {
@@ -129,7 +130,11 @@ fn switches() -> Result<()> {
     Ok(())
 }
 
-/// Sends to all destinations in turn, as fast as it can be sure that nothing is dropped for want of buffers.
+/// The break after each round. Without one a busy machine lets the queues between the namespaces overflow, and a packet
+/// lost there says nothing of the switch.
+const BREAK: Duration = Duration::from_micros(20);
+
+/// Sends to all destinations in turn.
 fn generate(destinations: &[SocketAddr], stop: &AtomicBool) -> Result<u64> {
     let v4 = UdpSocket::bind("0.0.0.0:0")?;
     let v6 = UdpSocket::bind("[::]:0")?;
@@ -145,6 +150,7 @@ fn generate(destinations: &[SocketAddr], stop: &AtomicBool) -> Result<u64> {
             while socket.send_to(b"x", destination).is_err() {}
         }
         rounds += 1;
+        thread::sleep(BREAK);
     }
     Ok(rounds)
 }
