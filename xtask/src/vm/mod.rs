@@ -105,7 +105,8 @@ fn watch(stdout: impl std::io::Read + Send + 'static, release: &str) -> Result<O
     )];
     while let Ok(line) = lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
         println!("{release}: {line}");
-        if let Some(reason) = line.strip_prefix("skipped: ") {
+        // The first line comes behind what the firmware printed to the terminal.
+        if let Some((_, reason)) = line.split_once("skipped: ") {
             skipped.push(format!("{reason} (this is {release})"));
         }
         if let Some(counts) = line.strip_prefix("test result: ") {
