@@ -1,5 +1,6 @@
 //! Starting, reloading and stopping: each either succeeds or leaves things as they were.
 
+use std::mem::swap;
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow};
@@ -10,11 +11,13 @@ use super::state::{Persistent, StateDirectory, boot_id};
 use super::{Controller, Options, make_ruleset, read_list, summary};
 use crate::config::{self, Config, XdpAttach};
 use crate::control::Reloaded;
-use crate::datapath::{DataPath, FILTER_PRIORITY, Foreign, LanPlan, Plan, has_tcx, object};
+use crate::datapath::{
+    DataPath, Egresses, FILTER_PRIORITY, Foreign, LanPlan, Plan, has_tcx, object,
+};
 use crate::exit::{Code, WithCode};
 use crate::links::{Links, network_namespace};
 use crate::list::{Category, List};
-use crate::ruleset::{Image, compile};
+use crate::ruleset::{Image, Ruleset, Slots, compile};
 
 /// Reads configuration and list, and makes sure that there is a data path to load.
 pub(super) fn read(options: &Options) -> Result<(Config, List)> {
@@ -40,6 +43,17 @@ pub(super) fn read(options: &Options) -> Result<(Config, List)> {
     }
     object().code(Code::System)?;
     Ok((config, list))
+}
+
+/// What an installation is made from.
+struct Setup {
+    config: Config,
+    list: List,
+    ruleset: Ruleset,
+    slots: Slots,
+    lans: Vec<LanPlan>,
+    egresses: Vec<EgressState>,
+    published: Egresses,
 }
 
 impl Controller {
@@ -195,10 +209,17 @@ impl Controller {
         } else {
             let egresses =
                 egress::look(&self.links, &config, &self.persistent.egresses, true).await?;
-            self.replace(config, list, lans, egresses, image).await?;
-            self.ruleset = ruleset;
-            self.slots = slots;
-            self.commit(self.generation);
+            let published = egress::table(&egresses, config.routing.mark_mask);
+            let setup = Setup {
+                config,
+                list,
+                ruleset,
+                slots,
+                lans,
+                egresses,
+                published,
+            };
+            self.replace(setup, image).await?;
         }
         Ok(Reloaded {
             from_generation,
@@ -224,8 +245,10 @@ impl Controller {
             return Ok(());
         }
         self.lans = lans;
-        self.install(compile(&self.ruleset)).await?;
-        self.lan_problem = None;
+        let installed = self.install(compile(&self.ruleset)).await;
+        // What has failed is tried again at the next look.
+        self.lan_problem = installed.as_ref().err().map(|error| format!("{error:#}"));
+        installed?;
         tracing::info!(
             "attached to the LAN interfaces again: generation {}",
             self.generation
@@ -233,32 +256,26 @@ impl Controller {
         Ok(())
     }
 
-    /// Installs with another configuration; if that fails, the one before stays in force.
-    async fn replace(
-        &mut self,
-        config: Config,
-        list: List,
-        lans: Vec<LanPlan>,
-        egresses: Vec<EgressState>,
-        image: Image,
-    ) -> Result<()> {
-        let published = egress::table(&egresses, config.routing.mark_mask);
-        let config = std::mem::replace(&mut self.config, config);
-        let list = std::mem::replace(&mut self.list, list);
-        let lans = std::mem::replace(&mut self.lans, lans);
-        let egresses = std::mem::replace(&mut self.egresses, egresses);
-        let published = std::mem::replace(&mut self.published, published);
+    /// Installs another setup; if that fails, the one before stays in force.
+    async fn replace(&mut self, mut setup: Setup, image: Image) -> Result<()> {
+        self.exchange(&mut setup);
         if let Err(error) = self.install(image).await {
-            self.config = config;
-            self.list = list;
-            self.lans = lans;
-            self.egresses = egresses;
-            self.published = published;
+            self.exchange(&mut setup);
             let plan = egress::routing(&self.config, &self.egresses);
             self.links.apply_routing(&plan).await?;
             return Err(error.context("not reloaded, nothing has changed"));
         }
         Ok(())
+    }
+
+    fn exchange(&mut self, setup: &mut Setup) {
+        swap(&mut self.config, &mut setup.config);
+        swap(&mut self.list, &mut setup.list);
+        swap(&mut self.ruleset, &mut setup.ruleset);
+        swap(&mut self.slots, &mut setup.slots);
+        swap(&mut self.lans, &mut setup.lans);
+        swap(&mut self.egresses, &mut setup.egresses);
+        swap(&mut self.published, &mut setup.published);
     }
 
     /// Removes everything: first the programs, so that no packet has a mark whose rule is gone.
