@@ -10,7 +10,6 @@ use anyhow::{Context, Result, ensure};
 use breakout_tests::daemon::{Daemon, Site};
 use breakout_tests::flow::{Flow, Transport};
 use breakout_tests::lab::{CONFIG, Lab};
-use breakout_tests::server::Servers;
 
 use super::redirect::reason;
 use crate::Test;
@@ -47,23 +46,15 @@ fn stream(destination: SocketAddr, stop: &AtomicBool) -> Result<(u32, u32, u32)>
 fn killed(mode: &str) -> Result<()> {
     let flow = Flow::new(Transport::Udp, "52.113.0.1", 3478);
     let lab = Lab::build()?;
-    lab.own([flow.destination.ip()])?;
-    let one = std::slice::from_ref(&flow);
-    let _internet = Servers::start(&lab.internet, "internet", one)?;
-    let _wan = Servers::start(&lab.wan, "wan", one)?;
+    let _servers = lab.serve(std::slice::from_ref(&flow))?;
     let site = Site::new(&CONFIG.replace("MODE", mode))?;
     let mut daemon = Daemon::start(&site, &lab.gateway)?;
     daemon.wait_until(|_| mode == "route" || site.next_hops_known(&lab.gateway))?;
     let generation = site.json(&lab.gateway, &["status"])?["ruleset"]["generation"].clone();
 
     let stop = Arc::new(AtomicBool::new(false));
-    let (flag, client) = (Arc::clone(&stop), lab.client.name().to_owned());
-    let destination = flow.destination;
-    let traffic = thread::spawn(move || {
-        let namespace = std::fs::File::open(format!("/run/netns/{client}"))?;
-        nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET)?;
-        stream(destination, &flag)
-    });
+    let (flag, destination) = (Arc::clone(&stop), flow.destination);
+    let traffic = lab.client.spawn(move || stream(destination, &flag));
     thread::sleep(Duration::from_millis(300));
     daemon.kill()?;
     thread::sleep(Duration::from_millis(500));

@@ -25,10 +25,8 @@ fn bulk_tcp(mode: &str) -> Result<()> {
     let v4 = Flow::new(Transport::Tcp, "52.98.1.1", 443);
     let v6 = Flow::new(Transport::Tcp, "2603:1006::1", 443);
     let lab = Lab::build()?;
-    lab.own([v4.destination.ip(), v6.destination.ip()])?;
     let flows = [v4.clone(), v6.clone()];
-    let _internet = Servers::start(&lab.internet, "internet", &flows)?;
-    let _wan = Servers::start(&lab.wan, "wan", &flows)?;
+    let _servers = lab.serve(&flows)?;
     let site = Site::new(&CONFIG.replace("MODE", mode))?;
     let mut daemon = Daemon::start(&site, &lab.gateway)?;
     daemon.wait_until(|_| mode == "route" || site.next_hops_known(&lab.gateway))?;

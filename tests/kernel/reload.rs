@@ -54,9 +54,7 @@ fn new_list() -> Result<()> {
         Flow::new(Transport::Tcp, "198.51.100.7", 443),
         Flow::new(Transport::Tcp, "203.0.113.7", 443),
     ];
-    lab.own(flows.iter().map(|flow| flow.destination.ip()))?;
-    let _internet = Servers::start(&lab.internet, "internet", &flows)?;
-    let _wan = Servers::start(&lab.wan, "wan", &flows)?;
+    let _servers = lab.serve(&flows)?;
     let site = Site::new(&config("route"))?;
     write_list(&site, &["198.51.100.0/24"])?;
     let daemon = Daemon::start(&site, &lab.gateway)?;
@@ -162,10 +160,7 @@ fn growth() -> Result<()> {
 fn failed_installation() -> Result<()> {
     let lab = Lab::build()?;
     let flow = Flow::new(Transport::Tcp, "198.51.100.7", 443);
-    lab.own([flow.destination.ip()])?;
-    let one = std::slice::from_ref(&flow);
-    let _internet = Servers::start(&lab.internet, "internet", one)?;
-    let _wan = Servers::start(&lab.wan, "wan", one)?;
+    let _servers = lab.serve(std::slice::from_ref(&flow))?;
     lab.gateway.ip("link add br0 type bridge")?;
     let two_lans = |mode: &str| format!("{}\n[[lan]]\ninterface = \"br0\"\n", config(mode));
     let site = Site::new(&two_lans("route"))?;

@@ -6,7 +6,6 @@ use breakout::list::Instance;
 use breakout_tests::daemon::{Daemon, Site};
 use breakout_tests::flow::{Flow, Transport};
 use breakout_tests::lab::{CONFIG, Lab};
-use breakout_tests::server::Servers;
 use breakout_tests::testrun::TestBench;
 
 use crate::Test;
@@ -33,10 +32,7 @@ fn link_down_and_up() -> Result<()> {
     let flow = Flow::new(Transport::Tcp, "52.98.1.1", 443);
     for mode in ["route", "redirect"] {
         let lab = Lab::build()?;
-        lab.own([flow.destination.ip()])?;
-        let one = std::slice::from_ref(&flow);
-        let _internet = Servers::start(&lab.internet, "internet", one)?;
-        let _wan = Servers::start(&lab.wan, "wan", one)?;
+        let _servers = lab.serve(std::slice::from_ref(&flow))?;
         let site = Site::new(&CONFIG.replace("MODE", mode))?;
         let mut daemon = Daemon::start(&site, &lab.gateway)?;
         ensure!(flow.talk(&lab.client)? == "internet", "{mode}: at first");
@@ -69,10 +65,7 @@ fn link_down_and_up() -> Result<()> {
 fn down_at_start() -> Result<()> {
     let flow = Flow::new(Transport::Tcp, "52.98.1.1", 443);
     let lab = Lab::build()?;
-    lab.own([flow.destination.ip()])?;
-    let one = std::slice::from_ref(&flow);
-    let _internet = Servers::start(&lab.internet, "internet", one)?;
-    let _wan = Servers::start(&lab.wan, "wan", one)?;
+    let _servers = lab.serve(std::slice::from_ref(&flow))?;
     lab.internet.ip("link set eth0 down")?;
     let site = Site::new(&CONFIG.replace("MODE", "route"))?;
     let mut daemon = Daemon::start(&site, &lab.gateway)?;
@@ -95,10 +88,7 @@ fn down_at_start() -> Result<()> {
 fn lan_comes_back() -> Result<()> {
     let flow = Flow::new(Transport::Udp, "52.113.0.1", 3478);
     let lab = Lab::build()?;
-    lab.own([flow.destination.ip()])?;
-    let one = std::slice::from_ref(&flow);
-    let _internet = Servers::start(&lab.internet, "internet", one)?;
-    let _wan = Servers::start(&lab.wan, "wan", one)?;
+    let _servers = lab.serve(std::slice::from_ref(&flow))?;
     let site = Site::new(&CONFIG.replace("MODE", "route"))?;
     let mut daemon = Daemon::start(&site, &lab.gateway)?;
     ensure!(flow.talk(&lab.client)? == "internet");

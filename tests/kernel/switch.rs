@@ -71,15 +71,9 @@ fn switches() -> Result<()> {
         seen::watch(end, &flows)?;
     }
     let stop = Arc::new(AtomicBool::new(false));
-    let generator = {
-        let (stop, client) = (Arc::clone(&stop), lab.client.name().to_owned());
-        let destinations: Vec<SocketAddr> = flows.iter().map(|flow| flow.destination).collect();
-        thread::spawn(move || -> Result<u64> {
-            let namespace = fs::File::open(format!("/run/netns/{client}"))?;
-            nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET)?;
-            generate(&destinations, &stop)
-        })
-    };
+    let flag = Arc::clone(&stop);
+    let destinations: Vec<SocketAddr> = flows.iter().map(|flow| flow.destination).collect();
+    let generator = lab.client.spawn(move || generate(&destinations, &flag));
     let chosen = std::env::var("BREAKOUT_TEST_SWITCHES").ok();
     let reloads = chosen.and_then(|text| text.parse().ok()).unwrap_or(RELOADS);
     let reload = || -> Result<()> {

@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::Result;
 
+use crate::flow::Flow;
 use crate::netns::{Namespace, run};
+use crate::server::Servers;
 
 /// The namespaces of one lab, connected and addressed.
 #[derive(Debug)]
@@ -121,6 +123,19 @@ impl Lab {
             }
         }
         Ok(())
+    }
+
+    /// Gives the flows' destinations to both far ends and starts a server for each of them there.
+    ///
+    /// # Errors
+    ///
+    /// When `ip` fails, or a server cannot be started.
+    pub fn serve(&self, flows: &[Flow]) -> Result<[Servers; 2]> {
+        self.own(flows.iter().map(|flow| flow.destination.ip()))?;
+        Ok([
+            Servers::start(&self.internet, "internet", flows)?,
+            Servers::start(&self.wan, "wan", flows)?,
+        ])
     }
 
     /// All namespaces, with what they are.

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::process::{Command, Output};
-use std::thread;
+use std::thread::{self, JoinHandle};
 
 use anyhow::{Context, Result, bail};
 use nix::sched::{CloneFlags, setns};
@@ -81,7 +81,22 @@ impl Namespace {
         Ok(())
     }
 
-    /// Calls a function on a new thread in the namespace. Sockets that it makes stay in the namespace.
+    /// Starts a thread in the namespace. Sockets that it makes stay in the namespace. Its result is an error if the
+    /// namespace cannot be entered, or as the function's.
+    pub fn spawn<T: Send + 'static>(
+        &self,
+        function: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> JoinHandle<Result<T>> {
+        let path = format!("/run/netns/{}", self.name);
+        thread::spawn(move || {
+            let file = File::open(&path).with_context(|| format!("cannot open {path}"))?;
+            setns(file, CloneFlags::CLONE_NEWNET)
+                .with_context(|| format!("cannot enter {path}"))?;
+            function()
+        })
+    }
+
+    /// Calls a function on a new thread in the namespace and waits for it.
     ///
     /// # Errors
     ///
@@ -90,14 +105,7 @@ impl Namespace {
         &self,
         function: impl FnOnce() -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let path = format!("/run/netns/{}", self.name);
-        let thread = thread::spawn(move || {
-            let file = File::open(&path).with_context(|| format!("cannot open {path}"))?;
-            setns(file, CloneFlags::CLONE_NEWNET)
-                .with_context(|| format!("cannot enter {path}"))?;
-            function()
-        });
-        thread
+        self.spawn(function)
             .join()
             .unwrap_or_else(|_| bail!("the thread in the namespace panicked"))
     }

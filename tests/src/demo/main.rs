@@ -12,7 +12,6 @@ use anyhow::{Context, Result, bail};
 use breakout_tests::daemon::{Daemon, Site};
 use breakout_tests::flow::Flow;
 use breakout_tests::lab::{CONFIG, Lab};
-use breakout_tests::server::Servers;
 use breakout_tests::{requirements, seen};
 use clap::Parser;
 use serde::Serialize;
@@ -99,12 +98,10 @@ fn demo(arguments: &Arguments) -> Result<bool> {
     let flows = flows::all();
     let wanted: Vec<Flow> = flows.iter().map(|flow| flow.flow.clone()).collect();
     let mut lab = Lab::build().context("cannot build the lab")?;
-    lab.own(wanted.iter().map(|flow| flow.destination.ip()))?;
     let mut site = Site::new(&CONFIG.replace("MODE", "route"))?;
     let mut observations = Vec::new();
     {
-        let _wan = Servers::start(&lab.wan, "wan", &wanted)?;
-        let _internet = Servers::start(&lab.internet, "internet", &wanted)?;
+        let _servers = lab.serve(&wanted)?;
         for mode in ["route", "redirect"] {
             site.configure(&CONFIG.replace("MODE", mode))?;
             let mut daemon = Daemon::start(&site, &lab.gateway)?;
