@@ -8,7 +8,8 @@ use breakout_common::packet::{Headers, Stop, walk};
 use breakout_common::table::Outcome;
 use breakout_common::verdict::{Decision, Reason, Verdict};
 
-use crate::maps::{FRAGMENTS, LiveTable, egress};
+use crate::lookup::LiveRuleset;
+use crate::maps::{FRAGMENTS, egress};
 use crate::reader::Packet;
 
 /// A decision with what carrying it out takes.
@@ -36,10 +37,7 @@ impl Decided {
 pub(crate) fn decide_frame(packet: &Packet) -> Result<Decided, Stop> {
     match walk(packet) {
         Ok(headers) => {
-            let Some(table) = LiveTable::current() else {
-                return Ok(Decided::pass(Reason::NoRuleset));
-            };
-            let decision = decide(&table, &headers);
+            let decision = decide(&LiveRuleset, &headers);
             if let Some(first) = headers.first_fragment() {
                 remember(packet, &first, &decision);
             }

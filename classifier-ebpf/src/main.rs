@@ -9,6 +9,7 @@
 mod count;
 mod decide;
 mod globals;
+mod lookup;
 mod maps;
 mod opaque;
 mod reader;

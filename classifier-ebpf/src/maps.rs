@@ -35,7 +35,7 @@ pub(crate) static REASONS: PerCpuArray<Counter, REASON_SLOTS> = PerCpuArray::new
 #[btf_map]
 pub(crate) static SETS: PerCpuArray<Counter, SET_SLOTS> = PerCpuArray::new();
 
-/// One published ruleset table. The reference holds for the run of the program: the kernel
+/// One published table. The reference holds for the run of the program: the kernel
 /// frees a replaced table only after an RCU grace period.
 pub(crate) struct LiveTable {
     words: *const u32,
@@ -54,6 +54,11 @@ impl LiveTable {
 }
 
 impl Table for LiveTable {
+    #[inline(always)]
+    fn blur(&self, value: u32) -> u32 {
+        value ^ self.zero
+    }
+
     #[inline(always)]
     fn word(&self, index: u32) -> Option<u32> {
         // With what it knows of one index the verifier would tell apart all ways that lead here: see `Frame::blur`.

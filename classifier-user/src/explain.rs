@@ -226,7 +226,7 @@ mod tests {
         let list = embedded(Instance::Worldwide);
         let policy = Policy { egress: 0 };
         let ruleset = Ruleset::new(&[list], &policy, &mut Slots::default()).unwrap();
-        let image = compile(&ruleset);
+        let image = compile(&ruleset).unwrap();
         explain(
             Query {
                 destination: destination.parse().unwrap(),

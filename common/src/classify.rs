@@ -1,19 +1,20 @@
 //! The decision: what the ruleset says about a packet whose headers have been walked.
 
 use crate::packet::Headers;
-use crate::table::{Answer, Outcome, Table, lookup};
+use crate::table::{Answer, Lookup, Outcome};
 use crate::verdict::{Decision, Reason, Verdict};
 
 /// Decides a packet by its destination, protocol and destination port.
 ///
-/// A table that cannot be read passes the packet, with [`Reason::NoRuleset`].
+/// Without a ruleset that can be read the packet passes, with [`Reason::NoRuleset`].
 #[inline(always)]
-pub fn decide<T: Table + ?Sized>(table: &T, headers: &Headers) -> Decision {
-    match lookup(table, headers.destination, headers.key) {
+pub fn decide<L: Lookup + ?Sized>(ruleset: &L, headers: &Headers) -> Decision {
+    match ruleset.lookup(headers.destination, headers.key) {
         None => Decision::pass(Reason::NoRuleset),
         Some(Answer::NoPrefix) => Decision::pass(Reason::NoPrefix),
         Some(Answer::NoPort) => Decision::pass(Reason::NoPort),
         Some(Answer::Match(outcome)) => by_outcome(outcome),
+        Some(Answer::Own) => Decision::pass(Reason::OwnAddress),
     }
 }
 

@@ -6,19 +6,30 @@
 //! word 2        words in use
 //! word 16       IPv4 root: 65,536 entries, indexed by the upper 16 bits of the destination
 //! word 65552    IPv6 root: 65,536 entries, likewise
-//! after that    nodes (256 entries, indexed by the next 8 bits) and leaves, in any order
+//! word 131088   leaves: number 1 is here, number n is 4 * (n - 1) words further on
+//! after those   blocks, in any order
 //! ```
 //!
-//! An entry is 0 (no prefix covers these addresses), the word offset of a leaf, or the word offset of
-//! a node with [`NODE`] set. A leaf is a count, followed by that many ranges of three words: first key,
-//! last key (see [`Transport::key`]), [`Outcome`]. Ranges are sorted and disjoint. What several
-//! overlapping prefixes and endpoint sets say about one address is folded into its leaf by the compiler, so
-//! one walk gives the whole answer.
+//! An entry stands for a part of the address space. It is 0 (no prefix covers these addresses), [`OWN`] (an address of
+//! the gateway itself), the number of a leaf, or the word offset of a block with [`BLOCK`] set, where the part is not
+//! all alike.
+//!
+//! A block has the sorted intervals that its part falls into, and is searched for the last one that starts at or before
+//! the address:
+//!
+//! - IPv4: one word an interval, its start's lower 16 bits above its entry (never another block). The first interval
+//!   starts with the part; where its start would stand is the number of intervals, less one.
+//! - IPv6: the number of intervals, then two words for each: 32 bits of its start, its entry. Blocks of the first level
+//!   have bits 16 to 47 of the address, then 48 to 79, 80 to 111, and 112 to 127 with zeros behind.
+//!
+//! A leaf is a count, followed by that many ranges of three words: first key, last key (see [`Transport::key`]),
+//! [`Outcome`]. Ranges are sorted and disjoint. What several overlapping prefixes and endpoint sets say about one
+//! address is folded into its leaf by the compiler, so one walk gives the whole answer.
 //!
 //! All words are in the machine's byte order: a table never leaves the machine.
 
 /// The first word of every table. Its low byte is the layout's version.
-pub const MAGIC: u32 = 0x4252_4b01;
+pub const MAGIC: u32 = 0x4252_4b02;
 
 /// Index of the word that holds the generation.
 pub const GENERATION: u32 = 1;
@@ -30,21 +41,36 @@ pub const V4_ROOT: u32 = 16;
 pub const ROOT_ENTRIES: u32 = 1 << 16;
 /// Index of the first entry of the IPv6 root.
 pub const V6_ROOT: u32 = V4_ROOT + ROOT_ENTRIES;
-/// Index of the first word behind the roots.
-pub const BODY: u32 = V6_ROOT + ROOT_ENTRIES;
-/// Entries of a node below a root.
-pub const NODE_ENTRIES: u32 = 256;
-/// The bit of an entry that says it points to a node.
-pub const NODE: u32 = 1 << 31;
+/// Index of the first word behind the roots, where leaf number 1 is.
+pub const LEAVES: u32 = V6_ROOT + ROOT_ENTRIES;
+/// Words from one leaf's number to the next one's. A leaf with more than one range takes several numbers.
+pub const LEAF_WORDS: u32 = 4;
+/// The entry of an address that the gateway itself has: never steered.
+pub const OWN: u32 = 0xffff;
+/// The highest leaf number: an IPv4 block has 16 bits for it.
+pub const MAX_LEAF: u32 = OWN - 1;
+/// The bit of an entry that says it points to a block.
+pub const BLOCK: u32 = 1 << 31;
 /// Words of one range of a leaf.
 pub const RANGE_WORDS: u32 = 3;
-/// The most ranges a leaf can have: one for each port of both protocols.
-pub const MAX_RANGES: u32 = 1 << 17;
+/// The most words a table can have: 64 MiB.
+pub const MAX_WORDS: u32 = 1 << 24;
+/// Steps of the binary search that are enough for anything in a table of [`MAX_WORDS`].
+const MAX_STEPS: u32 = 24;
+/// Levels of IPv6 blocks below the root.
+const V6_LEVELS: u32 = 4;
 
 /// Read access to a table.
 pub trait Table {
     /// The word at `index`, or `None` beyond the table's end.
     fn word(&self, index: u32) -> Option<u32>;
+
+    /// Returns `value`. In the kernel, in a way that hides from the verifier what it knows of it; see
+    /// [`Frame::blur`](crate::frame::Frame::blur).
+    #[inline(always)]
+    fn blur(&self, value: u32) -> u32 {
+        value
+    }
 }
 
 impl Table for [u32] {
@@ -140,77 +166,156 @@ pub enum Answer {
     NoPort,
     /// This endpoint set wins.
     Match(Outcome),
+    /// The destination is the gateway itself.
+    Own,
 }
 
-/// Asks the table. `None` if the table is damaged: an offset leads out of it.
-#[inline(always)]
-pub fn lookup<T: Table + ?Sized>(table: &T, destination: Destination, key: u32) -> Option<Answer> {
-    let entry = match destination {
-        Destination::V4(address) => descend_v4(table, address)?,
-        Destination::V6(high, low) => descend_v6(table, high, low)?,
-    };
-    if entry == 0 {
-        return Some(Answer::NoPrefix);
+impl Answer {
+    /// The answer as a number other than zero, in which the kernel's functions can return it.
+    #[inline(always)]
+    pub const fn to_code(self) -> u64 {
+        match self {
+            Answer::NoPrefix => 1,
+            Answer::NoPort => 2,
+            Answer::Own => 3,
+            Answer::Match(outcome) => 1 << 32 | outcome.to_word() as u64,
+        }
     }
-    search_leaf(table, entry, key)
+
+    /// The answer that a number stands for, if any.
+    #[inline(always)]
+    pub const fn from_code(code: u64) -> Option<Self> {
+        match code {
+            0 => None,
+            1 => Some(Answer::NoPrefix),
+            2 => Some(Answer::NoPort),
+            3 => Some(Answer::Own),
+            code => Some(Answer::Match(Outcome::from_word(
+                (code & 0xffff_ffff) as u32,
+            ))),
+        }
+    }
+}
+
+/// Something that answers what a ruleset says.
+pub trait Lookup {
+    /// What the ruleset says about a destination, and a protocol and port as [`Transport::key`] gives them. `None` if
+    /// there is no ruleset, or its table is damaged.
+    fn lookup(&self, destination: Destination, key: u32) -> Option<Answer>;
+}
+
+impl Lookup for [u32] {
+    fn lookup(&self, destination: Destination, key: u32) -> Option<Answer> {
+        match destination {
+            Destination::V4(address) => lookup_v4(self, address, key),
+            Destination::V6(high, low) => lookup_v6(self, high, low, key),
+        }
+    }
+}
+
+/// Asks the table about an IPv4 destination. `None` if the table is damaged: an offset leads out of it.
+#[inline(always)]
+pub fn lookup_v4<T: Table + ?Sized>(table: &T, address: u32, key: u32) -> Option<Answer> {
+    let entry = descend_v4(table, address)?;
+    search_entry(table, entry, key)
+}
+
+/// Asks the table about an IPv6 destination, as [`lookup_v4`] does.
+#[inline(always)]
+pub fn lookup_v6<T: Table + ?Sized>(table: &T, high: u64, low: u64, key: u32) -> Option<Answer> {
+    let entry = descend_v6(table, high, low)?;
+    search_entry(table, entry, key)
+}
+
+#[inline(always)]
+fn search_entry<T: Table + ?Sized>(table: &T, entry: u32, key: u32) -> Option<Answer> {
+    match entry {
+        0 => Some(Answer::NoPrefix),
+        OWN => Some(Answer::Own),
+        number => search_leaf(table, number, key),
+    }
 }
 
 #[inline(always)]
 fn descend_v4<T: Table + ?Sized>(table: &T, address: u32) -> Option<u32> {
-    let mut entry = table.word(V4_ROOT + (address >> 16))?;
-    if entry & NODE != 0 {
-        entry = table.word((entry & !NODE) + (address >> 8 & 0xff))?;
-        if entry & NODE != 0 {
-            entry = table.word((entry & !NODE) + (address & 0xff))?;
-        }
+    let entry = table.word(V4_ROOT + (address >> 16))?;
+    if entry & BLOCK == 0 {
+        return Some(entry);
     }
-    Some(entry)
+    let block = entry & !BLOCK;
+    let intervals = (table.word(block)? >> 16) + 1;
+    let at = search(table, block, intervals, 1, address << 16 | 0xffff)?;
+    Some(table.word(at)? & 0xffff)
 }
 
 #[inline(always)]
 fn descend_v6<T: Table + ?Sized>(table: &T, high: u64, low: u64) -> Option<u32> {
     let mut entry = table.word(V6_ROOT + (high >> 48) as u32)?;
-    let mut half = high << 16;
-    let mut level = 2;
-    while level < 16 && entry & NODE != 0 {
-        if level == 8 {
-            half = low;
-        }
-        entry = table.word((entry & !NODE) + (half >> 56) as u32)?;
-        half <<= 8;
+    let mut next = high << 16 | low >> 48;
+    let mut rest = low << 16;
+    let mut level = 0;
+    while level < V6_LEVELS && entry & BLOCK != 0 {
+        let block = entry & !BLOCK;
+        let intervals = table.word(block)?;
+        let at = search(
+            table,
+            block.wrapping_add(1),
+            intervals,
+            2,
+            (next >> 32) as u32,
+        )?;
+        entry = table.word(at.wrapping_add(1))?;
+        next = next << 32 | rest >> 32;
+        rest <<= 32;
         level += 1;
     }
     Some(entry)
 }
 
-/// The last range that starts at or before `key`, by binary search; it matches if it ends at or after it.
+/// The range that starts last at or before `key` matches if it ends at or after it.
 #[inline(always)]
-fn search_leaf<T: Table + ?Sized>(table: &T, leaf: u32, key: u32) -> Option<Answer> {
-    let mut remaining = table.word(leaf)?;
-    if remaining == 0 || remaining > MAX_RANGES {
-        return None;
-    }
-    let mut base = leaf + 1;
-    let mut step = 0;
-    while step < 17 && remaining > 1 {
-        let half = remaining / 2;
-        let step_words = half.wrapping_mul(RANGE_WORDS);
-        let first = table.word(base.wrapping_add(step_words))?;
-        // All ones if first <= key, else zero; both are below 2^31. A branch here would double the paths that the
-        // kernel's verifier has to follow at every step.
-        let taken = !(key.wrapping_sub(first).cast_signed() >> 31).cast_unsigned();
-        base = base.wrapping_add(step_words & taken);
-        remaining -= half;
-        step += 1;
-    }
-    let first = table.word(base)?;
-    let last = table.word(base.wrapping_add(1))?;
+fn search_leaf<T: Table + ?Sized>(table: &T, number: u32, key: u32) -> Option<Answer> {
+    let leaf = (number - 1).wrapping_mul(LEAF_WORDS).wrapping_add(LEAVES);
+    let ranges = table.word(leaf)?;
+    let at = search(table, leaf.wrapping_add(1), ranges, RANGE_WORDS, key)?;
+    let first = table.word(at)?;
+    let last = table.word(at.wrapping_add(1))?;
     if first <= key && key <= last {
-        let outcome = Outcome::from_word(table.word(base.wrapping_add(2))?);
+        let outcome = Outcome::from_word(table.word(at.wrapping_add(2))?);
         Some(Answer::Match(outcome))
     } else {
         Some(Answer::NoPort)
     }
+}
+
+/// Where the last of `count` elements starts whose first word is at most `key`, or the first element if there is none.
+/// Elements are `stride` words long and sorted by their first word.
+#[inline(always)]
+fn search<T: Table + ?Sized>(
+    table: &T,
+    first: u32,
+    count: u32,
+    stride: u32,
+    key: u32,
+) -> Option<u32> {
+    if count == 0 || count > MAX_WORDS {
+        return None;
+    }
+    let mut at = table.blur(first);
+    let mut remaining = count;
+    let mut step = 0;
+    while step < MAX_STEPS && remaining > 1 {
+        let half = remaining / 2;
+        let ahead = half.wrapping_mul(stride);
+        let word = table.word(at.wrapping_add(ahead))?;
+        // All ones if word <= key, else zero. A branch here would double the paths that the kernel's verifier has to
+        // follow at every step, and the processor would mispredict every other one.
+        let taken = !(u64::from(key).wrapping_sub(u64::from(word)).cast_signed() >> 63) as u32;
+        at = at.wrapping_add(ahead & taken);
+        remaining -= half;
+        step += 1;
+    }
+    Some(at)
 }
 
 #[cfg(test)]
@@ -225,6 +330,8 @@ mod tests {
             for set in [0, 1, u16::MAX] {
                 let outcome = Outcome { set, egress };
                 assert_eq!(Outcome::from_word(outcome.to_word()), outcome);
+                let answer = Answer::Match(outcome);
+                assert_eq!(Answer::from_code(answer.to_code()), Some(answer));
             }
         }
     }
@@ -232,7 +339,7 @@ mod tests {
     #[test]
     fn leaf_search_finds_each_range_and_no_gap() {
         for count in 1..=9u32 {
-            let mut words = vec![0u32; 8];
+            let mut words = vec![0u32; LEAVES as usize];
             words.push(count);
             for range in 0..count {
                 words.extend([range * 10 + 5, range * 10 + 7, range]);
@@ -245,7 +352,7 @@ mod tests {
                 } else {
                     Answer::NoPort
                 };
-                assert_eq!(search_leaf(table, 8, key), Some(expected), "{count} {key}");
+                assert_eq!(search_leaf(table, 1, key), Some(expected), "{count} {key}");
             }
         }
     }
@@ -253,11 +360,13 @@ mod tests {
     #[test]
     fn damaged_tables_give_no_answer() {
         let short: &[u32] = &[0; 32];
-        assert_eq!(lookup(short, Destination::V4(0xffff_ffff), 443), None);
-        let mut words = vec![0u32; BODY as usize];
-        words[V4_ROOT as usize] = NODE | 0x7fff_ff00;
-        assert_eq!(lookup(&words[..], Destination::V4(255 << 8), 443), None);
-        words[V4_ROOT as usize] = 12; // a leaf that claims no ranges
-        assert_eq!(lookup(&words[..], Destination::V4(1), 443), None);
+        assert_eq!(short.lookup(Destination::V4(0xffff_ffff), 443), None);
+        let mut words = vec![0u32; LEAVES as usize + 4];
+        words[V4_ROOT as usize] = BLOCK | 0x7fff_ff00;
+        assert_eq!(words.lookup(Destination::V4(255 << 8), 443), None);
+        words[V4_ROOT as usize] = 1; // a leaf that claims no ranges
+        assert_eq!(words.lookup(Destination::V4(1), 443), None);
+        words[V6_ROOT as usize] = BLOCK | LEAVES; // a block that claims no intervals
+        assert_eq!(words.lookup(Destination::V6(0, 1), 443), None);
     }
 }

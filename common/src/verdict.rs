@@ -61,6 +61,7 @@ reasons! {
     VlanDepth = 19, "vlan_depth", "more than two VLAN tags";
     NotForGateway = 20, "not_for_gateway", "addressed to another station's MAC address";
     NoRuleset = 21, "no_ruleset", "no ruleset is loaded, or it could not be read";
+    OwnAddress = 22, "own_address", "addressed to the gateway itself, or the broadcast address of one of its networks";
 }
 
 impl Reason {

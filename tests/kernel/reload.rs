@@ -16,6 +16,10 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_new_list_changes_the_way", new_list),
     ("a_bad_list_or_config_changes_nothing", bad_reload),
     ("the_mode_changes_in_a_reload", new_mode),
+    (
+        "the_gateways_own_addresses_are_never_steered",
+        own_addresses,
+    ),
     ("a_list_that_outgrows_the_tables_gets_larger_ones", growth),
     (
         "a_failed_installation_leaves_the_one_before_in_force",
@@ -131,6 +135,33 @@ fn new_mode() -> Result<()> {
     Ok(())
 }
 
+/// A list that covers everything steers nothing to the gateway, whose addresses change.
+fn own_addresses() -> Result<()> {
+    let lab = Lab::build()?;
+    let site = Site::new(&config("route"))?;
+    write_list(&site, &["10.0.0.0/8", "fd00::/8"])?;
+    let mut daemon = Daemon::start(&site, &lab.gateway)?;
+    for (address, expected) in [
+        ("10.1.0.1", "pass"),
+        ("10.1.0.2", "steer"),
+        ("10.1.0.255", "pass"),
+        ("10.3.0.1", "pass"),
+        ("10.1.0.9", "steer"),
+        ("fd00:1::1", "pass"),
+        ("fd00:1::9", "steer"),
+    ] {
+        ensure!(way(&site, &lab, address)? == expected, "{address}");
+    }
+    for address in ["10.1.0.9", "fd00:1::9"] {
+        lab.gateway.ip(&format!("addr add {address} dev lan"))?;
+        daemon.wait_until(|_| way(&site, &lab, address).is_ok_and(|way| way == "pass"))?;
+        lab.gateway.ip(&format!("addr del {address} dev lan"))?;
+        daemon.wait_until(|_| way(&site, &lab, address).is_ok_and(|way| way == "steer"))?;
+    }
+    daemon.stop()?;
+    Ok(())
+}
+
 fn growth() -> Result<()> {
     let lab = Lab::build()?;
     let site = Site::new(&config("route"))?;
@@ -140,14 +171,14 @@ fn growth() -> Result<()> {
     let small = bytes(&site.json(&lab.gateway, &["status"])?);
     let many: Vec<String> = (0..=255u32)
         .flat_map(|b| {
-            (0..4u32).map(move |c| format!("100.{b}.{}.{}/32", c * 37, (b * 7 + c) % 256))
+            (0..64u32).map(move |c| format!("100.{b}.{}.{}/32", c * 3, (b * 7 + c) % 256))
         })
         .collect();
     fs::write(site.path().join("list.json"), list(&many).to_string())?;
     site.json(&lab.gateway, &["reload"])?;
     let large = bytes(&site.json(&lab.gateway, &["status"])?);
     ensure!(large > small, "{small} bytes grew to {large}");
-    for address in [&many[0], &many[500], &many[1023]] {
+    for address in [&many[0], &many[8000], &many[16383]] {
         let address = address.trim_end_matches("/32");
         ensure!(way(&site, &lab, address)? == "steer", "{address}");
     }

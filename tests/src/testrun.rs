@@ -73,7 +73,7 @@ impl TestBench {
         };
         let bench = Bench::load(&Plan {
             lans: &[lan],
-            image: &compile(&ruleset),
+            image: &compile(&ruleset)?,
             egresses: &egresses,
             trace: false,
         })?;

@@ -44,7 +44,7 @@ pub(super) fn check(config: &ConfigArgument, list: Option<&Path>, json: bool) ->
         list: summary(&list),
         steered_sets: steered.map(|rule| rule.key.id).collect(),
         ruleset_hash: ruleset.hash(),
-        table_bytes: compile(&ruleset).words().len() * 4,
+        table_bytes: compile(&ruleset).code(Code::List)?.words().len() * 4,
         unusable: list.problems.iter().map(Unusable::from).collect(),
     };
     if json {

@@ -66,7 +66,7 @@ fn offline(config: &Config, list: Option<&Path>, query: Query) -> Result<Explana
     let list = read_list(config, list)?;
     let indices = offline_indices(config);
     let ruleset = make_ruleset(config, &list, &indices, &mut Slots::default()).code(Code::List)?;
-    let image = compile(&ruleset);
+    let image = compile(&ruleset).code(Code::List)?;
     let context = Context {
         table: image.words(),
         ruleset: &ruleset,

@@ -92,8 +92,9 @@ impl Controller {
         state.save(&persistent)?;
         let mut slots = persistent.slots();
         let indices = &persistent.egresses;
-        let ruleset = make_ruleset(&config, &list, indices, &mut slots).code(Code::List)?;
-        let image = compile(&ruleset);
+        let mut ruleset = make_ruleset(&config, &list, indices, &mut slots).code(Code::List)?;
+        ruleset.own = links.own_addresses().await.code(Code::System)?;
+        let image = compile(&ruleset).code(Code::List)?;
         let generation = persistent.generation;
         let mut controller = Controller {
             published: egress::table(&egresses, config.routing.mark_mask),
@@ -198,8 +199,9 @@ impl Controller {
             .assign_egresses(&config)
             .code(Code::Config)?;
         let indices = &self.persistent.egresses;
-        let ruleset = make_ruleset(&config, &list, indices, &mut slots).code(Code::List)?;
-        let mut image = compile(&ruleset);
+        let mut ruleset = make_ruleset(&config, &list, indices, &mut slots).code(Code::List)?;
+        ruleset.own = self.links.own_addresses().await?;
+        let mut image = compile(&ruleset).code(Code::List)?;
         let lans = look_at_lans(&self.links, &config).await?;
         let same_interfaces = lans == self.lans && config.egress == self.config.egress;
         image.set_generation(self.generation.wrapping_add(1));
@@ -229,6 +231,32 @@ impl Controller {
         })
     }
 
+    /// Compiles the ruleset again if the gateway's own addresses have changed.
+    pub(super) async fn follow_own_addresses(&mut self) -> Result<()> {
+        let own = self.links.own_addresses().await?;
+        if own == self.ruleset.own {
+            return Ok(());
+        }
+        let ruleset = Ruleset {
+            own,
+            ..self.ruleset.clone()
+        };
+        let mut image = compile(&ruleset)?;
+        let generation = self.generation.wrapping_add(1);
+        image.set_generation(generation);
+        if self.datapath.publish_ruleset(&image)? {
+            self.commit(generation);
+        } else {
+            self.install(image).await?;
+        }
+        self.ruleset = ruleset;
+        tracing::debug!(
+            "the gateway's own addresses have changed: generation {}",
+            self.generation
+        );
+        Ok(())
+    }
+
     /// Attaches to LAN interfaces that have come back, or have another MAC address.
     pub(super) async fn follow_lans(&mut self) -> Result<()> {
         let lans = match look_at_lans(&self.links, &self.config).await {
@@ -245,7 +273,7 @@ impl Controller {
             return Ok(());
         }
         self.lans = lans;
-        let installed = self.install(compile(&self.ruleset)).await;
+        let installed = self.install(compile(&self.ruleset)?).await;
         // What has failed is tried again at the next look.
         self.lan_problem = installed.as_ref().err().map(|error| format!("{error:#}"));
         installed?;

@@ -204,6 +204,7 @@ impl Controller {
                 _ => {}
             }
         }
+        self.follow_own_addresses().await?;
         self.follow_lans().await
     }
 

@@ -7,10 +7,9 @@ use std::os::unix::fs::MetadataExt;
 use anyhow::{Context, Result};
 use futures_util::TryStreamExt;
 use ipnet::IpNet;
-use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage};
 
-use super::{Links, is_errno};
+use super::{Links, is_errno, own};
 
 /// A network interface at one time.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,19 +96,7 @@ impl Links {
             .await
             .with_context(|| format!("cannot list the addresses of {name}"))?
         {
-            let length = message.header.prefix_len;
-            let mut local = None;
-            for attribute in message.attributes {
-                match attribute {
-                    // For IPv4, Local is the interface's own address; Address is the peer's on point-to-point links.
-                    AddressAttribute::Local(address) => local = Some(address),
-                    AddressAttribute::Address(address) => local = local.or(Some(address)),
-                    _ => {}
-                }
-            }
-            if let Some(net) = local.and_then(|address| IpNet::new(address, length).ok()) {
-                interface.addresses.push(net);
-            }
+            interface.addresses.extend(own::network(&message));
         }
         interface.addresses.sort_unstable();
         Ok(Some(interface))

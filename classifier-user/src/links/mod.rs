@@ -4,6 +4,7 @@
 mod gateway;
 mod interface;
 mod neighbour;
+mod own;
 mod qdisc;
 mod routing;
 mod watch;

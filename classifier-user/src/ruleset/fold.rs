@@ -1,19 +1,12 @@
 //! What several prefixes and endpoint sets together say about one address: a leaf of the table.
 
 use std::cmp::Reverse;
+use std::collections::HashMap;
 
 use breakout_common::table::Outcome;
 
 use super::Rule;
 use crate::policy::Action;
-
-/// A rule with the length of one of its prefixes that covers the address in question.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct Cover {
-    /// Index into the ruleset's rules.
-    pub(super) rule: usize,
-    pub(super) prefix_len: u8,
-}
 
 /// Part of a leaf: a range of keys (protocol and port) with one outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -39,21 +32,68 @@ pub(super) fn outcome(rule: &Rule) -> Outcome {
     }
 }
 
-/// Folds all rules that cover an address into sorted, disjoint ranges of keys. Where ranges overlap, the
-/// rule of the higher precedence wins.
-pub(super) fn fold(rules: &[Rule], covers: &[Cover]) -> Vec<Range> {
-    let mut covers = covers.to_vec();
-    covers.sort_by_key(|cover| Reverse(precedence(&rules[cover.rule], cover.prefix_len)));
-    let mut ranges: Vec<Range> = Vec::new();
-    for cover in covers {
-        let rule = &rules[cover.rule];
-        for ports in &rule.ports {
-            let first = ports.transport.key(ports.first);
-            let last = ports.transport.key(ports.last);
-            fill_gaps(&mut ranges, first, last, outcome(rule));
+/// The rules that cover an address, as a number. 0 is none.
+pub(super) type Cover = u32;
+
+/// All combinations of covering rules that occur in a ruleset, each by its order of precedence.
+pub(super) struct Covers<'a> {
+    rules: &'a [Rule],
+    /// Indices of rules, the one that wins first.
+    orders: Vec<Vec<u32>>,
+    numbers: HashMap<Vec<u32>, Cover>,
+    within: HashMap<(Cover, u32), Cover>,
+}
+
+impl<'a> Covers<'a> {
+    pub(super) fn new(rules: &'a [Rule]) -> Self {
+        Covers {
+            rules,
+            orders: vec![Vec::new()],
+            numbers: HashMap::from([(Vec::new(), 0)]),
+            within: HashMap::new(),
         }
     }
-    merge_adjacent(ranges)
+
+    /// What covers an address in one of the rule's prefixes that lies within prefixes with `outer`.
+    ///
+    /// Of rules that have the very same prefix, the one with the higher id must be given first.
+    pub(super) fn add(&mut self, outer: Cover, rule: u32) -> Cover {
+        if let Some(cover) = self.within.get(&(outer, rule)) {
+            return *cover;
+        }
+        let mut order = self.orders[outer as usize].clone();
+        order.retain(|other| *other != rule);
+        // Its prefix is the longest so far, so it is the first of its category.
+        let category = |rule: u32| &self.rules[rule as usize].category;
+        let at = order.partition_point(|other| category(*other) > category(rule));
+        order.insert(at, rule);
+        let next = Cover::try_from(self.orders.len()).expect("fewer covers than prefixes");
+        let cover = *self.numbers.entry(order.clone()).or_insert(next);
+        if cover == next {
+            self.orders.push(order);
+        }
+        self.within.insert((outer, rule), cover);
+        cover
+    }
+
+    /// Folds the rules of a cover into sorted, disjoint ranges of keys.
+    pub(super) fn fold(&self, cover: Cover) -> Vec<Range> {
+        let mut ranges: Vec<Range> = Vec::new();
+        for rule in &self.orders[cover as usize] {
+            let rule = &self.rules[*rule as usize];
+            for ports in &rule.ports {
+                let first = ports.transport.key(ports.first);
+                let last = ports.transport.key(ports.last);
+                fill_gaps(&mut ranges, first, last, outcome(rule));
+            }
+        }
+        merge_adjacent(ranges)
+    }
+
+    /// How many there are, with the empty one.
+    pub(super) fn len(&self) -> usize {
+        self.orders.len()
+    }
 }
 
 /// Adds those parts of `first..=last` that no range covers yet.

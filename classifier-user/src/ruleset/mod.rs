@@ -2,9 +2,11 @@
 
 mod compile;
 mod fold;
+mod intervals;
 mod scan;
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use anyhow::{Result, bail};
 use ipnet::IpNet;
@@ -14,7 +16,7 @@ use crate::list::{Category, List, PortRange, SetKey};
 use crate::policy::{Action, Policy};
 use breakout_common::counters::SET_SLOTS;
 
-pub use compile::{Image, compile};
+pub use compile::{Image, TooLarge, compile};
 pub use scan::Match;
 
 /// An endpoint set with the policy's action and the slot of its counter.
@@ -41,6 +43,8 @@ pub struct Rule {
 pub struct Ruleset {
     /// The rules, in the order of the lists.
     pub rules: Vec<Rule>,
+    /// Addresses of the gateway itself and the broadcast addresses of its networks. No rule applies to them.
+    pub own: Vec<IpAddr>,
 }
 
 impl Ruleset {
@@ -63,7 +67,10 @@ impl Ruleset {
                 action: policy.action(set),
             });
         }
-        Ok(Ruleset { rules })
+        Ok(Ruleset {
+            rules,
+            own: Vec::new(),
+        })
     }
 
     /// The rule of an endpoint set slot.
@@ -72,24 +79,43 @@ impl Ruleset {
     }
 
     /// A hash of what the rules match and do, as hexadecimal digits. The order of sets, prefixes and
-    /// ports, and everything that is only for people, does not matter.
+    /// ports, and everything that is only for people, does not matter; nor do the gateway's own addresses.
     pub fn hash(&self) -> String {
-        let mut lines: Vec<String> = Vec::new();
-        for rule in &self.rules {
-            for prefix in &rule.prefixes {
-                for ports in &rule.ports {
-                    lines.push(format!(
-                        "{} {} {prefix} {ports} {:?}",
-                        rule.key, rule.category, rule.action
-                    ));
-                }
-            }
+        let mut rules: Vec<&Rule> = self.rules.iter().collect();
+        rules.sort_by_key(|rule| rule.key);
+        let mut hasher = Sha256::new();
+        for rule in rules {
+            let mut ports: Vec<String> = rule.ports.iter().map(ToString::to_string).collect();
+            ports.sort_unstable();
+            hasher.update(format!(
+                "{} {} {:?} {ports:?}\n",
+                rule.key, rule.category, rule.action
+            ));
+            let mut prefixes: Vec<[u8; 18]> = rule.prefixes.iter().map(to_bytes).collect();
+            prefixes.sort_unstable();
+            prefixes.dedup();
+            hasher.update(prefixes.as_flattened());
         }
-        lines.sort_unstable();
-        lines.dedup();
-        let digest = Sha256::digest(lines.join("\n"));
+        let digest = hasher.finalize();
         digest.iter().map(|byte| format!("{byte:02x}")).collect()
     }
+}
+
+/// Family, length and network of a prefix, as bytes that sort.
+fn to_bytes(prefix: &IpNet) -> [u8; 18] {
+    let mut bytes = [0; 18];
+    bytes[1] = prefix.prefix_len();
+    match prefix.network() {
+        IpAddr::V4(address) => {
+            bytes[0] = 4;
+            bytes[2..6].copy_from_slice(&address.octets());
+        }
+        IpAddr::V6(address) => {
+            bytes[0] = 6;
+            bytes[2..].copy_from_slice(&address.octets());
+        }
+    }
+    bytes
 }
 
 /// Which endpoint set has which counter. A set keeps its slot for as long as the counters live.

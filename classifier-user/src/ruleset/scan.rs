@@ -23,6 +23,9 @@ pub struct Match<'a> {
 impl Ruleset {
     /// The rule that wins for a destination, protocol and port, if any matches.
     pub fn find(&self, destination: IpAddr, transport: Transport, port: u16) -> Option<Match<'_>> {
+        if self.own.contains(&destination) {
+            return None;
+        }
         let matches = self.rules.iter().filter_map(|rule| {
             let covering = rule.prefixes.iter().filter(|p| p.contains(&destination));
             let prefix = covering.max_by_key(|prefix| prefix.prefix_len())?;

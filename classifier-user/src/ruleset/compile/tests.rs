@@ -1,15 +1,16 @@
 //! The table against the scan over the rules.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr};
 
-use breakout_common::table::{Answer, Destination, Transport, lookup};
-use ipnet::{Ipv4Net, Ipv6Net};
+use breakout_common::table::{Answer, Destination, Lookup, Transport};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
 use crate::list::{Category, Instance, PortRange, SetKey};
 use crate::policy::Action;
+use crate::ruleset::Rule;
 use crate::ruleset::fold::outcome;
 
 fn destination(address: IpAddr) -> Destination {
@@ -24,11 +25,17 @@ fn destination(address: IpAddr) -> Destination {
 }
 
 fn ask(image: &Image, address: IpAddr, transport: Transport, port: u16) -> Answer {
-    lookup(image.words(), destination(address), transport.key(port)).expect("the table is whole")
+    image
+        .words()
+        .lookup(destination(address), transport.key(port))
+        .expect("the table is whole")
 }
 
 /// What the table should say, by the scan.
 fn expected(ruleset: &Ruleset, address: IpAddr, transport: Transport, port: u16) -> Answer {
+    if ruleset.own.contains(&address) {
+        return Answer::Own;
+    }
     match ruleset.find(address, transport, port) {
         Some(found) => Answer::Match(outcome(found.rule)),
         None if ruleset.covering_prefix(address).is_some() => Answer::NoPort,
@@ -71,7 +78,8 @@ fn ruleset() -> impl Strategy<Value = Ruleset> {
         vec(ports(), 1..4),
         prop_oneof![Just(Action::Pass), (0u8..4).prop_map(Action::Steer)],
     );
-    vec(rule, 1..8).prop_map(|rules| Ruleset {
+    let own = vec(prefix().prop_map(|prefix| prefix.addr()), 0..3);
+    (vec(rule, 1..8), own).prop_map(|(rules, own)| Ruleset {
         rules: (0u16..)
             .zip(rules)
             .map(|(slot, (category, prefixes, ports, action))| Rule {
@@ -87,6 +95,7 @@ fn ruleset() -> impl Strategy<Value = Ruleset> {
                 action,
             })
             .collect(),
+        own,
     })
 }
 
@@ -115,13 +124,14 @@ proptest! {
         random_v4 in vec(any::<u32>(), 8),
         random_v6 in vec(any::<u128>(), 8),
     ) {
-        let image = compile(&ruleset);
+        let image = compile(&ruleset).unwrap();
         let mut addresses: Vec<IpAddr> = ruleset.rules.iter()
             .flat_map(|rule| &rule.prefixes)
             .flat_map(edges)
             .collect();
         addresses.extend(random_v4.into_iter().map(|bits| IpAddr::V4(bits.into())));
         addresses.extend(random_v6.into_iter().map(|bits| IpAddr::V6(bits.into())));
+        addresses.extend(ruleset.own.iter().flat_map(|address| edges(&IpNet::from(*address))));
         for address in addresses {
             for transport in [Transport::Tcp, Transport::Udp] {
                 for port in [0, 1, 2, 5, 11, 12, 79, 80, 81, 442, 443, 444, u16::MAX] {
@@ -159,8 +169,9 @@ fn the_shorter_prefix_wins_where_the_longer_one_has_other_ports() {
             rule(1, Category::Optimize, "40.96.0.0/13", 443, Action::Steer(0)),
             rule(2, Category::Allow, "40.97.1.0/24", 25, Action::Pass),
         ],
+        own: Vec::new(),
     };
-    let image = compile(&ruleset);
+    let image = compile(&ruleset).unwrap();
     let address = "40.97.1.5".parse().unwrap();
     let steer = outcome(&ruleset.rules[0]);
     let pass = outcome(&ruleset.rules[1]);
@@ -177,7 +188,7 @@ fn the_shorter_prefix_wins_where_the_longer_one_has_other_ports() {
 
 #[test]
 fn no_rules_make_a_table_that_covers_nothing() {
-    let image = compile(&Ruleset::default());
+    let image = compile(&Ruleset::default()).unwrap();
     for address in ["0.0.0.0", "255.255.255.255", "::", "ffff::"] {
         let address = address.parse().unwrap();
         assert_eq!(ask(&image, address, Transport::Tcp, 443), Answer::NoPrefix);

@@ -1,0 +1,54 @@
+//! The addresses of the gateway itself, which no list may steer away from it.
+
+use std::net::IpAddr;
+
+use anyhow::{Context, Result};
+use futures_util::TryStreamExt;
+use ipnet::IpNet;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
+
+use super::Links;
+
+impl Links {
+    /// All addresses of this network namespace and the broadcast addresses of its IPv4 networks, sorted.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not answer.
+    pub async fn own_addresses(&self) -> Result<Vec<IpAddr>> {
+        let mut messages = self.handle.address().get().execute();
+        let mut own = Vec::new();
+        while let Some(message) = messages
+            .try_next()
+            .await
+            .context("cannot list this machine's addresses")?
+        {
+            if let Some(net) = network(&message) {
+                own.push(net.addr());
+                // RFC 3021: networks of two addresses have no broadcast address.
+                if let IpNet::V4(net) = net
+                    && net.prefix_len() < 31
+                {
+                    own.push(net.broadcast().into());
+                }
+            }
+        }
+        own.sort_unstable();
+        own.dedup();
+        Ok(own)
+    }
+}
+
+/// The interface's own address in a message, with its network.
+pub(super) fn network(message: &AddressMessage) -> Option<IpNet> {
+    let mut own = None;
+    for attribute in &message.attributes {
+        match attribute {
+            // For IPv4, Local is the interface's own address; Address is the peer's on point-to-point links.
+            AddressAttribute::Local(address) => own = Some(*address),
+            AddressAttribute::Address(address) => own = own.or(Some(*address)),
+            _ => {}
+        }
+    }
+    IpNet::new(own?, message.header.prefix_len).ok()
+}
