@@ -8,9 +8,9 @@ use breakout_common::packet::{Headers, Stop, walk};
 use breakout_common::table::Outcome;
 use breakout_common::verdict::{Decision, Reason, Verdict};
 
-use crate::lookup::LiveRuleset;
 use crate::maps::{FRAGMENTS, egress};
 use crate::reader::Packet;
+use crate::ruleset::LiveRuleset;
 
 /// A decision with what carrying it out takes.
 pub(crate) struct Decided {

@@ -9,10 +9,11 @@
 mod count;
 mod decide;
 mod globals;
-mod lookup;
+
 mod maps;
 mod opaque;
 mod reader;
+mod ruleset;
 mod tc;
 mod xdp;
 

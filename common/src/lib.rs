@@ -22,5 +22,6 @@ pub mod forward;
 pub mod fragment;
 pub mod frame;
 pub mod packet;
+pub mod question;
 pub mod table;
 pub mod verdict;

@@ -310,7 +310,7 @@ fn search<T: Table + ?Sized>(
         let word = table.word(at.wrapping_add(ahead))?;
         // All ones if word <= key, else zero. A branch here would double the paths that the kernel's verifier has to
         // follow at every step, and the processor would mispredict every other one.
-        let taken = !(u64::from(key).wrapping_sub(u64::from(word)).cast_signed() >> 63) as u32;
+        let taken = !((u64::from(key).wrapping_sub(u64::from(word)) >> 32) as u32);
         at = at.wrapping_add(ahead & taken);
         remaining -= half;
         step += 1;

@@ -6,6 +6,7 @@ mod cleanup;
 mod flows;
 mod golden;
 mod headers;
+mod questions;
 mod redirect;
 mod reload;
 mod routing;
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
     let tests: Vec<Test> = [
         golden::TESTS,
         headers::TESTS,
+        questions::TESTS,
         flows::TESTS,
         redirect::TESTS,
         routing::TESTS,

@@ -14,6 +14,8 @@ pub mod flow;
 pub mod golden;
 pub mod lab;
 pub mod netns;
+pub mod programs;
+pub mod random;
 pub mod requirements;
 pub mod seen;
 pub mod server;

@@ -177,7 +177,7 @@ fn toolchains() -> Result<Outcome> {
         let target_dir = paths::ebpf().join(format!("build-{name}"));
         let toolchain = recipe.toolchain();
         let arch = std::env::consts::ARCH;
-        match compile(&paths::root(), &toolchain, &target_dir, arch) {
+        match compile(&paths::root(), "classifier", &toolchain, &target_dir, arch) {
             Ok((object, _)) => {
                 has_both_programs(&std::fs::read(&object)?)
                     .with_context(|| format!("the object by {name}'s Rust"))?;

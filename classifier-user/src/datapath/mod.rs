@@ -5,6 +5,7 @@
 //! [`DataPath::publish_egresses`] replace a whole table of the set in force in one atomic store. Links are
 //! pinned, so the programs go on without a controller; counters are pinned, so they go on counting.
 
+mod asker;
 mod bench;
 mod bpffs;
 mod counters;
@@ -25,6 +26,7 @@ use bpffs::PinDirectory;
 use program::{Added, Programs};
 use tables::TableMap;
 
+pub use asker::Asker;
 pub use bench::{Bench, Run, Size};
 pub use counters::{Count, Counters};
 pub use object::object;

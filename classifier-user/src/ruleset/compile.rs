@@ -244,7 +244,6 @@ fn split<'a, A: Address>(
     (before, within)
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "the upper 32 of 128 bits")]
 const fn to_key(bits: u128) -> u32 {
     (bits >> 96) as u32
 }

@@ -17,7 +17,7 @@ use crate::policy::{Action, Policy};
 use breakout_common::counters::SET_SLOTS;
 
 pub use compile::{Image, TooLarge, compile};
-pub use scan::Match;
+pub use scan::{Covering, Match, winner};
 
 /// An endpoint set with the policy's action and the slot of its counter.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -20,25 +20,26 @@ pub struct Match<'a> {
     pub ports: PortRange,
 }
 
+/// A rule with the longest of its prefixes that covers a destination.
+pub type Covering<'a> = (&'a Rule, IpNet);
+
 impl Ruleset {
     /// The rule that wins for a destination, protocol and port, if any matches.
     pub fn find(&self, destination: IpAddr, transport: Transport, port: u16) -> Option<Match<'_>> {
+        winner(&self.covering(destination), transport, port)
+    }
+
+    /// The rules that cover a destination; none if it is the gateway itself.
+    pub fn covering(&self, destination: IpAddr) -> Vec<Covering<'_>> {
         if self.own.contains(&destination) {
-            return None;
+            return Vec::new();
         }
-        let matches = self.rules.iter().filter_map(|rule| {
+        let covering = self.rules.iter().filter_map(|rule| {
             let covering = rule.prefixes.iter().filter(|p| p.contains(&destination));
             let prefix = covering.max_by_key(|prefix| prefix.prefix_len())?;
-            let ports = rule.ports.iter().find(|ports| {
-                ports.transport == transport && (ports.first..=ports.last).contains(&port)
-            })?;
-            Some(Match {
-                rule,
-                prefix: *prefix,
-                ports: *ports,
-            })
+            Some((rule, *prefix))
         });
-        matches.max_by_key(|found| precedence(found.rule, found.prefix.prefix_len()))
+        covering.collect()
     }
 
     /// The longest prefix of any rule that covers the destination.
@@ -49,4 +50,19 @@ impl Ruleset {
             .max_by_key(|prefix| prefix.prefix_len())
             .copied()
     }
+}
+
+/// The rule that wins for a protocol and port among those that cover the destination.
+pub fn winner<'a>(covering: &[Covering<'a>], transport: Transport, port: u16) -> Option<Match<'a>> {
+    let matches = covering.iter().filter_map(|(rule, prefix)| {
+        let ports = rule.ports.iter().find(|ports| {
+            ports.transport == transport && (ports.first..=ports.last).contains(&port)
+        })?;
+        Some(Match {
+            rule,
+            prefix: *prefix,
+            ports: *ports,
+        })
+    });
+    matches.max_by_key(|found| precedence(found.rule, found.prefix.prefix_len()))
 }

@@ -1,0 +1,163 @@
+//! The compiled ruleset asked in the kernel, thousands of questions in one call, by programs that have no other use.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::programs::{SchedClassifier, TestRun, TestRunOptions, Xdp};
+use aya::{Ebpf, EbpfLoader};
+use breakout_common::constants::Constants;
+use breakout_common::question::{QUESTIONS, Question, QuestionWords};
+use ipnet::IpNet;
+
+use super::bpffs::PinDirectory;
+use super::program::program;
+use super::ruleset_capacity;
+use super::sys::WordMap;
+use super::tables::TableMap;
+use crate::ruleset::Image;
+
+/// A frame with room for the longest question.
+const FRAME: [u8; 96] = [0; 96];
+/// The maps that are made here rather than by the loader.
+const MAPS: [&str; 3] = ["RULESET", "ASKED", "ANSWERS"];
+
+/// Programs that ask a table, loaded but not attached.
+pub struct Asker {
+    ebpf: Ebpf,
+    _ruleset: TableMap,
+    asked: WordMap,
+    answers: WordMap,
+}
+
+impl Asker {
+    /// Loads an object that has the programs of `classifier-ebpf/src/bench`, with a table.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not take them.
+    pub fn load(object: &[u8], image: &Image) -> Result<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = PathBuf::from(format!("asker-{}-{number}", std::process::id()));
+        let pins = PinDirectory::open(&name)?;
+        pins.create()?;
+        let loaded = load(object, image, &pins);
+        for map in MAPS {
+            pins.remove(map)?;
+        }
+        pins.remove_directory()?;
+        loaded
+    }
+
+    /// Sets the questions of the next calls; there are always [`QUESTIONS`], so they are repeated as often as it takes.
+    ///
+    /// # Errors
+    ///
+    /// When there are none, or the kernel refuses them.
+    pub fn set(&mut self, questions: &[Question]) -> Result<()> {
+        ensure!(!questions.is_empty(), "there are no questions");
+        let words = questions.iter().cycle().take(QUESTIONS);
+        let words: Vec<u32> = words.flat_map(Question::to_words).collect();
+        Ok(self.asked.write(&words)?)
+    }
+
+    /// Asks all questions through the header walk and the decision. The answers are words as
+    /// [`to_word`](breakout_common::question::to_word) makes them.
+    ///
+    /// # Errors
+    ///
+    /// When the test run fails.
+    pub fn ask(&mut self, questions: &[Question]) -> Result<Vec<u32>> {
+        self.set(questions)?;
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(&FRAME);
+        options.repeat = u32::try_from(QUESTIONS)?;
+        let xdp: &mut Xdp = program(&mut self.ebpf, "ask")?;
+        if xdp.fd().is_err() {
+            xdp.load()?;
+        }
+        xdp.test_run(options)
+            .context("the test run of ask failed")?;
+        Ok(self.answers.read()?)
+    }
+
+    /// How long one run of a TC program takes, averaged over many.
+    ///
+    /// # Errors
+    ///
+    /// When the test run fails.
+    pub fn time(&mut self, name: &str, runs: u32) -> Result<Duration> {
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(&FRAME);
+        options.repeat = runs;
+        let tc: &mut SchedClassifier = program(&mut self.ebpf, name)?;
+        if tc.fd().is_err() {
+            tc.load()?;
+        }
+        let result = tc.test_run(options);
+        let result = result.with_context(|| format!("the test run of {name} failed"))?;
+        Ok(result.duration)
+    }
+
+    /// Puts prefixes into the kernel's own tries, the peers of the table.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses one.
+    pub fn fill_tries(&mut self, prefixes: &[(IpNet, u32)]) -> Result<()> {
+        let map = self
+            .ebpf
+            .map_mut("LPM_V4")
+            .context("the object has no tries")?;
+        let mut trie: LpmTrie<_, [u8; 4], u32> = map.try_into()?;
+        for (prefix, value) in prefixes {
+            if let IpNet::V4(net) = prefix {
+                let key = Key::new(u32::from(net.prefix_len()), net.network().octets());
+                trie.insert(&key, value, 0)?;
+            }
+        }
+        let map = self
+            .ebpf
+            .map_mut("LPM_V6")
+            .context("the object has no tries")?;
+        let mut trie: LpmTrie<_, [u8; 16], u32> = map.try_into()?;
+        for (prefix, value) in prefixes {
+            if let IpNet::V6(net) = prefix {
+                let key = Key::new(u32::from(net.prefix_len()), net.network().octets());
+                trie.insert(&key, value, 0)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn load(object: &[u8], image: &Image, pins: &PinDirectory) -> Result<Asker> {
+    let words = image.words();
+    let size = ruleset_capacity(words.len());
+    let ruleset = TableMap::create("RULESET", words, size, &pins.path("RULESET"))?;
+    let words = QUESTIONS * size_of::<QuestionWords>() / 4;
+    let asked = WordMap::create("ASKED", words)?;
+    asked.map().pin(pins.path("ASKED"))?;
+    let answers = WordMap::create("ANSWERS", QUESTIONS)?;
+    answers.map().pin(pins.path("ANSWERS"))?;
+    let constants = Constants {
+        table_words: u32::try_from(size)?,
+        ..Constants::UNSET
+    };
+    let constants = constants.to_bytes();
+    let mut loader = EbpfLoader::new();
+    loader.override_global("CONSTANTS", &constants, true);
+    for map in MAPS {
+        loader.map_pin_path(map, pins.path(map));
+    }
+    let ebpf = loader.load(object).context("cannot load the eBPF object")?;
+    Ok(Asker {
+        ebpf,
+        _ruleset: ruleset,
+        asked,
+        answers,
+    })
+}
