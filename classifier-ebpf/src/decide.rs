@@ -2,7 +2,7 @@
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use breakout_common::classify::{by_outcome, decide};
-use breakout_common::egress::{Egress, NextHop};
+use breakout_common::egress::{EGRESS_WORDS, Egress, NextHop};
 use breakout_common::fragment::{self, Fragment};
 use breakout_common::packet::{Headers, Stop, walk};
 use breakout_common::table::Outcome;
@@ -15,8 +15,8 @@ use crate::ruleset::LiveRuleset;
 /// A decision with what carrying it out takes.
 pub(crate) struct Decided {
     pub(crate) decision: Decision,
-    /// The egress, if the verdict is to steer.
-    pub(crate) egress: Option<Egress>,
+    /// The words of the egress, if the verdict is to steer; see [`Egress::from_words`].
+    pub(crate) egress: Option<&'static [u32; EGRESS_WORDS]>,
     /// The headers; none for fragments after the first one.
     pub(crate) headers: Option<Headers>,
 }
@@ -64,7 +64,8 @@ fn with_egress(decision: Decision, v6: bool, headers: Option<Headers>) -> Decide
         headers,
     };
     if let Verdict::Steer(index) = decision.verdict {
-        decided.egress = egress(index).filter(|egress| egress.next_hop(v6) != NextHop::None);
+        let is_up = |words: &&_| Egress::from_words(words).next_hop(v6) != NextHop::None;
+        decided.egress = egress(index).filter(is_up);
         if decided.egress.is_none() {
             decided.decision.verdict = Verdict::Pass;
             decided.decision.reason = Reason::EgressDown;

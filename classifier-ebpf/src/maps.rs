@@ -3,7 +3,7 @@
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, DevMap, LruHashMap, PerCpuArray};
 use aya_ebpf::macros::btf_map;
 use breakout_common::counters::{Counter, REASON_SLOTS, SET_SLOTS};
-use breakout_common::egress::{Egress, EgressTable, MAX_EGRESSES};
+use breakout_common::egress::{EGRESS_WORDS, EgressTable, MAX_EGRESSES};
 use breakout_common::fragment::{Key, Memory};
 
 use crate::opaque::opaque;
@@ -28,11 +28,9 @@ pub(crate) static REASONS: PerCpuArray<Counter, REASON_SLOTS> = PerCpuArray::new
 #[btf_map]
 pub(crate) static SETS: PerCpuArray<Counter, SET_SLOTS> = PerCpuArray::new();
 
-/// The egress with this index in the table in force.
+/// The words of the egress with this index in the table in force.
 #[inline(always)]
-pub(crate) fn egress(index: u8) -> Option<Egress> {
+pub(crate) fn egress(index: u8) -> Option<&'static [u32; EGRESS_WORDS]> {
     let table = EGRESSES.get_value(0, &0)?;
-    table
-        .get(opaque(usize::from(index)))
-        .map(Egress::from_words)
+    table.get(opaque(usize::from(index)))
 }

@@ -13,43 +13,30 @@ use crate::opaque::opaque;
 static RULESET: ArrayOfMaps<Array<u32, 1>, 1> = ArrayOfMaps::new();
 
 /// The ruleset in force at the time of each question.
-///
-/// Each question is a call of a function of its own: the kernel's verifier looks at those once, and not again for every
-/// way through the header walk that leads to them (global functions, Linux 5.6).
 pub(crate) struct LiveRuleset;
 
 impl Lookup for LiveRuleset {
     #[inline(always)]
     fn lookup(&self, destination: Destination, key: u32) -> Option<Answer> {
-        let code = match destination {
-            Destination::V4(address) => breakout_lookup_v4(address, key),
-            Destination::V6(high, low) => breakout_lookup_v6(high, low, key),
-        };
-        Answer::from_code(code)
+        Answer::from_word(ask(destination, key)?)
     }
 }
 
-/// [`lookup_v4`] in the table in force; zero if there is no answer.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub(crate) extern "C" fn breakout_lookup_v4(address: u32, key: u32) -> u64 {
-    let answer = LiveTable::current().and_then(|table| lookup_v4(&table, address, key));
-    answer.map_or(0, Answer::to_code)
-}
-
-/// [`lookup_v6`] in the table in force; zero if there is no answer.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub(crate) extern "C" fn breakout_lookup_v6(high: u64, low: u64, key: u32) -> u64 {
-    let answer = LiveTable::current().and_then(|table| lookup_v6(&table, high, low, key));
-    answer.map_or(0, Answer::to_code)
+/// The word of the ruleset's answer.
+#[inline(always)]
+pub(crate) fn ask(destination: Destination, key: u32) -> Option<u32> {
+    let table = LiveTable::current()?;
+    match destination {
+        Destination::V4(address) => lookup_v4(&table, address, key),
+        Destination::V6(high, low) => lookup_v6(&table, high, low, key),
+    }
 }
 
 /// One published table. The reference holds for the run of the program: the kernel
 /// frees a replaced table only after an RCU grace period.
 struct LiveTable {
     words: *const u32,
-    zero: u32,
+    size: usize,
 }
 
 impl LiveTable {
@@ -58,7 +45,7 @@ impl LiveTable {
     fn current() -> Option<Self> {
         RULESET.get_value_ptr_mut(0, &0).map(|first| LiveTable {
             words: first.cast_const(),
-            zero: globals::zero(),
+            size: globals::table_words() as usize,
         })
     }
 }
@@ -66,18 +53,17 @@ impl LiveTable {
 impl Table for LiveTable {
     #[inline(always)]
     fn blur(&self, value: u32) -> u32 {
-        value ^ self.zero
+        value ^ globals::zero()
     }
 
     #[inline(always)]
-    fn word(&self, index: u32) -> Option<u32> {
-        // With what it knows of one index the verifier would tell apart all ways that lead here: see `Frame::blur`.
-        let index = opaque((index ^ self.zero) as usize);
-        if index >= globals::table_words() as usize {
+    fn words<const N: usize>(&self, index: u32) -> Option<[u32; N]> {
+        let index = opaque(index as usize);
+        if index >= self.size.saturating_sub(N - 1) {
             return None;
         }
-        // SAFETY: the map value behind `words` has `table_words()` words, which the verifier checks at load
-        // against the map's real value size, and `index` is below that.
-        Some(unsafe { *self.words.add(index) })
+        // SAFETY: the map value behind `words` has `size` words, which the verifier checks at load
+        // against the map's real value size, and `index + N` is at most that. `[u32; N]` has the alignment of a word.
+        Some(unsafe { *self.words.add(index).cast() })
     }
 }

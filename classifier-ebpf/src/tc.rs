@@ -4,6 +4,7 @@ use aya_ebpf::bindings::TC_ACT_UNSPEC;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::info;
+use breakout_common::egress::Egress;
 use breakout_common::verdict::Decision;
 
 use crate::count::count;
@@ -19,7 +20,8 @@ const PULL: u32 = 128;
 pub(crate) fn breakout_tc(ctx: TcContext) -> i32 {
     let decision = match decide_frame(&packet(&ctx)) {
         Ok(decided) => {
-            if let Some(egress) = decided.egress {
+            if let Some(words) = decided.egress {
+                let egress = Egress::from_words(words);
                 // SAFETY: the context is the live socket buffer's; the verifier rewrites the access to its field.
                 let mark = unsafe { (*ctx.skb.skb).mark };
                 ctx.skb.set_mark((mark & !egress.mark_mask) | egress.mark);

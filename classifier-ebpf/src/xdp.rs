@@ -42,9 +42,10 @@ pub(crate) fn breakout_xdp(ctx: XdpContext) -> u32 {
 #[inline(always)]
 fn act(packet: &mut Packet, decided: Decided) -> (Decision, u32) {
     let mut decision = decided.decision;
-    let (Verdict::Steer(index), Some(egress)) = (decision.verdict, decided.egress) else {
+    let (Verdict::Steer(index), Some(words)) = (decision.verdict, decided.egress) else {
         return (decision, XDP_PASS);
     };
+    let egress = Egress::from_words(words);
     if packet.read::<6>(0) != Some(globals::lan_mac()) {
         return (Decision::pass(Reason::NotForGateway), XDP_PASS);
     }

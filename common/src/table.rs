@@ -4,66 +4,85 @@
 //! word 0        layout magic
 //! word 1        generation
 //! word 2        words in use
+//! word 3        number of classes
 //! word 16       IPv4 root: 65,536 entries, indexed by the upper 16 bits of the destination
 //! word 65552    IPv6 root: 65,536 entries, likewise
-//! word 131088   leaves: number 1 is here, number n is 4 * (n - 1) words further on
+//! word 131088   classes: two in a word, the one with the even key in the lower half
+//! word 196624   leaves, each with as many words as there are classes
 //! after those   blocks, in any order
 //! ```
 //!
-//! An entry stands for a part of the address space. It is 0 (no prefix covers these addresses), [`OWN`] (an address of
-//! the gateway itself), the number of a leaf, or the word offset of a block with [`BLOCK`] set, where the part is not
-//! all alike.
+//! Protocols and ports that no rule tells apart have the same class. The class of a packet is found by its key (see
+//! [`Transport::key`]), and is the index of its answer in a leaf: the word of an [`Outcome`], [`NO_PREFIX`], [`NO_PORT`] or
+//! [`OWN`]. What several overlapping prefixes and endpoint sets say about one address is folded into its leaf by the
+//! compiler, so one walk gives the whole answer. The first leaf is for addresses that no prefix covers, the second
+//! one for those of the gateway itself; so those are found as all others are, without a branch.
+//!
+//! An entry stands for a part of the address space: the word offset of a leaf, or, where the part is not all alike, a block:
+//! [`BLOCK`], the number of intervals in the 7 bits below, the word offset in the other 24. Of a block with [`LONG`] or more
+//! intervals the number stands in the word before it.
 //!
 //! A block has the sorted intervals that its part falls into, and is searched for the last one that starts at or before
-//! the address:
+//! the address. The first one starts with the part.
 //!
-//! - IPv4: one word an interval, its start's lower 16 bits above its entry (never another block). The first interval
-//!   starts with the part; where its start would stand is the number of intervals, less one.
-//! - IPv6: the number of intervals, then two words for each: 32 bits of its start, its entry. Blocks of the first level
-//!   have bits 16 to 47 of the address, then 48 to 79, 80 to 111, and 112 to 127 with zeros behind.
-//!
-//! A leaf is a count, followed by that many ranges of three words: first key, last key (see [`Transport::key`]),
-//! [`Outcome`]. Ranges are sorted and disjoint. What several overlapping prefixes and endpoint sets say about one
-//! address is folded into its leaf by the compiler, so one walk gives the whole answer.
+//! - IPv4: one word an interval, the lower 16 bits of its start above the number of its leaf, counted from 0.
+//! - IPv6: two words an interval: 32 bits of its start, and its entry. Blocks of the first level have bits 16 to 47 of the
+//!   address, then 48 to 79, 80 to 111, and 112 to 127 with zeros behind.
 //!
 //! All words are in the machine's byte order: a table never leaves the machine.
 
 /// The first word of every table. Its low byte is the layout's version.
-pub const MAGIC: u32 = 0x4252_4b02;
+pub const MAGIC: u32 = 0x4252_4b04;
 
 /// Index of the word that holds the generation.
 pub const GENERATION: u32 = 1;
 /// Index of the word that holds the number of words in use.
 pub const USED: u32 = 2;
+/// Index of the word that holds the number of classes, which is the length of a leaf in words.
+pub const CLASS_COUNT: u32 = 3;
 /// Index of the first entry of the IPv4 root.
 pub const V4_ROOT: u32 = 16;
 /// Entries of a root.
 pub const ROOT_ENTRIES: u32 = 1 << 16;
 /// Index of the first entry of the IPv6 root.
 pub const V6_ROOT: u32 = V4_ROOT + ROOT_ENTRIES;
-/// Index of the first word behind the roots, where leaf number 1 is.
-pub const LEAVES: u32 = V6_ROOT + ROOT_ENTRIES;
-/// Words from one leaf's number to the next one's. A leaf with more than one range takes several numbers.
-pub const LEAF_WORDS: u32 = 4;
-/// The entry of an address that the gateway itself has: never steered.
-pub const OWN: u32 = 0xffff;
-/// The highest leaf number: an IPv4 block has 16 bits for it.
-pub const MAX_LEAF: u32 = OWN - 1;
-/// The bit of an entry that says it points to a block.
+/// Index of the first word behind the roots, which has the classes of the first two keys.
+pub const CLASSES: u32 = V6_ROOT + ROOT_ENTRIES;
+/// Keys there are: one for each port of both protocols.
+pub const KEYS: u32 = 1 << 17;
+/// Index of the first word of leaf number 0.
+pub const LEAVES: u32 = CLASSES + KEYS / 2;
+/// The number of the leaf for addresses that no prefix covers.
+pub const UNCOVERED_LEAF: u32 = 0;
+/// The number of the leaf for the gateway's own addresses.
+pub const OWN_LEAF: u32 = 1;
+/// The most leaves there can be: an IPv4 block has 16 bits for their numbers.
+pub const MAX_LEAVES: u32 = 1 << 16;
+/// The answer where no prefix covers the destination.
+pub const NO_PREFIX: u32 = 1;
+/// The answer where no covering rule lists the protocol and port.
+pub const NO_PORT: u32 = 2;
+/// The answer where the destination is the gateway itself.
+pub const OWN: u32 = 3;
+/// The bit of an entry that says it stands for a block.
 pub const BLOCK: u32 = 1 << 31;
-/// Words of one range of a leaf.
-pub const RANGE_WORDS: u32 = 3;
-/// The most words a table can have: 64 MiB.
+/// How far up in the entry of a block the number of its intervals is.
+pub const COUNT_SHIFT: u32 = 24;
+/// What stands for the number of intervals in the entry of a block that has as many or more.
+pub const LONG: u32 = 127;
+/// The most words a table can have: 64 MiB. An entry of a block has 24 bits for an offset.
 pub const MAX_WORDS: u32 = 1 << 24;
 /// Steps of the binary search that are enough for anything in a table of [`MAX_WORDS`].
 const MAX_STEPS: u32 = 24;
+/// Words that a search reads at once, and which must be in the table wherever a block starts.
+pub const SEARCH_STEP: usize = 8;
 /// Levels of IPv6 blocks below the root.
 const V6_LEVELS: u32 = 4;
 
 /// Read access to a table.
 pub trait Table {
-    /// The word at `index`, or `None` beyond the table's end.
-    fn word(&self, index: u32) -> Option<u32>;
+    /// The `N` words from `index` on, or `None` if the table ends before the last of them.
+    fn words<const N: usize>(&self, index: u32) -> Option<[u32; N]>;
 
     /// Returns `value`. In the kernel, in a way that hides from the verifier what it knows of it; see
     /// [`Frame::blur`](crate::frame::Frame::blur).
@@ -71,11 +90,18 @@ pub trait Table {
     fn blur(&self, value: u32) -> u32 {
         value
     }
+
+    /// The word at `index`, or `None` beyond the table's end.
+    #[inline(always)]
+    fn word(&self, index: u32) -> Option<u32> {
+        let [word] = self.words::<1>(index)?;
+        Some(word)
+    }
 }
 
 impl Table for [u32] {
-    fn word(&self, index: u32) -> Option<u32> {
-        self.get(index as usize).copied()
+    fn words<const N: usize>(&self, index: u32) -> Option<[u32; N]> {
+        self.get(index as usize..)?.first_chunk().copied()
     }
 }
 
@@ -124,7 +150,7 @@ impl Destination {
     }
 }
 
-/// What a range of a leaf says: the endpoint set that wins there and what is done with its packets.
+/// What a leaf says about a class: the endpoint set that wins there and what is done with its packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Outcome {
     /// The endpoint set's slot, the index of its counter.
@@ -135,12 +161,13 @@ pub struct Outcome {
 
 impl Outcome {
     const STEER: u32 = 1 << 24;
+    const PRESENT: u32 = 1 << 25;
 
-    /// The outcome as a table word.
+    /// The outcome as a table word, which is never zero.
     pub const fn to_word(self) -> u32 {
         match self.egress {
-            Some(egress) => Self::STEER | (egress as u32) << 16 | self.set as u32,
-            None => self.set as u32,
+            Some(egress) => Self::PRESENT | Self::STEER | (egress as u32) << 16 | self.set as u32,
+            None => Self::PRESENT | self.set as u32,
         }
     }
 
@@ -164,35 +191,22 @@ pub enum Answer {
     NoPrefix,
     /// Prefixes cover the destination, none with this protocol and port.
     NoPort,
-    /// This endpoint set wins.
-    Match(Outcome),
     /// The destination is the gateway itself.
     Own,
+    /// An endpoint set wins.
+    Match(Outcome),
 }
 
 impl Answer {
-    /// The answer as a number other than zero, in which the kernel's functions can return it.
+    /// The answer that a word of a leaf stands for, if any.
     #[inline(always)]
-    pub const fn to_code(self) -> u64 {
-        match self {
-            Answer::NoPrefix => 1,
-            Answer::NoPort => 2,
-            Answer::Own => 3,
-            Answer::Match(outcome) => 1 << 32 | outcome.to_word() as u64,
-        }
-    }
-
-    /// The answer that a number stands for, if any.
-    #[inline(always)]
-    pub const fn from_code(code: u64) -> Option<Self> {
-        match code {
+    pub const fn from_word(word: u32) -> Option<Self> {
+        match word {
             0 => None,
-            1 => Some(Answer::NoPrefix),
-            2 => Some(Answer::NoPort),
-            3 => Some(Answer::Own),
-            code => Some(Answer::Match(Outcome::from_word(
-                (code & 0xffff_ffff) as u32,
-            ))),
+            NO_PREFIX => Some(Answer::NoPrefix),
+            NO_PORT => Some(Answer::NoPort),
+            OWN => Some(Answer::Own),
+            word => Some(Answer::Match(Outcome::from_word(word))),
         }
     }
 }
@@ -206,116 +220,112 @@ pub trait Lookup {
 
 impl Lookup for [u32] {
     fn lookup(&self, destination: Destination, key: u32) -> Option<Answer> {
-        match destination {
+        let word = match destination {
             Destination::V4(address) => lookup_v4(self, address, key),
             Destination::V6(high, low) => lookup_v6(self, high, low, key),
-        }
+        };
+        Answer::from_word(word?)
     }
 }
 
-/// Asks the table about an IPv4 destination. `None` if the table is damaged: an offset leads out of it.
+/// Asks the table about an IPv4 destination; see [`Answer::from_word`]. `None` if the table is damaged: an offset leads
+/// out of it.
 #[inline(always)]
-pub fn lookup_v4<T: Table + ?Sized>(table: &T, address: u32, key: u32) -> Option<Answer> {
-    let entry = descend_v4(table, address)?;
-    search_entry(table, entry, key)
+pub fn lookup_v4<T: Table + ?Sized>(table: &T, address: u32, key: u32) -> Option<u32> {
+    let class = class(table, key)?;
+    let mut entry = table.word(V4_ROOT + (address >> 16))?;
+    if entry & BLOCK != 0 {
+        let (first, count) = block(table, entry)?;
+        let interval = search::<T, 4>(table, first, count, address << 16 | 0xffff)?;
+        entry = (interval & 0xffff)
+            .wrapping_mul(table.word(CLASS_COUNT)?)
+            .wrapping_add(LEAVES);
+    }
+    table.word(entry.wrapping_add(class))
 }
 
 /// Asks the table about an IPv6 destination, as [`lookup_v4`] does.
 #[inline(always)]
-pub fn lookup_v6<T: Table + ?Sized>(table: &T, high: u64, low: u64, key: u32) -> Option<Answer> {
-    let entry = descend_v6(table, high, low)?;
-    search_entry(table, entry, key)
-}
-
-#[inline(always)]
-fn search_entry<T: Table + ?Sized>(table: &T, entry: u32, key: u32) -> Option<Answer> {
-    match entry {
-        0 => Some(Answer::NoPrefix),
-        OWN => Some(Answer::Own),
-        number => search_leaf(table, number, key),
-    }
-}
-
-#[inline(always)]
-fn descend_v4<T: Table + ?Sized>(table: &T, address: u32) -> Option<u32> {
-    let entry = table.word(V4_ROOT + (address >> 16))?;
-    if entry & BLOCK == 0 {
-        return Some(entry);
-    }
-    let block = entry & !BLOCK;
-    let intervals = (table.word(block)? >> 16) + 1;
-    let at = search(table, block, intervals, 1, address << 16 | 0xffff)?;
-    Some(table.word(at)? & 0xffff)
-}
-
-#[inline(always)]
-fn descend_v6<T: Table + ?Sized>(table: &T, high: u64, low: u64) -> Option<u32> {
+pub fn lookup_v6<T: Table + ?Sized>(table: &T, high: u64, low: u64, key: u32) -> Option<u32> {
+    let class = class(table, key)?;
     let mut entry = table.word(V6_ROOT + (high >> 48) as u32)?;
     let mut next = high << 16 | low >> 48;
     let mut rest = low << 16;
     let mut level = 0;
     while level < V6_LEVELS && entry & BLOCK != 0 {
-        let block = entry & !BLOCK;
-        let intervals = table.word(block)?;
-        let at = search(
-            table,
-            block.wrapping_add(1),
-            intervals,
-            2,
-            (next >> 32) as u32,
-        )?;
-        entry = table.word(at.wrapping_add(1))?;
+        let (first, count) = block(table, entry)?;
+        entry = search::<T, 8>(table, first, count, (next >> 32) as u32)?;
         next = next << 32 | rest >> 32;
         rest <<= 32;
         level += 1;
     }
-    Some(entry)
+    table.word(entry.wrapping_add(class))
 }
 
-/// The range that starts last at or before `key` matches if it ends at or after it.
+/// The class of a key.
 #[inline(always)]
-fn search_leaf<T: Table + ?Sized>(table: &T, number: u32, key: u32) -> Option<Answer> {
-    let leaf = (number - 1).wrapping_mul(LEAF_WORDS).wrapping_add(LEAVES);
-    let ranges = table.word(leaf)?;
-    let at = search(table, leaf.wrapping_add(1), ranges, RANGE_WORDS, key)?;
-    let first = table.word(at)?;
-    let last = table.word(at.wrapping_add(1))?;
-    if first <= key && key <= last {
-        let outcome = Outcome::from_word(table.word(at.wrapping_add(2))?);
-        Some(Answer::Match(outcome))
-    } else {
-        Some(Answer::NoPort)
+fn class<T: Table + ?Sized>(table: &T, key: u32) -> Option<u32> {
+    let pair = table.word(CLASSES + (key & (KEYS - 1)) / 2)?;
+    Some(pair >> (16 * (key & 1)) & 0xffff)
+}
+
+/// Where the intervals of a block are, and how many.
+#[inline(always)]
+fn block<T: Table + ?Sized>(table: &T, entry: u32) -> Option<(u32, u32)> {
+    let first = entry & (MAX_WORDS - 1);
+    let count = entry >> COUNT_SHIFT & LONG;
+    if count == LONG {
+        return Some((first, table.word(first.wrapping_sub(1))?));
     }
+    Some((first, count))
 }
 
-/// Where the last of `count` elements starts whose first word is at most `key`, or the first element if there is none.
-/// Elements are `stride` words long and sorted by their first word.
+/// The last word of the last of `count` elements whose first word is at most `key`, or of the first element if there is
+/// none. Elements are a quarter of `N` words long and sorted by their first word.
+///
+/// Halves the range until there are four elements at most, and compares those at once: loads that do not wait for each
+/// other take the processor hardly longer than one.
 #[inline(always)]
-fn search<T: Table + ?Sized>(
+#[expect(clippy::cast_possible_truncation, reason = "N is 4 or 8")]
+fn search<T: Table + ?Sized, const N: usize>(
     table: &T,
     first: u32,
     count: u32,
-    stride: u32,
     key: u32,
 ) -> Option<u32> {
     if count == 0 || count > MAX_WORDS {
         return None;
     }
+    let stride = N as u32 / 4;
     let mut at = table.blur(first);
     let mut remaining = count;
     let mut step = 0;
-    while step < MAX_STEPS && remaining > 1 {
+    while step < MAX_STEPS && remaining > 4 {
         let half = remaining / 2;
         let ahead = half.wrapping_mul(stride);
-        let word = table.word(at.wrapping_add(ahead))?;
-        // All ones if word <= key, else zero. A branch here would double the paths that the kernel's verifier has to
-        // follow at every step, and the processor would mispredict every other one.
-        let taken = !((u64::from(key).wrapping_sub(u64::from(word)) >> 32) as u32);
-        at = at.wrapping_add(ahead & taken);
+        let start = table.word(at.wrapping_add(ahead))?;
+        at = at
+            .wrapping_add(ahead)
+            .wrapping_sub(ahead & after(start, key));
         remaining -= half;
         step += 1;
     }
-    Some(at)
+    let four = table.words::<N>(at)?;
+    let (start, value) = (|n| four[n * N / 4], |n| four[n * N / 4 + N / 4 - 1]);
+    let mut found = value(0);
+    for n in 1..4 {
+        // Behind the last element there may be anything.
+        let is_before = !after(start(n), key) & after(remaining, n as u32);
+        found = found.wrapping_add(value(n).wrapping_sub(value(n - 1)) & is_before);
+    }
+    Some(found)
+}
+
+/// All ones if `a` is more than `b`, else zero. A branch would double the paths that the kernel's verifier has to follow
+/// at every step, and the processor would mispredict every other one.
+#[inline(always)]
+const fn after(a: u32, b: u32) -> u32 {
+    ((b as u64).wrapping_sub(a as u64) >> 32) as u32
 }
 
 #[cfg(test)]
@@ -330,30 +340,26 @@ mod tests {
             for set in [0, 1, u16::MAX] {
                 let outcome = Outcome { set, egress };
                 assert_eq!(Outcome::from_word(outcome.to_word()), outcome);
-                let answer = Answer::Match(outcome);
-                assert_eq!(Answer::from_code(answer.to_code()), Some(answer));
+                let word = outcome.to_word();
+                assert_eq!(Answer::from_word(word), Some(Answer::Match(outcome)));
             }
         }
     }
 
     #[test]
-    fn leaf_search_finds_each_range_and_no_gap() {
-        for count in 1..=9u32 {
-            let mut words = vec![0u32; LEAVES as usize];
-            words.push(count);
-            for range in 0..count {
-                words.extend([range * 10 + 5, range * 10 + 7, range]);
-            }
-            let table: &[u32] = &words;
+    fn the_search_finds_the_last_one_at_or_before() {
+        for count in 1..=70u32 {
+            // Behind the elements is what would be found there if it were one of them.
+            let pairs = (0..count).flat_map(|n| [n * 10, n]);
+            let words: vec::Vec<u32> = pairs.chain([0; 8]).collect();
             for key in 0..count * 10 + 20 {
-                let inside = key >= 5 && (key - 5) % 10 <= 2 && (key - 5) / 10 < count;
-                let expected = if inside {
-                    Answer::Match(Outcome::from_word((key - 5) / 10))
-                } else {
-                    Answer::NoPort
-                };
-                assert_eq!(search_leaf(table, 1, key), Some(expected), "{count} {key}");
+                let found = search::<[u32], 8>(&words, 0, count, key);
+                assert_eq!(found, Some((key / 10).min(count - 1)), "{count} {key}");
             }
+        }
+        let highest = [5, u32::MAX - 1, u32::MAX, 0];
+        for (key, found) in [(0, 5), (u32::MAX - 1, u32::MAX - 1), (u32::MAX, u32::MAX)] {
+            assert_eq!(search::<[u32], 4>(&highest, 0, 3, key), Some(found));
         }
     }
 
@@ -362,11 +368,11 @@ mod tests {
         let short: &[u32] = &[0; 32];
         assert_eq!(short.lookup(Destination::V4(0xffff_ffff), 443), None);
         let mut words = vec![0u32; LEAVES as usize + 4];
-        words[V4_ROOT as usize] = BLOCK | 0x7fff_ff00;
+        words[V4_ROOT as usize] = BLOCK | 0x7fff_ff00; // a block behind the end
         assert_eq!(words.lookup(Destination::V4(255 << 8), 443), None);
-        words[V4_ROOT as usize] = 1; // a leaf that claims no ranges
+        words[V4_ROOT as usize] = LEAVES + 4; // a leaf behind the end
         assert_eq!(words.lookup(Destination::V4(1), 443), None);
-        words[V6_ROOT as usize] = BLOCK | LEAVES; // a block that claims no intervals
+        words[V6_ROOT as usize] = BLOCK | (LEAVES + 1); // a block that claims no intervals
         assert_eq!(words.lookup(Destination::V6(0, 1), 443), None);
     }
 }

@@ -48,6 +48,8 @@ pub(crate) fn compile(
     let flags = [
         format!("--cfg=bpf_target_arch=\"{target_arch}\""),
         "-Cdebuginfo=2".to_owned(),
+        // 32-bit arithmetic and jumps: Linux 5.1.
+        "-Ctarget-cpu=v3".to_owned(),
         "-Clink-arg=--btf".to_owned(),
         format!("-Clinker={}", toolchain.linker.display()),
     ];
@@ -94,7 +96,6 @@ pub(crate) fn compile(
 ///
 /// `cargo xtask setup` records a toolchain that can compile eBPF in `target/ebpf/toolchain`. Without that record, or
 /// with BREAKOUT_EBPF=stub, an empty stub takes the object's place, so that plain cargo commands work anywhere.
-#[allow(dead_code, reason = "xtask itself has no use for it")]
 pub(crate) fn build_script(object: &str) {
     let variable = |name: &str| env::var_os(name).unwrap_or_else(|| panic!("cargo sets {name}"));
     let root = PathBuf::from(variable("CARGO_MANIFEST_DIR")).join("..");

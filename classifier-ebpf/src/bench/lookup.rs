@@ -7,19 +7,20 @@ use aya_ebpf::btf_maps::LpmTrie;
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::macros::{btf_map, classifier};
 use aya_ebpf::programs::TcContext;
-use breakout_common::question::{Question, QuestionWords};
-use breakout_common::table::{Destination, Lookup};
+use breakout_common::table::{Destination, Transport};
 
 use crate::globals::zero;
-use crate::questions::{advance, question};
-use crate::ruleset::LiveRuleset;
+use crate::questions::{address, advance};
+use crate::ruleset::ask;
 
-/// Questions asked in one run.
-const PER_RUN: u32 = 64;
+/// Questions asked in one run. The verifier looks at every one of them.
+const PER_RUN: u32 = 8;
 /// Prefixes that the tries have room for.
 const MOST: usize = 1 << 20;
+/// Protocol and port of all questions.
+const KEY: u32 = Transport::Tcp.key(443);
 
-/// The peer for IPv4: outcome by prefix, keys in network byte order.
+/// The peer for IPv4: keys in network byte order.
 #[btf_map]
 static LPM_V4: LpmTrie<[u8; 4], u32, MOST> = LpmTrie::new();
 
@@ -28,50 +29,66 @@ static LPM_V4: LpmTrie<[u8; 4], u32, MOST> = LpmTrie::new();
 static LPM_V6: LpmTrie<[u8; 16], u32, MOST> = LpmTrie::new();
 
 #[inline(always)]
-fn chain(lookup: impl Fn(&QuestionWords) -> u64) -> i32 {
+fn chain<const N: usize>(lookup: impl Fn([u32; N]) -> u32) -> i32 {
     let first = advance(PER_RUN);
     let mut answer = 0;
     let mut count = 0;
     while count < PER_RUN {
-        // Zero times whatever the answer was.
-        let number = first.wrapping_add(count) ^ ((answer & 0xffff) as u32 & zero());
-        if let Some(words) = question(number) {
-            answer = lookup(&words);
+        // Zero, whatever the answer was.
+        let number = first.wrapping_add(count) ^ (answer & zero());
+        if let Some(words) = address::<N>(number) {
+            answer = lookup(words);
         }
         count += 1;
     }
     // The answer is used, so the last lookup is not left out.
-    TC_ACT_OK ^ ((answer & 0xffff) as u32 & zero()).cast_signed()
+    TC_ACT_OK ^ (answer & zero()).cast_signed()
+}
+
+#[inline(always)]
+fn v6([a, b, c, d]: [u32; 4]) -> (u64, u64) {
+    let half = |high: u32, low: u32| u64::from(high) << 32 | u64::from(low);
+    (half(a, b), half(c, d))
 }
 
 #[classifier]
-pub(crate) fn lookup_none(_: TcContext) -> i32 {
-    chain(|words| u64::from(words[2] ^ words[3] ^ words[5] ^ words[1]))
+pub(crate) fn lookup_none_v4(_: TcContext) -> i32 {
+    chain(|[address]| address)
 }
 
 #[classifier]
-pub(crate) fn lookup_table(_: TcContext) -> i32 {
+pub(crate) fn lookup_none_v6(_: TcContext) -> i32 {
+    chain(|[a, b, c, d]| a ^ b ^ c ^ d)
+}
+
+#[classifier]
+pub(crate) fn lookup_table_v4(_: TcContext) -> i32 {
+    chain(|[address]| ask(Destination::V4(address), KEY).unwrap_or(0))
+}
+
+#[classifier]
+pub(crate) fn lookup_table_v6(_: TcContext) -> i32 {
     chain(|words| {
-        let question = Question::from_words(words);
-        let answer = LiveRuleset.lookup(question.destination, question.key);
-        answer.map_or(0, breakout_common::table::Answer::to_code)
+        let (high, low) = v6(words);
+        ask(Destination::V6(high, low), KEY).unwrap_or(0)
     })
 }
 
 #[classifier]
-pub(crate) fn lookup_lpm(_: TcContext) -> i32 {
-    chain(|words| match Question::from_words(words).destination {
-        Destination::V4(address) => {
-            let key = Key::new(32, address.to_be_bytes());
-            LPM_V4.get(&key).map_or(0, |value| u64::from(*value))
-        }
-        Destination::V6(high, low) => {
-            let mut data = [0; 16];
-            data[..8].copy_from_slice(&high.to_be_bytes());
-            data[8..].copy_from_slice(&low.to_be_bytes());
-            LPM_V6
-                .get(&Key::new(128, data))
-                .map_or(0, |value| u64::from(*value))
-        }
+pub(crate) fn lookup_lpm_v4(_: TcContext) -> i32 {
+    chain(|[address]| {
+        let key = Key::new(32, address.to_be_bytes());
+        LPM_V4.get(&key).map_or(0, |value| *value)
+    })
+}
+
+#[classifier]
+pub(crate) fn lookup_lpm_v6(_: TcContext) -> i32 {
+    chain(|words| {
+        let (high, low) = v6(words);
+        let mut data = [0; 16];
+        data[..8].copy_from_slice(&high.to_be_bytes());
+        data[8..].copy_from_slice(&low.to_be_bytes());
+        LPM_V6.get(&Key::new(128, data)).map_or(0, |value| *value)
     })
 }

@@ -10,6 +10,7 @@ use aya::programs::{SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use breakout_common::constants::Constants;
 use breakout_common::question::{QUESTIONS, Question, QuestionWords};
+use breakout_common::table::Destination;
 use ipnet::IpNet;
 
 use super::bpffs::PinDirectory;
@@ -52,26 +53,18 @@ impl Asker {
         loaded
     }
 
-    /// Sets the questions of the next calls; there are always [`QUESTIONS`], so they are repeated as often as it takes.
-    ///
-    /// # Errors
-    ///
-    /// When there are none, or the kernel refuses them.
-    pub fn set(&mut self, questions: &[Question]) -> Result<()> {
-        ensure!(!questions.is_empty(), "there are no questions");
-        let words = questions.iter().cycle().take(QUESTIONS);
-        let words: Vec<u32> = words.flat_map(Question::to_words).collect();
-        Ok(self.asked.write(&words)?)
-    }
-
-    /// Asks all questions through the header walk and the decision. The answers are words as
+    /// Asks all questions through the header walk and the decision. There are always [`QUESTIONS`], so they are repeated
+    /// as often as it takes. The answers are words as
     /// [`to_word`](breakout_common::question::to_word) makes them.
     ///
     /// # Errors
     ///
     /// When the test run fails.
     pub fn ask(&mut self, questions: &[Question]) -> Result<Vec<u32>> {
-        self.set(questions)?;
+        ensure!(!questions.is_empty(), "there are no questions");
+        let words = questions.iter().cycle().take(QUESTIONS);
+        let words: Vec<u32> = words.flat_map(Question::to_words).collect();
+        self.asked.write(&words)?;
         let mut options = TestRunOptions::new();
         options.data_in = Some(&FRAME);
         options.repeat = u32::try_from(QUESTIONS)?;
@@ -82,6 +75,25 @@ impl Asker {
         xdp.test_run(options)
             .context("the test run of ask failed")?;
         Ok(self.answers.read()?)
+    }
+
+    /// Sets the destinations that the programs for [`time`](Self::time) ask about, all of one family and repeated as
+    /// often as it takes.
+    ///
+    /// # Errors
+    ///
+    /// When there are none, or the kernel refuses them.
+    pub fn set_destinations(&mut self, destinations: &[Destination]) -> Result<()> {
+        ensure!(!destinations.is_empty(), "there are no destinations");
+        let mut words = Vec::with_capacity(QUESTIONS * 4);
+        for destination in destinations.iter().cycle().take(QUESTIONS) {
+            let key = 0;
+            let destination = *destination;
+            let [_, _, address @ ..] = Question { destination, key }.to_words();
+            let length = if destination.is_v6() { 4 } else { 1 };
+            words.extend(&address[..length]);
+        }
+        Ok(self.asked.write(&words)?)
     }
 
     /// How long one run of a TC program takes, averaged over many.

@@ -7,12 +7,14 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 
 use breakout_common::table::{
-    BLOCK, GENERATION, LEAF_WORDS, LEAVES, MAGIC, MAX_LEAF, MAX_WORDS, OWN, ROOT_ENTRIES, USED,
-    V4_ROOT, V6_ROOT,
+    BLOCK, CLASS_COUNT, CLASSES, COUNT_SHIFT, GENERATION, LEAVES, LONG, MAGIC, MAX_LEAVES,
+    MAX_WORDS, NO_PREFIX, OWN, OWN_LEAF, ROOT_ENTRIES, SEARCH_STEP, UNCOVERED_LEAF, USED, V4_ROOT,
+    V6_ROOT,
 };
 
 use super::Ruleset;
-use super::fold::{Cover, Covers, Range};
+use super::classes::Classes;
+use super::fold::{Cover, Covers};
 use super::intervals::{Address, Interval, intervals};
 
 /// A compiled ruleset: the words of one table.
@@ -45,17 +47,28 @@ pub enum TooLarge {
         /// KiB that it needs.
         needed: usize,
     },
-    /// In different combinations of ports and endpoint sets.
+    /// In ways that prefixes of different endpoint sets overlap.
     #[error(
-        "the ruleset is too large: its prefixes have {needed} KiB of different port ranges and endpoint sets, and a \
-         table can have {} KiB of them. Leave out endpoint sets, or have more of them share their ports",
-        MAX_LEAF * LEAF_WORDS / 256
+        "the ruleset is too large: its prefixes overlap in {needed} different ways, and a table can tell {MAX_LEAVES} of \
+         them apart. Leave out endpoint sets, or have more of them share their ports"
     )]
     Leaves {
-        /// KiB that it needs.
+        /// Ways that there are.
+        needed: usize,
+    },
+    /// In different ports.
+    #[error(
+        "the ruleset is too large: its endpoint sets list ports in {needed} different combinations, and a table can \
+         tell {MAX_CLASSES} of them apart. Leave out endpoint sets, or have more of them share their ports"
+    )]
+    Classes {
+        /// Combinations that there are.
         needed: usize,
     },
 }
+
+/// The most classes that a table can have, which has 16 bits for each.
+const MAX_CLASSES: usize = 1 << 16;
 
 /// Compiles a ruleset. The same ruleset always gives the same image.
 ///
@@ -67,7 +80,9 @@ pub fn compile(ruleset: &Ruleset) -> Result<Image, TooLarge> {
     let v4 = intervals::<u32>(&ruleset.rules, &mut covers);
     let v6 = intervals::<u128>(&ruleset.rules, &mut covers);
     let mut words = vec![0; LEAVES as usize];
-    let leaves = write_leaves(&covers, &mut words)?;
+    let classes = Classes::new(&ruleset.rules);
+    write_classes(&classes, &mut words)?;
+    let leaves = write_leaves(&covers, &classes, &mut words)?;
     let (mut own_v4, mut own_v6) = (Vec::new(), Vec::new());
     for address in &ruleset.own {
         match address {
@@ -75,48 +90,68 @@ pub fn compile(ruleset: &Ruleset) -> Result<Image, TooLarge> {
             IpAddr::V6(address) => own_v6.push(address.to_bits()),
         }
     }
-    write_v4(&entries(&v4, &leaves, own_v4), &mut words);
-    write_v6(&entries(&v6, &leaves, own_v6), &mut words);
+    write_v4(&with_leaves(&v4, &leaves, own_v4), &mut words);
+    write_v6(&with_leaves(&v6, &leaves, own_v6), &mut words);
     if words.len() > MAX_WORDS as usize {
         return Err(TooLarge::Table {
             needed: words.len() / 256,
         });
     }
+    // The last block is searched in whole steps as well.
+    words.extend([0; SEARCH_STEP]);
     words[0] = MAGIC;
     words[USED as usize] = to_word(words.len());
     Ok(Image { words })
 }
 
-/// Writes a leaf for each cover. Returns their numbers by cover.
-fn write_leaves(covers: &Covers<'_>, words: &mut Vec<u32>) -> Result<Vec<u32>, TooLarge> {
-    let mut by_content: HashMap<Vec<Range>, u32> = HashMap::new();
-    let mut next = 1;
-    let mut numbers = vec![0];
-    for cover in 1..covers.len() {
-        let ranges = covers.fold(to_word(cover));
-        let number = *by_content.entry(ranges).or_insert_with_key(|ranges| {
-            let number = next;
-            words.push(to_word(ranges.len()));
-            for range in ranges {
-                words.extend([range.first, range.last, range.outcome.to_word()]);
-            }
-            let used = (words.len() - LEAVES as usize).next_multiple_of(LEAF_WORDS as usize);
-            words.resize(LEAVES as usize + used, 0);
-            next = to_word(used) / LEAF_WORDS + 1;
-            number
+fn write_classes(classes: &Classes, words: &mut [u32]) -> Result<(), TooLarge> {
+    if classes.count() > MAX_CLASSES {
+        return Err(TooLarge::Classes {
+            needed: classes.count(),
         });
-        numbers.push(number);
     }
-    if next > MAX_LEAF + 1 {
+    words[CLASS_COUNT as usize] = to_word(classes.count());
+    for (key, class) in classes.of_keys().enumerate() {
+        words[CLASSES as usize + key / 2] |= class << (16 * (key % 2));
+    }
+    Ok(())
+}
+
+/// Writes the leaves. Returns their numbers by cover.
+fn write_leaves(
+    covers: &Covers<'_>,
+    classes: &Classes,
+    words: &mut Vec<u32>,
+) -> Result<Vec<u32>, TooLarge> {
+    let uncovered = vec![NO_PREFIX; classes.count()];
+    let own = vec![OWN; classes.count()];
+    words.extend(uncovered.iter().chain(&own));
+    let mut by_content = HashMap::from([(uncovered, UNCOVERED_LEAF), (own, OWN_LEAF)]);
+    let mut numbers = vec![UNCOVERED_LEAF];
+    for cover in 1..covers.len() {
+        let leaf = covers.fold(to_word(cover), classes);
+        let next = to_word(by_content.len());
+        numbers.push(*by_content.entry(leaf).or_insert_with_key(|leaf| {
+            words.extend(leaf);
+            next
+        }));
+        // Before all memory is used up.
+        if words.len() > MAX_WORDS as usize {
+            return Err(TooLarge::Table {
+                needed: (LEAVES as usize + covers.len() * classes.count()) / 256,
+            });
+        }
+    }
+    if by_content.len() > MAX_LEAVES as usize {
         return Err(TooLarge::Leaves {
-            needed: (words.len() - LEAVES as usize) / 256,
+            needed: by_content.len(),
         });
     }
     Ok(numbers)
 }
 
-/// The intervals with the entries of their leaves and the gateway's own addresses; neighbours differ.
-fn entries<A: Address>(
+/// The intervals with their leaves' numbers, and the gateway's own addresses; neighbours differ.
+fn with_leaves<A: Address>(
     intervals: &[Interval<A, Cover>],
     leaves: &[u32],
     mut own: Vec<A>,
@@ -138,7 +173,7 @@ fn entries<A: Address>(
             if let Some(start) = start.filter(|start| *start < address) {
                 push(start, value);
             }
-            push(address, OWN);
+            push(address, OWN_LEAF);
             start = address.next();
         }
         if let Some(start) = start.filter(|start| next.is_none_or(|next| *start < next)) {
@@ -148,33 +183,64 @@ fn entries<A: Address>(
     entries
 }
 
-fn write_v4(entries: &[Interval<u32, u32>], words: &mut Vec<u32>) {
-    let mut rest = entries;
+fn write_v4(intervals: &[Interval<u32, u32>], words: &mut Vec<u32>) {
+    let mut rest = intervals;
     for part in 0..ROOT_ENTRIES {
         let (before, within) = split(&mut rest, part << 16, part << 16 | 0xffff);
         words[(V4_ROOT + part) as usize] = if within.is_empty() {
-            before
+            leaf_entry(before, words)
         } else {
-            let block = BLOCK | to_word(words.len());
-            words.push(to_word(within.len()) << 16 | before);
+            let entry = start_block(within.len() + 1, words);
+            words.push(before);
             let starts = within.iter();
             words.extend(starts.map(|interval| interval.start << 16 | interval.value));
-            block
+            entry
         };
     }
 }
 
-fn write_v6(entries: &[Interval<u128, u32>], words: &mut Vec<u32>) {
-    let mut rest = entries;
+fn write_v6(intervals: &[Interval<u128, u32>], words: &mut Vec<u32>) {
+    let mut rest = intervals;
     for part in 0..ROOT_ENTRIES {
         let first = u128::from(part) << 112;
         let (before, within) = split(&mut rest, first, first | u128::MAX >> 16);
-        words[(V6_ROOT + part) as usize] = if within.is_empty() {
-            before
-        } else {
-            v6_block(before, within, 16, words)
-        };
+        words[(V6_ROOT + part) as usize] = v6_entry(before, within, 16, words);
     }
+}
+
+/// The entry of the part of the address space that shares its first `depth` bits. `before` is the leaf at the part's
+/// start, and `intervals` start behind that.
+fn v6_entry(
+    before: u32,
+    intervals: &[Interval<u128, u32>],
+    depth: u32,
+    words: &mut Vec<u32>,
+) -> u32 {
+    if intervals.is_empty() {
+        leaf_entry(before, words)
+    } else {
+        v6_block(before, intervals, depth, words)
+    }
+}
+
+/// The entry of a leaf.
+fn leaf_entry(number: u32, words: &[u32]) -> u32 {
+    LEAVES + number * words[CLASS_COUNT as usize]
+}
+
+/// The entry of a block that starts with the next word.
+fn start_block(count: usize, words: &mut Vec<u32>) -> u32 {
+    let count = to_word(count);
+    if count >= LONG {
+        words.push(count);
+        return BLOCK | LONG << COUNT_SHIFT | to_offset(words);
+    }
+    BLOCK | count << COUNT_SHIFT | to_offset(words)
+}
+
+/// The offset of the next word. A table that has become too large is refused in the end, whatever its offsets are.
+fn to_offset(words: &[u32]) -> u32 {
+    to_word(words.len()) & (MAX_WORDS - 1)
 }
 
 /// Writes the block for the part of the address space that shares its first `depth` bits. `before` is the entry at the
@@ -186,25 +252,17 @@ fn v6_block(
     words: &mut Vec<u32>,
 ) -> u32 {
     let key = |start: u128| to_key(start << depth);
-    let mut block = vec![(0, before)];
+    let mut block = vec![(0, leaf_entry(before, words))];
     let mut current = before;
     for group in intervals.chunk_by(|a, b| key(a.start) == key(b.start)) {
         let group_key = key(group[0].start);
         let starts_deeper = |interval: &Interval<u128, u32>| interval.start << depth << 32 != 0;
-        // What goes on from the group before, if that was a block of its own.
-        let (last_key, last_entry) = block[block.len() - 1];
-        if last_entry != current && last_key + 1 < group_key {
-            block.push((last_key + 1, current));
-        }
+        go_on(&mut block, leaf_entry(current, words), Some(group_key));
         let (before, within) = match group {
             [first, within @ ..] if !starts_deeper(first) => (first.value, within),
             within => (current, within),
         };
-        let entry = if within.is_empty() {
-            before
-        } else {
-            v6_block(before, within, depth + 32, words)
-        };
+        let entry = v6_entry(before, within, depth + 32, words);
         if group_key == 0 {
             block[0] = (0, entry);
         } else {
@@ -212,20 +270,26 @@ fn v6_block(
         }
         current = group[group.len() - 1].value;
     }
+    go_on(&mut block, leaf_entry(current, words), None);
+    // Both words of an interval shall be in one cache line.
+    let is_long = block.len() >= LONG as usize;
+    if words.len().is_multiple_of(2) == is_long {
+        words.push(0);
+    }
+    let entry = start_block(block.len(), words);
+    words.extend(block.iter().flat_map(|(key, entry)| [*key, *entry]));
+    entry
+}
+
+/// Behind the part of a block that has intervals of its own, the last of them goes on until `next`.
+fn go_on(block: &mut Vec<(u32, u32)>, current: u32, next: Option<u32>) {
     let (last_key, last_entry) = block[block.len() - 1];
     if last_entry != current
         && let Some(behind) = last_key.checked_add(1)
+        && next.is_none_or(|next| behind < next)
     {
         block.push((behind, current));
     }
-    // Both words of an interval shall be in one cache line.
-    if words.len().is_multiple_of(2) {
-        words.push(0);
-    }
-    let offset = BLOCK | to_word(words.len());
-    words.push(to_word(block.len()));
-    words.extend(block.iter().flat_map(|(key, entry)| [*key, *entry]));
-    offset
 }
 
 /// The entry at `first` and the intervals that start after it, up to `last`. Moves `rest` on to what may follow.

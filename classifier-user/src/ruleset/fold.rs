@@ -3,18 +3,11 @@
 use std::cmp::Reverse;
 use std::collections::HashMap;
 
-use breakout_common::table::Outcome;
+use breakout_common::table::{NO_PORT, Outcome};
 
 use super::Rule;
+use super::classes::Classes;
 use crate::policy::Action;
-
-/// Part of a leaf: a range of keys (protocol and port) with one outcome.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Range {
-    pub(super) first: u32,
-    pub(super) last: u32,
-    pub(super) outcome: Outcome,
-}
 
 /// The order of precedence: higher category, then longer prefix, then lower id.
 pub(super) fn precedence(rule: &Rule, prefix_len: u8) -> impl Ord + use<> {
@@ -22,14 +15,15 @@ pub(super) fn precedence(rule: &Rule, prefix_len: u8) -> impl Ord + use<> {
 }
 
 /// What the rule does, as the table says it.
-pub(super) fn outcome(rule: &Rule) -> Outcome {
-    Outcome {
+pub(super) fn outcome(rule: &Rule) -> u32 {
+    let outcome = Outcome {
         set: rule.slot,
         egress: match rule.action {
             Action::Pass => None,
             Action::Steer(egress) => Some(egress),
         },
-    }
+    };
+    outcome.to_word()
 }
 
 /// The rules that cover an address, as a number. 0 is none.
@@ -76,66 +70,20 @@ impl<'a> Covers<'a> {
         cover
     }
 
-    /// Folds the rules of a cover into sorted, disjoint ranges of keys.
-    pub(super) fn fold(&self, cover: Cover) -> Vec<Range> {
-        let mut ranges: Vec<Range> = Vec::new();
-        for rule in &self.orders[cover as usize] {
-            let rule = &self.rules[*rule as usize];
-            for ports in &rule.ports {
-                let first = ports.transport.key(ports.first);
-                let last = ports.transport.key(ports.last);
-                fill_gaps(&mut ranges, first, last, outcome(rule));
+    /// Folds the rules of a cover into a leaf: by class, the outcome of the rule that wins.
+    pub(super) fn fold(&self, cover: Cover, classes: &Classes) -> Vec<u32> {
+        let mut leaf = vec![NO_PORT; classes.count()];
+        for rule in self.orders[cover as usize].iter().rev() {
+            let outcome = outcome(&self.rules[*rule as usize]);
+            for class in classes.of_rule(*rule) {
+                leaf[*class as usize] = outcome;
             }
         }
-        merge_adjacent(ranges)
+        leaf
     }
 
     /// How many there are, with the empty one.
     pub(super) fn len(&self) -> usize {
         self.orders.len()
     }
-}
-
-/// Adds those parts of `first..=last` that no range covers yet.
-fn fill_gaps(ranges: &mut Vec<Range>, first: u32, last: u32, outcome: Outcome) {
-    let mut gaps = Vec::new();
-    let mut next = first;
-    for taken in ranges.iter().filter(|range| range.last >= first) {
-        if taken.first > last {
-            break;
-        }
-        if taken.first > next {
-            gaps.push((next, taken.first - 1));
-        }
-        next = taken.last + 1;
-    }
-    if next <= last {
-        gaps.push((next, last));
-    }
-    for (first, last) in gaps {
-        let at = ranges.partition_point(|range| range.first < first);
-        ranges.insert(
-            at,
-            Range {
-                first,
-                last,
-                outcome,
-            },
-        );
-    }
-}
-
-fn merge_adjacent(ranges: Vec<Range>) -> Vec<Range> {
-    let mut merged: Vec<Range> = Vec::with_capacity(ranges.len());
-    for range in ranges {
-        match merged.last_mut() {
-            Some(previous)
-                if previous.last + 1 == range.first && previous.outcome == range.outcome =>
-            {
-                previous.last = range.last;
-            }
-            _ => merged.push(range),
-        }
-    }
-    merged
 }

@@ -1,5 +1,6 @@
 //! What the policy makes of the lists, and its compilation to the table that the data path reads.
 
+mod classes;
 mod compile;
 mod fold;
 mod intervals;

@@ -31,13 +31,18 @@ fn ask(image: &Image, address: IpAddr, transport: Transport, port: u16) -> Answe
         .expect("the table is whole")
 }
 
+/// What a leaf says where the rule wins.
+fn answer(rule: &Rule) -> Answer {
+    Answer::from_word(outcome(rule)).expect("an outcome is an answer")
+}
+
 /// What the table should say, by the scan.
 fn expected(ruleset: &Ruleset, address: IpAddr, transport: Transport, port: u16) -> Answer {
     if ruleset.own.contains(&address) {
         return Answer::Own;
     }
     match ruleset.find(address, transport, port) {
-        Some(found) => Answer::Match(outcome(found.rule)),
+        Some(found) => answer(found.rule),
         None if ruleset.covering_prefix(address).is_some() => Answer::NoPort,
         None => Answer::NoPrefix,
     }
@@ -173,16 +178,10 @@ fn the_shorter_prefix_wins_where_the_longer_one_has_other_ports() {
     };
     let image = compile(&ruleset).unwrap();
     let address = "40.97.1.5".parse().unwrap();
-    let steer = outcome(&ruleset.rules[0]);
-    let pass = outcome(&ruleset.rules[1]);
-    assert_eq!(
-        ask(&image, address, Transport::Tcp, 443),
-        Answer::Match(steer)
-    );
-    assert_eq!(
-        ask(&image, address, Transport::Tcp, 25),
-        Answer::Match(pass)
-    );
+    let steer = answer(&ruleset.rules[0]);
+    let pass = answer(&ruleset.rules[1]);
+    assert_eq!(ask(&image, address, Transport::Tcp, 443), steer);
+    assert_eq!(ask(&image, address, Transport::Tcp, 25), pass);
     assert_eq!(ask(&image, address, Transport::Udp, 443), Answer::NoPort);
 }
 

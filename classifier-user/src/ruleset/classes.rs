@@ -1,0 +1,82 @@
+//! Which protocols and ports a ruleset tells apart.
+
+use std::collections::HashMap;
+
+use breakout_common::table::KEYS;
+
+use super::Rule;
+
+/// The classes of keys: two keys have the same class if the same rules list both.
+pub(super) struct Classes {
+    /// The first key of each run of keys with one class, and the class.
+    runs: Vec<(u32, u32)>,
+    /// The classes that each rule lists.
+    by_rule: Vec<Vec<u32>>,
+    count: usize,
+}
+
+impl Classes {
+    pub(super) fn new(rules: &[Rule]) -> Self {
+        let ranges = |rule: &Rule| -> Vec<(u32, u32)> {
+            let ranges = rule.ports.iter().map(|ports| {
+                let key = |port| ports.transport.key(port);
+                (key(ports.first), key(ports.last))
+            });
+            ranges.collect()
+        };
+        let mut starts = vec![0];
+        for (first, last) in rules.iter().flat_map(ranges) {
+            starts.extend([first, last + 1]);
+        }
+        starts.retain(|start| *start < KEYS);
+        starts.sort_unstable();
+        starts.dedup();
+        let mut listed_by: Vec<Vec<u32>> = vec![Vec::new(); starts.len()];
+        for (index, rule) in (0u32..).zip(rules) {
+            for (first, last) in ranges(rule) {
+                let from = starts.partition_point(|start| *start < first);
+                let to = starts.partition_point(|start| *start <= last);
+                for listed_by in &mut listed_by[from..to] {
+                    if listed_by.last() != Some(&index) {
+                        listed_by.push(index);
+                    }
+                }
+            }
+        }
+        let mut classes = Classes {
+            runs: Vec::with_capacity(starts.len()),
+            by_rule: vec![Vec::new(); rules.len()],
+            count: 0,
+        };
+        let mut numbers: HashMap<Vec<u32>, u32> = HashMap::new();
+        for (start, listed_by) in starts.into_iter().zip(listed_by) {
+            let next = u32::try_from(numbers.len()).expect("fewer classes than keys");
+            let class = *numbers.entry(listed_by).or_insert_with_key(|listed_by| {
+                for rule in listed_by {
+                    classes.by_rule[*rule as usize].push(next);
+                }
+                next
+            });
+            classes.runs.push((start, class));
+        }
+        classes.count = numbers.len();
+        classes
+    }
+
+    /// How many classes there are.
+    pub(super) fn count(&self) -> usize {
+        self.count
+    }
+
+    /// The classes that a rule lists.
+    pub(super) fn of_rule(&self, rule: u32) -> &[u32] {
+        &self.by_rule[rule as usize]
+    }
+
+    /// The class of each key, in the order of keys.
+    pub(super) fn of_keys(&self) -> impl Iterator<Item = u32> + '_ {
+        let ends = self.runs.iter().skip(1).map(|(start, _)| *start);
+        let runs = self.runs.iter().zip(ends.chain([KEYS]));
+        runs.flat_map(|((start, class), end)| (*start..end).map(|_| *class))
+    }
+}

@@ -1,0 +1,128 @@
+//! The rulesets that are measured, and questions to them.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use anyhow::Result;
+use breakout::list::{Category, Instance, PortRange, embedded};
+use breakout::policy::Policy;
+use breakout::ruleset::{Image, Ruleset, Slots, compile};
+use breakout_common::question::{QUESTIONS, Question};
+use breakout_common::table::{Answer, Destination, Lookup, Transport};
+use breakout_tests::random::{address_in, routed_prefix, rule};
+use fastrand::Rng;
+use ipnet::IpNet;
+
+/// Rules that random prefixes are shared out to. Each lists TCP 443 and a port of its own.
+const RULES: u16 = 16;
+
+/// How many prefixes there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Size {
+    /// The built-in Worldwide list.
+    Real,
+    /// So many random ones.
+    Random(usize),
+}
+
+impl Size {
+    pub(crate) fn label(self) -> String {
+        match self {
+            Size::Real => "Worldwide".to_owned(),
+            Size::Random(count) if count >= 1_000_000 => format!("{}M", count / 1_000_000),
+            Size::Random(count) if count >= 1000 => format!("{}k", count / 1000),
+            Size::Random(count) => count.to_string(),
+        }
+    }
+}
+
+/// A ruleset of one address family, or the real one of both.
+pub(crate) fn ruleset(size: Size, v6: bool, rng: &mut Rng) -> Result<Ruleset> {
+    let Size::Random(count) = size else {
+        let list = embedded(Instance::Worldwide);
+        return Ruleset::new(&[list], &Policy { egress: 0 }, &mut Slots::default());
+    };
+    let mut prefixes = vec![Vec::new(); usize::from(RULES)];
+    let mut seen = std::collections::HashSet::with_capacity(count);
+    while seen.len() < count {
+        let prefix = routed_prefix(rng, v6);
+        if seen.insert(prefix) {
+            prefixes[rng.usize(..usize::from(RULES))].push(prefix);
+        }
+    }
+    let tcp = |port| PortRange {
+        transport: Transport::Tcp,
+        first: port,
+        last: port,
+    };
+    let rules = (0..RULES).zip(prefixes).map(|(slot, prefixes)| {
+        let ports = vec![tcp(443), tcp(1000 + slot)];
+        rule(slot, Category::Optimize, prefixes, ports)
+    });
+    Ok(Ruleset {
+        rules: rules.collect(),
+        own: Vec::new(),
+    })
+}
+
+/// All prefixes of a family.
+pub(crate) fn prefixes(ruleset: &Ruleset, v6: bool) -> Vec<IpNet> {
+    let prefixes = ruleset.rules.iter().flat_map(|rule| &rule.prefixes);
+    let of_family = prefixes.filter(|prefix| matches!(prefix, IpNet::V6(_)) == v6);
+    of_family.copied().collect()
+}
+
+/// Questions about different destinations, `percent` of which a prefix covers.
+pub(crate) fn questions(
+    ruleset: &Ruleset,
+    image: &Image,
+    v6: bool,
+    percent: usize,
+    rng: &mut Rng,
+) -> Vec<Question> {
+    let prefixes = prefixes(ruleset, v6);
+    let key = Transport::Tcp.key(443);
+    let covered =
+        |address: IpAddr| image.words().lookup(destination(address), key) != Some(Answer::NoPrefix);
+    let questions = (0..QUESTIONS).map(|_| {
+        let address = if rng.usize(..100) < percent {
+            address_in(
+                rng,
+                rng.clone().choice(&prefixes).expect("there are prefixes"),
+            )
+        } else {
+            std::iter::repeat_with(|| anywhere(rng, v6))
+                .find(|address| !covered(*address))
+                .expect("the iterator has no end")
+        };
+        Question {
+            destination: destination(address),
+            key,
+        }
+    });
+    questions.collect()
+}
+
+fn anywhere(rng: &mut Rng, v6: bool) -> IpAddr {
+    if v6 {
+        Ipv6Addr::from_bits(1 << 125 | rng.u128(..) >> 3).into()
+    } else {
+        Ipv4Addr::from_bits(rng.u32(0x0100_0000..0xe000_0000)).into()
+    }
+}
+
+/// An address as the table is asked with it.
+pub(crate) fn destination(address: IpAddr) -> Destination {
+    match address {
+        IpAddr::V4(address) => Destination::V4(address.to_bits()),
+        IpAddr::V6(address) => {
+            let [high, low] =
+                [0, 64].map(|shift| u64::try_from(address.to_bits() << shift >> 64).unwrap_or(0));
+            Destination::V6(high, low)
+        }
+    }
+}
+
+/// The table of a ruleset.
+pub(crate) fn image(ruleset: &Ruleset) -> Result<Image> {
+    Ok(compile(ruleset)?)
+}
