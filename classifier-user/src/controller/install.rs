@@ -101,6 +101,7 @@ impl Controller {
             options,
             config,
             list,
+            ruleset_hash: ruleset.hash(),
             ruleset,
             slots,
             generation,
@@ -183,7 +184,7 @@ impl Controller {
     /// A new list is one switch of tables. New interfaces or modes are a new installation that takes over.
     pub(super) async fn reload(&mut self) -> Result<Reloaded> {
         let from_generation = self.generation;
-        let before = self.ruleset.hash();
+        let before = self.ruleset_hash.clone();
         let (config, list) = read(&self.options)?;
         if config.state != self.config.state
             || config.control != self.config.control
@@ -223,10 +224,11 @@ impl Controller {
             };
             self.replace(setup, image).await?;
         }
+        self.ruleset_hash = self.ruleset.hash();
         Ok(Reloaded {
             from_generation,
             to_generation: self.generation,
-            changed: !same_interfaces || self.ruleset.hash() != before,
+            changed: !same_interfaces || self.ruleset_hash != before,
             list: summary(&self.list),
         })
     }

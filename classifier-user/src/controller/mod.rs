@@ -53,6 +53,8 @@ struct Controller {
     config: Config,
     list: List,
     ruleset: Ruleset,
+    /// Its hash, which takes long to compute for a large one.
+    ruleset_hash: String,
     slots: Slots,
     generation: u32,
     links: Links,

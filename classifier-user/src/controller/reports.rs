@@ -27,7 +27,7 @@ impl Controller {
             config: self.options.config.display().to_string(),
             ruleset: RulesetStatus {
                 generation: self.generation,
-                hash: self.ruleset.hash(),
+                hash: self.ruleset_hash.clone(),
                 steered_sets: steered().count(),
                 steered_v4: prefixes().filter(|net| matches!(net, IpNet::V4(_))).count(),
                 steered_v6: prefixes().filter(|net| matches!(net, IpNet::V6(_))).count(),

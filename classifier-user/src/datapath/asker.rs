@@ -28,7 +28,7 @@ const MAPS: [&str; 3] = ["RULESET", "ASKED", "ANSWERS"];
 /// Programs that ask a table, loaded but not attached.
 pub struct Asker {
     ebpf: Ebpf,
-    _ruleset: TableMap,
+    ruleset: TableMap,
     asked: WordMap,
     answers: WordMap,
 }
@@ -51,6 +51,15 @@ impl Asker {
         }
         pins.remove_directory()?;
         loaded
+    }
+
+    /// Replaces the table as [`DataPath::publish_ruleset`](super::DataPath::publish_ruleset) does.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses it, or it does not fit.
+    pub fn publish(&mut self, image: &Image) -> Result<()> {
+        self.ruleset.publish(image.words())
     }
 
     /// Asks all questions through the header walk and the decision. There are always [`QUESTIONS`], so they are repeated
@@ -168,7 +177,7 @@ fn load(object: &[u8], image: &Image, pins: &PinDirectory) -> Result<Asker> {
     let ebpf = loader.load(object).context("cannot load the eBPF object")?;
     Ok(Asker {
         ebpf,
-        _ruleset: ruleset,
+        ruleset,
         asked,
         answers,
     })

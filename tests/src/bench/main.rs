@@ -2,6 +2,7 @@
 
 mod lookup;
 mod measure;
+mod reload;
 mod report;
 mod tables;
 
@@ -29,7 +30,7 @@ struct Arguments {
 
 type Part = (&'static str, fn(&mut Report) -> Result<()>);
 
-const PARTS: &[Part] = &[("lookup", lookup::run)];
+const PARTS: &[Part] = &[("lookup", lookup::run), ("reload", reload::run)];
 
 fn main() -> ExitCode {
     match run(&Arguments::parse()) {
