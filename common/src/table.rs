@@ -6,14 +6,15 @@
 //! word 2        words in use
 //! word 3        number of classes
 //! word 16       IPv4 root: 65,536 entries, indexed by the upper 16 bits of the destination
-//! word 65552    IPv6 root: 65,536 entries, likewise
-//! word 131088   classes: two in a word, the one with the even key in the lower half
-//! word 196624   leaves, each with as many words as there are classes
-//! after those   blocks, in any order
+//! word 65552    IPv6 root: 8,192 entries for 2000::/3, indexed by bits 3 to 15; one entry for all other addresses
+//! word 73760    class pages: 512 offsets, indexed by the upper 9 bits of a key
+//! word 74272    leaves, each with as many words as there are classes
+//! after those   the pages, and blocks, in any order
 //! ```
 //!
 //! Protocols and ports that no rule tells apart have the same class. The class of a packet is found by its key (see
-//! [`Transport::key`]), and is the index of its answer in a leaf: the word of an [`Outcome`], [`NO_PREFIX`], [`NO_PORT`] or
+//! [`Transport::key`]): a page has the classes of 256 keys, two in a word, the one with the even key in the lower half. It
+//! is the index of the answer in a leaf: the word of an [`Outcome`], [`NO_PREFIX`], [`NO_PORT`] or
 //! [`OWN`]. What several overlapping prefixes and endpoint sets say about one address is folded into its leaf by the
 //! compiler, so one walk gives the whole answer. The first leaf is for addresses that no prefix covers, the second
 //! one for those of the gateway itself; so those are found as all others are, without a branch.
@@ -27,12 +28,12 @@
 //!
 //! - IPv4: one word an interval, the lower 16 bits of its start above the number of its leaf, counted from 0.
 //! - IPv6: two words an interval: 32 bits of its start, and its entry. Blocks of the first level have bits 16 to 47 of the
-//!   address, then 48 to 79, 80 to 111, and 112 to 127 with zeros behind.
+//!   address, then 48 to 79, 80 to 111, and 112 to 127 with zeros behind. Outside 2000::/3 they start with bit 0.
 //!
 //! All words are in the machine's byte order: a table never leaves the machine.
 
 /// The first word of every table. Its low byte is the layout's version.
-pub const MAGIC: u32 = 0x4252_4b04;
+pub const MAGIC: u32 = 0x4252_4b05;
 
 /// Index of the word that holds the generation.
 pub const GENERATION: u32 = 1;
@@ -42,16 +43,22 @@ pub const USED: u32 = 2;
 pub const CLASS_COUNT: u32 = 3;
 /// Index of the first entry of the IPv4 root.
 pub const V4_ROOT: u32 = 16;
-/// Entries of a root.
-pub const ROOT_ENTRIES: u32 = 1 << 16;
+/// Entries of the IPv4 root.
+pub const V4_ENTRIES: u32 = 1 << 16;
 /// Index of the first entry of the IPv6 root.
-pub const V6_ROOT: u32 = V4_ROOT + ROOT_ENTRIES;
-/// Index of the first word behind the roots, which has the classes of the first two keys.
-pub const CLASSES: u32 = V6_ROOT + ROOT_ENTRIES;
+pub const V6_ROOT: u32 = V4_ROOT + V4_ENTRIES;
+/// Entries of the IPv6 root for 2000::/3, which is all that is routed in the Internet (RFC 4291, section 2.4).
+pub const V6_ENTRIES: u32 = 1 << 13;
+/// Index of the entry for all other IPv6 addresses.
+pub const V6_OTHERS: u32 = V6_ROOT + V6_ENTRIES;
+/// Index of the first class page's offset.
+pub const CLASSES: u32 = V6_OTHERS + 16;
 /// Keys there are: one for each port of both protocols.
 pub const KEYS: u32 = 1 << 17;
+/// Keys whose classes are in one page.
+pub const PAGE_KEYS: u32 = 1 << 8;
 /// Index of the first word of leaf number 0.
-pub const LEAVES: u32 = CLASSES + KEYS / 2;
+pub const LEAVES: u32 = CLASSES + KEYS / PAGE_KEYS;
 /// The number of the leaf for addresses that no prefix covers.
 pub const UNCOVERED_LEAF: u32 = 0;
 /// The number of the leaf for the gateway's own addresses.
@@ -248,9 +255,13 @@ pub fn lookup_v4<T: Table + ?Sized>(table: &T, address: u32, key: u32) -> Option
 #[inline(always)]
 pub fn lookup_v6<T: Table + ?Sized>(table: &T, high: u64, low: u64, key: u32) -> Option<u32> {
     let class = class(table, key)?;
-    let mut entry = table.word(V6_ROOT + (high >> 48) as u32)?;
-    let mut next = high << 16 | low >> 48;
-    let mut rest = low << 16;
+    let (root, mut next, mut rest) = if high >> 61 == 1 {
+        let index = (high >> 48) as u32 & (V6_ENTRIES - 1);
+        (V6_ROOT + index, high << 16 | low >> 48, low << 16)
+    } else {
+        (V6_OTHERS, high, low)
+    };
+    let mut entry = table.word(table.blur(root))?;
     let mut level = 0;
     while level < V6_LEVELS && entry & BLOCK != 0 {
         let (first, count) = block(table, entry)?;
@@ -265,7 +276,8 @@ pub fn lookup_v6<T: Table + ?Sized>(table: &T, high: u64, low: u64, key: u32) ->
 /// The class of a key.
 #[inline(always)]
 fn class<T: Table + ?Sized>(table: &T, key: u32) -> Option<u32> {
-    let pair = table.word(CLASSES + (key & (KEYS - 1)) / 2)?;
+    let page = table.word(CLASSES + (key & (KEYS - 1)) / PAGE_KEYS)?;
+    let pair = table.word(page.wrapping_add(key % PAGE_KEYS / 2))?;
     Some(pair >> (16 * (key & 1)) & 0xffff)
 }
 
@@ -372,7 +384,7 @@ mod tests {
         assert_eq!(words.lookup(Destination::V4(255 << 8), 443), None);
         words[V4_ROOT as usize] = LEAVES + 4; // a leaf behind the end
         assert_eq!(words.lookup(Destination::V4(1), 443), None);
-        words[V6_ROOT as usize] = BLOCK | (LEAVES + 1); // a block that claims no intervals
+        words[V6_OTHERS as usize] = BLOCK | (LEAVES + 1); // a block that claims no intervals
         assert_eq!(words.lookup(Destination::V6(0, 1), 443), None);
     }
 }

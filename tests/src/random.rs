@@ -29,7 +29,7 @@ pub fn tangled_prefix(rng: &mut Rng) -> IpNet {
 }
 
 /// A prefix with a length as they occur in the Internet's routing tables, where most are as long as networks accept
-/// them (/24 and /48), with one in twenty longer than that.
+/// them (/24 and /48), with one in fifty longer than that.
 pub fn routed_prefix(rng: &mut Rng, is_v6: bool) -> IpNet {
     if is_v6 {
         let length = match rng.u8(0..100) {
@@ -37,7 +37,7 @@ pub fn routed_prefix(rng: &mut Rng, is_v6: bool) -> IpNet {
             50..65 => 32,
             65..75 => 40,
             75..85 => 44,
-            85..95 => rng.u8(29..=47),
+            85..98 => rng.u8(29..=47),
             _ => rng.u8(49..=128),
         };
         // 2000::/3, all global unicast addresses.
@@ -49,7 +49,7 @@ pub fn routed_prefix(rng: &mut Rng, is_v6: bool) -> IpNet {
             70..80 => 22,
             80..85 => 21,
             85..90 => 20,
-            90..95 => rng.u8(13..=19),
+            90..98 => rng.u8(16..=19),
             _ => rng.u8(25..=32),
         };
         v4(rng.u32(0x0100_0000..0xe000_0000), length)

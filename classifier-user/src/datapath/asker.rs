@@ -62,6 +62,18 @@ impl Asker {
         self.ruleset.publish(image.words())
     }
 
+    /// Another table in the kernel, as large as the data path would make it. Nothing asks it; it is there to be weighed.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses it.
+    pub fn table_like(&self, image: &Image) -> Result<impl Sized + use<>> {
+        let words = image.words();
+        let table = WordMap::create("RULESET", ruleset_capacity(words.len()))?;
+        table.write(words)?;
+        Ok(table)
+    }
+
     /// Asks all questions through the header walk and the decision. There are always [`QUESTIONS`], so they are repeated
     /// as often as it takes. The answers are words as
     /// [`to_word`](breakout_common::question::to_word) makes them.

@@ -373,10 +373,10 @@ fn attach_all(programs: &mut [Programs], pins: &PinDirectory, added: &mut Added)
         .try_for_each(|programs| programs.take_over(pins))
 }
 
-/// Room for an eighth more words than are needed now, up to 128 KiB, in whole pages.
+/// Room for an eighth more words than are needed now, up to 64 KiB, in whole pages.
 fn ruleset_capacity(words: usize) -> usize {
     const PAGE_WORDS: usize = 1024;
-    const MOST: usize = 32 * PAGE_WORDS;
+    const MOST: usize = 16 * PAGE_WORDS;
     (words + (words / 8).min(MOST)).next_multiple_of(PAGE_WORDS)
 }
 

@@ -8,8 +8,8 @@ use std::net::IpAddr;
 
 use breakout_common::table::{
     BLOCK, CLASS_COUNT, CLASSES, COUNT_SHIFT, GENERATION, LEAVES, LONG, MAGIC, MAX_LEAVES,
-    MAX_WORDS, NO_PREFIX, OWN, OWN_LEAF, ROOT_ENTRIES, SEARCH_STEP, UNCOVERED_LEAF, USED, V4_ROOT,
-    V6_ROOT,
+    MAX_WORDS, NO_PREFIX, OWN, OWN_LEAF, PAGE_KEYS, SEARCH_STEP, UNCOVERED_LEAF, USED, V4_ENTRIES,
+    V4_ROOT, V6_ENTRIES, V6_OTHERS, V6_ROOT,
 };
 
 use super::Ruleset;
@@ -81,8 +81,9 @@ pub fn compile(ruleset: &Ruleset) -> Result<Image, TooLarge> {
     let v6 = intervals::<u128>(&ruleset.rules, &mut covers);
     let mut words = vec![0; LEAVES as usize];
     let classes = Classes::new(&ruleset.rules);
-    write_classes(&classes, &mut words)?;
+    write_class_count(&classes, &mut words)?;
     let leaves = write_leaves(&covers, &classes, &mut words)?;
+    write_class_pages(&classes, &mut words);
     let (mut own_v4, mut own_v6) = (Vec::new(), Vec::new());
     for address in &ruleset.own {
         match address {
@@ -104,17 +105,28 @@ pub fn compile(ruleset: &Ruleset) -> Result<Image, TooLarge> {
     Ok(Image { words })
 }
 
-fn write_classes(classes: &Classes, words: &mut [u32]) -> Result<(), TooLarge> {
+fn write_class_count(classes: &Classes, words: &mut [u32]) -> Result<(), TooLarge> {
     if classes.count() > MAX_CLASSES {
         return Err(TooLarge::Classes {
             needed: classes.count(),
         });
     }
     words[CLASS_COUNT as usize] = to_word(classes.count());
-    for (key, class) in classes.of_keys().enumerate() {
-        words[CLASSES as usize + key / 2] |= class << (16 * (key % 2));
-    }
     Ok(())
+}
+
+/// Writes the pages, each content once.
+fn write_class_pages(classes: &Classes, words: &mut Vec<u32>) {
+    let of_keys: Vec<u32> = classes.of_keys().collect();
+    let mut by_content: HashMap<Vec<u32>, u32> = HashMap::new();
+    for (number, keys) in of_keys.chunks(PAGE_KEYS as usize).enumerate() {
+        let page = keys.chunks(2).map(|pair| pair[1] << 16 | pair[0]).collect();
+        words[CLASSES as usize + number] = *by_content.entry(page).or_insert_with_key(|page| {
+            let offset = to_word(words.len());
+            words.extend(page);
+            offset
+        });
+    }
 }
 
 /// Writes the leaves. Returns their numbers by cover.
@@ -185,7 +197,7 @@ fn with_leaves<A: Address>(
 
 fn write_v4(intervals: &[Interval<u32, u32>], words: &mut Vec<u32>) {
     let mut rest = intervals;
-    for part in 0..ROOT_ENTRIES {
+    for part in 0..V4_ENTRIES {
         let (before, within) = split(&mut rest, part << 16, part << 16 | 0xffff);
         words[(V4_ROOT + part) as usize] = if within.is_empty() {
             leaf_entry(before, words)
@@ -200,12 +212,21 @@ fn write_v4(intervals: &[Interval<u32, u32>], words: &mut Vec<u32>) {
 }
 
 fn write_v6(intervals: &[Interval<u128, u32>], words: &mut Vec<u32>) {
+    let (routed, behind) = (0x2000 << 112, 0x4000 << 112);
     let mut rest = intervals;
-    for part in 0..ROOT_ENTRIES {
-        let first = u128::from(part) << 112;
+    let (lowest, others) = split(&mut rest, 0, routed - 1);
+    for part in 0..V6_ENTRIES {
+        let first = routed | u128::from(part) << 112;
         let (before, within) = split(&mut rest, first, first | u128::MAX >> 16);
         words[(V6_ROOT + part) as usize] = v6_entry(before, within, 16, words);
     }
+    let (before, within) = split(&mut rest, behind, u128::MAX);
+    let start = Interval {
+        start: behind,
+        value: before,
+    };
+    let others = [others, &[start], within].concat();
+    words[V6_OTHERS as usize] = v6_entry(lowest, &others, 0, words);
 }
 
 /// The entry of the part of the address space that shares its first `depth` bits. `before` is the leaf at the part's

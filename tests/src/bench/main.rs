@@ -2,6 +2,7 @@
 
 mod lookup;
 mod measure;
+mod memory;
 mod reload;
 mod report;
 mod tables;
@@ -30,7 +31,11 @@ struct Arguments {
 
 type Part = (&'static str, fn(&mut Report) -> Result<()>);
 
-const PARTS: &[Part] = &[("lookup", lookup::run), ("reload", reload::run)];
+const PARTS: &[Part] = &[
+    ("lookup", lookup::run),
+    ("reload", reload::run),
+    ("memory", memory::run),
+];
 
 fn main() -> ExitCode {
     match run(&Arguments::parse()) {

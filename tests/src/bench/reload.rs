@@ -44,7 +44,11 @@ fn one(report: &mut Report, size: Size) -> Result<()> {
         prefixes.map(|prefix| (prefix, 1)).collect::<Vec<_>>()
     });
     let lists = rulesets.map(to_list);
-    let rounds = if size == Size::Random(1_000_000) { 3 } else { 5 };
+    let rounds = if size == Size::Random(1_000_000) {
+        3
+    } else {
+        5
+    };
     let mut turn = 0;
     let samples = interleaved(rounds, 4, |subject| {
         turn += 1;
@@ -113,9 +117,10 @@ fn one(report: &mut Report, size: Size) -> Result<()> {
 /// An interval set that takes the place of the one before, in one transaction. Prefixes that lie in others are merged, as
 /// nftables wants them.
 fn nft_script(prefixes: &[IpNet]) -> String {
-    let mut script = "table ip bench\ndelete table ip bench\ntable ip bench {\n set local { type ipv4_addr; \
+    let mut script =
+        "table ip bench\ndelete table ip bench\ntable ip bench {\n set local { type ipv4_addr; \
                       flags interval; elements = { "
-        .to_owned();
+            .to_owned();
     for prefix in IpNet::aggregate(&prefixes.to_vec()) {
         let _ = write!(script, "{prefix},\n");
     }
