@@ -1,8 +1,10 @@
 //! Compiles the data path and puts the object where `datapath::object` includes it.
 
+#[path = "../xtask/src/build_script.rs"]
+mod build_script;
 #[path = "../xtask/src/object.rs"]
 mod object;
 
 fn main() {
-    object::build_script("classifier");
+    build_script::build_script("classifier");
 }

@@ -1,8 +1,10 @@
 //! Compiles the programs for tests and benchmarks and puts the object where `programs` includes it.
 
+#[path = "../xtask/src/build_script.rs"]
+mod build_script;
 #[path = "../xtask/src/object.rs"]
 mod object;
 
 fn main() {
-    object::build_script("bench");
+    build_script::build_script("bench");
 }

@@ -35,6 +35,10 @@ pub(crate) fn breakout_tc(ctx: TcContext) -> i32 {
         let segments = unsafe { (*ctx.skb.skb).gso_segs };
         count(&decision, u64::from(segments.max(1)), u64::from(ctx.len()));
     }
+    if globals::report() != 0 {
+        // SAFETY: the context is the live socket buffer's; the verifier rewrites the access to its field.
+        unsafe { (*ctx.skb.skb).cb[0] = decision.to_word() };
+    }
     if globals::trace() != 0 {
         info!(&ctx, "tc: {}", decision.reason.name());
     }

@@ -21,4 +21,5 @@ pub mod explain;
 pub mod links;
 pub mod list;
 pub mod policy;
+pub mod replay;
 pub mod ruleset;

@@ -15,10 +15,14 @@ pub struct Constants {
     pub trace: u8,
     /// Not zero if the TC program counts. It does not where the XDP program runs before it and has counted already.
     pub tc_counts: u8,
+    /// Not zero if the TC program leaves its decision in the control block of the packet, for whoever makes a test run.
+    pub report: u8,
+    /// The size of a struct is a multiple of its alignment.
+    pub padding: [u8; 3],
 }
 
 /// The size of [`Constants`] in bytes.
-pub const CONSTANTS_LEN: usize = 20;
+pub const CONSTANTS_LEN: usize = 24;
 
 const _: () = assert!(size_of::<Constants>() == CONSTANTS_LEN);
 
@@ -30,6 +34,8 @@ impl Constants {
         lan_mac: [0; 6],
         trace: 0,
         tc_counts: 0,
+        report: 0,
+        padding: [0; 3],
     };
 
     /// The bytes as the program reads them, in the machine's byte order.
@@ -58,6 +64,10 @@ impl Constants {
             m5,
             self.trace,
             self.tc_counts,
+            self.report,
+            0,
+            0,
+            0,
         ]
     }
 }

@@ -40,6 +40,8 @@ pub struct Headers {
     pub ip_offset: u32,
     /// Length of the IP packet including its header, in bytes.
     pub ip_len: u32,
+    /// Offset of the TCP or UDP header from the start of the frame, in bytes.
+    pub transport_offset: u32,
     /// TTL or hop limit as received.
     pub ttl: u8,
     /// Where the packet is going.
@@ -101,6 +103,14 @@ impl Stop {
             Stop::Reason(reason) => reason,
             Stop::LaterFragment(_) => Reason::LaterFragment,
         }
+    }
+}
+
+/// Offset of the IP header of an Ethernet frame, if it has one.
+pub fn ip_offset<F: Frame + ?Sized>(frame: &F) -> Option<u32> {
+    match ethernet(frame) {
+        Ok((ETHERTYPE_IPV4 | ETHERTYPE_IPV6, offset)) => Some(offset),
+        _ => None,
     }
 }
 
@@ -201,6 +211,7 @@ fn ipv4<F: Frame + ?Sized>(frame: &F, ip_offset: u32) -> Result<Headers, Stop> {
     Ok(Headers {
         ip_offset,
         ip_len,
+        transport_offset: ip_offset + header_len,
         ttl: ip[8],
         destination: Destination::V4(destination),
         key: frame.blur(key),
@@ -258,6 +269,7 @@ fn ipv6<F: Frame + ?Sized>(frame: &F, ip_offset: u32) -> Result<Headers, Stop> {
     Ok(Headers {
         ip_offset,
         ip_len,
+        transport_offset: upper.offset,
         ttl: ip[7],
         destination: Destination::V6(half(24), half(32)),
         key: frame.blur(key),

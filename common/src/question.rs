@@ -1,7 +1,6 @@
-//! Questions and answers as words: how tests and benchmarks ask the kernel thousands of things in one call.
+//! Questions as words: how tests and benchmarks ask the kernel thousands of things in one call.
 
 use crate::table::Destination;
-use crate::verdict::{Decision, Verdict};
 
 /// Questions that the kernel is given at once. A power of two.
 pub const QUESTIONS: usize = 1 << 16;
@@ -52,27 +51,9 @@ impl Question {
     }
 }
 
-const STEER: u32 = 1 << 8;
-const SET: u32 = 1 << 31;
-
-/// A decision as a word: the reason in the lowest bits, or the egress instead with a bit that says so; the endpoint set
-/// in the upper half with a bit that says so.
-#[inline(always)]
-pub const fn to_word(decision: &Decision) -> u32 {
-    let verdict = match decision.verdict {
-        Verdict::Pass => decision.reason as u32,
-        Verdict::Steer(egress) => STEER | egress as u32,
-    };
-    match decision.set {
-        Some(set) => SET | (set as u32 & 0x7fff) << 16 | verdict,
-        None => verdict,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::verdict::Reason;
 
     #[test]
     fn questions_survive_the_words() {
@@ -86,25 +67,5 @@ mod tests {
             };
             assert_eq!(Question::from_words(&question.to_words()), question);
         }
-    }
-
-    #[test]
-    fn different_decisions_are_different_words() {
-        let mut words = [0; 5];
-        for (word, (verdict, reason, set)) in words.iter_mut().zip([
-            (Verdict::Pass, Reason::NoPrefix, None),
-            (Verdict::Pass, Reason::Policy, Some(0)),
-            (Verdict::Pass, Reason::Policy, Some(1)),
-            (Verdict::Steer(0), Reason::Steered, Some(0)),
-            (Verdict::Steer(1), Reason::Steered, Some(0)),
-        ]) {
-            *word = to_word(&Decision {
-                verdict,
-                reason,
-                set,
-            });
-        }
-        words.sort_unstable();
-        assert!(words.windows(2).all(|pair| pair[0] != pair[1]), "{words:?}");
     }
 }

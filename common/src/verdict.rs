@@ -65,6 +65,16 @@ reasons! {
 }
 
 impl Reason {
+    /// The reason with this number.
+    #[inline(always)]
+    pub const fn from_number(number: u32) -> Option<Self> {
+        if (number as usize) < Self::ALL.len() {
+            Some(Self::ALL[number as usize])
+        } else {
+            None
+        }
+    }
+
     /// Whether a packet with this reason leaves by an egress, rather than by the ordinary path.
     pub const fn is_steer(self) -> bool {
         (self as u8) < Reason::NoPrefix as u8
@@ -91,6 +101,44 @@ impl Decision {
             set: None,
         }
     }
+
+    const STEER: u32 = 1 << 13;
+    const SET: u32 = 1 << 14;
+
+    /// The decision as a word: the reason's number in the lowest 5 bits, the egress in 8 more, a bit that says whether it is
+    /// steered to that, a bit that says whether there is an endpoint set, and its slot.
+    #[inline(always)]
+    pub const fn to_word(&self) -> u32 {
+        let verdict = match self.verdict {
+            Verdict::Pass => 0,
+            Verdict::Steer(egress) => Self::STEER | (egress as u32) << 5,
+        };
+        let set = match self.set {
+            Some(set) => Self::SET | (set as u32) << 15,
+            None => 0,
+        };
+        verdict | set | self.reason as u32
+    }
+
+    /// The decision that a word stands for, if any.
+    pub const fn from_word(word: u32) -> Option<Self> {
+        let Some(reason) = Reason::from_number(word & 0x1f) else {
+            return None;
+        };
+        Some(Decision {
+            verdict: if word & Self::STEER == 0 {
+                Verdict::Pass
+            } else {
+                Verdict::Steer((word >> 5 & 0xff) as u8)
+            },
+            reason,
+            set: if word & Self::SET == 0 {
+                None
+            } else {
+                Some((word >> 15 & 0xffff) as u16)
+            },
+        })
+    }
 }
 
 #[cfg(test)]
@@ -103,6 +151,23 @@ mod tests {
             assert_eq!(*reason as usize, index, "{}", reason.name());
         }
         assert!(Reason::ALL.len() <= crate::counters::REASON_SLOTS);
+    }
+
+    #[test]
+    fn decisions_survive_the_word() {
+        for reason in Reason::ALL {
+            for verdict in [Verdict::Pass, Verdict::Steer(0), Verdict::Steer(255)] {
+                for set in [None, Some(0), Some(4095), Some(u16::MAX)] {
+                    let decision = Decision {
+                        verdict,
+                        reason: *reason,
+                        set,
+                    };
+                    assert_eq!(Decision::from_word(decision.to_word()), Some(decision));
+                }
+            }
+        }
+        assert_eq!(Decision::from_word(0x1f), None);
     }
 
     #[test]

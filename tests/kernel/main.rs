@@ -9,6 +9,7 @@ mod headers;
 mod questions;
 mod redirect;
 mod reload;
+mod replay;
 mod routing;
 mod switch;
 
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
         redirect::TESTS,
         routing::TESTS,
         reload::TESTS,
+        replay::TESTS,
         switch::TESTS,
         adopt::TESTS,
         cleanup::TESTS,

@@ -7,7 +7,7 @@ use breakout::datapath::Asker;
 use breakout::list::{Instance, embedded, read_file};
 use breakout::policy::{Action, Policy};
 use breakout::ruleset::{Covering, Ruleset, Slots, compile, winner};
-use breakout_common::question::{QUESTIONS, Question, to_word};
+use breakout_common::question::{QUESTIONS, Question};
 use breakout_common::table::{Destination, Transport};
 use breakout_common::verdict::{Decision, Reason, Verdict};
 use breakout_tests::programs;
@@ -82,9 +82,7 @@ fn ask(ruleset: &Ruleset, calls: usize, rng: &mut Rng) -> Result<usize> {
                     destination: destination(address),
                     key: transport.key(port),
                 });
-                expected.push(to_word(&decision(
-                    ruleset, address, &covering, transport, port,
-                )));
+                expected.push(decision(ruleset, address, &covering, transport, port).to_word());
             }
         }
         let answers = asker.ask(&questions)?;

@@ -9,6 +9,7 @@
 //! The namespaces `wan` and `internet` both own all the Microsoft 365 addresses that a test uses. A server there says in
 //! its answer in which of the two it stands, so where a flow came out is seen at its other end.
 
+pub mod capture;
 pub mod daemon;
 pub mod flow;
 pub mod golden;

@@ -6,7 +6,7 @@ use aya_ebpf::programs::XdpContext;
 use breakout_common::classify::decide;
 use breakout_common::frame::FrameMut;
 use breakout_common::packet::walk;
-use breakout_common::question::{Question, to_word};
+use breakout_common::question::Question;
 use breakout_common::table::Destination;
 use breakout_common::verdict::Decision;
 
@@ -29,7 +29,7 @@ pub(crate) fn ask(ctx: XdpContext) -> u32 {
             Ok(headers) => decide(&LiveRuleset, &headers),
             Err(stop) => Decision::pass(stop.reason()),
         };
-        answer(number, to_word(&decision));
+        answer(number, decision.to_word());
     }
     XDP_PASS
 }

@@ -106,6 +106,14 @@ pub enum Command {
     ///
     /// Example: breakout explain 52.98.1.1 --proto tcp --port 443
     Explain(Explain),
+    /// Say what Breakout would do with the traffic in a capture.
+    ///
+    /// Each packet goes through the program in this kernel by a test run, as root, or with --pure through the same function
+    /// in this process. Nothing is attached and nothing is sent. Reads pcap and pcapng with Ethernet, Linux cooked and
+    /// raw IP packets. All egresses count as up, and no address as the gateway's own.
+    ///
+    /// Example: breakout replay --pure office.pcapng
+    Replay(Replay),
     /// Look at the list of endpoint sets.
     #[command(subcommand)]
     List(ListCommand),
@@ -142,6 +150,25 @@ pub struct Explain {
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+/// `breakout replay`.
+#[derive(Debug, Args)]
+pub struct Replay {
+    /// The capture, as tcpdump -w or Wireshark writes it.
+    pub capture: PathBuf,
+    /// Use this list, a response of the endpoints web service, instead of the configured one.
+    #[arg(long, value_name = "FILE")]
+    pub list: Option<PathBuf>,
+    /// Print one JSON object a packet, each on a line of its own, instead of the summary.
+    #[arg(long)]
+    pub json: bool,
+    /// Decide in this process rather than in the kernel; needs no root.
+    #[arg(long)]
+    pub pure: bool,
+    /// Stop after so many packets.
+    #[arg(long, value_name = "N")]
+    pub limit: Option<u64>,
 }
 
 /// `breakout list`.

@@ -5,6 +5,7 @@ mod check;
 mod explain;
 mod list;
 mod output;
+mod replay;
 mod stats;
 mod status;
 
@@ -40,6 +41,7 @@ pub async fn main() -> Result<()> {
         Command::Status { json } => status::status(&mut connect(config).await?, *json).await,
         Command::Stats { json } => stats::stats(&mut connect(config).await?, *json).await,
         Command::Explain(explain) => explain::explain(config, explain).await,
+        Command::Replay(arguments) => replay::replay(config, arguments),
         Command::List(arguments::ListCommand::Show { list, json }) => {
             list::show(config, list.as_deref(), *json).await
         }

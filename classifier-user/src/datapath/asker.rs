@@ -76,7 +76,7 @@ impl Asker {
 
     /// Asks all questions through the header walk and the decision. There are always [`QUESTIONS`], so they are repeated
     /// as often as it takes. The answers are words as
-    /// [`to_word`](breakout_common::question::to_word) makes them.
+    /// [`Decision::to_word`](breakout_common::verdict::Decision::to_word) makes them.
     ///
     /// # Errors
     ///

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result};
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions, Xdp};
+use breakout_common::verdict::Decision;
 
 use super::program::{TC, XDP, program};
 use super::{Counters, DataPath, Plan};
@@ -13,6 +14,8 @@ use super::{Counters, DataPath, Plan};
 const SK_BUFF_LEN: usize = 192;
 /// Offset of its field `mark`.
 const MARK: std::ops::Range<usize> = 8..12;
+/// Offset of the first word of its field `cb`.
+const CONTROL_BLOCK: std::ops::Range<usize> = 48..52;
 /// Room for a frame that comes out longer than it went in.
 const HEADROOM: usize = 256;
 
@@ -30,6 +33,8 @@ pub struct Run {
     pub frame: Vec<u8>,
     /// The firewall mark as it came out; for TC only.
     pub mark: u32,
+    /// What the program decided; for TC only.
+    pub decision: Option<Decision>,
 }
 
 /// How large a loaded program is.
@@ -56,7 +61,7 @@ impl Bench {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = PathBuf::from(format!("bench-{}-{number}", std::process::id()));
         let mut datapath = DataPath::open(&name)?;
-        let staged = datapath.stage(plan);
+        let staged = datapath.stage(plan, true);
         datapath.unstage()?;
         match staged {
             Ok(live) => datapath.live = Some(live),
@@ -86,16 +91,23 @@ impl Bench {
         options.ctx_in = Some(&context);
         options.ctx_out = Some(&mut context_out);
         let tc: &mut SchedClassifier = program(self.programs()?, TC)?;
-        let result = tc
-            .test_run(options)
-            .context("the test run of the TC program failed")?;
+        let result = tc.test_run(options).with_context(|| {
+            format!(
+                "the test run of the TC program failed on a frame of {} bytes",
+                frame.len()
+            )
+        })?;
         out.truncate(result.data_size_out as usize);
-        let mut mark = [0; 4];
-        mark.copy_from_slice(&context_out[MARK]);
+        let field = |range: std::ops::Range<usize>| {
+            let mut bytes = [0; 4];
+            bytes.copy_from_slice(&context_out[range]);
+            u32::from_ne_bytes(bytes)
+        };
         Ok(Run {
             code: result.return_value,
             frame: out,
-            mark: u32::from_ne_bytes(mark),
+            mark: field(MARK),
+            decision: Decision::from_word(field(CONTROL_BLOCK)),
         })
     }
 
@@ -118,6 +130,7 @@ impl Bench {
             code: result.return_value,
             frame: out,
             mark: 0,
+            decision: None,
         })
     }
 

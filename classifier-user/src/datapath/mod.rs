@@ -23,7 +23,7 @@ use breakout_common::egress::EgressTable;
 use crate::config::XdpAttach;
 use crate::ruleset::Image;
 use bpffs::PinDirectory;
-use program::{Added, Programs};
+use program::{Added, Options, Programs};
 use tables::TableMap;
 
 pub use asker::Asker;
@@ -179,7 +179,7 @@ impl DataPath {
     /// When something cannot be loaded or attached. Then nothing stays attached that was not before.
     pub fn install(&mut self, plan: &Plan<'_>, clsact: &mut Vec<String>) -> Result<()> {
         self.refuse_foreign(plan.lans)?;
-        let staged = self.stage(plan);
+        let staged = self.stage(plan, false);
         let unstaged = self.unstage();
         let mut live = staged?;
         unstaged?;
@@ -209,8 +209,8 @@ impl DataPath {
         Ok(())
     }
 
-    /// Loads everything, filled and ready, without attaching it.
-    fn stage(&self, plan: &Plan<'_>) -> Result<Live> {
+    /// Loads everything, filled and ready, without attaching it. With `report` test runs find the decisions.
+    fn stage(&self, plan: &Plan<'_>, report: bool) -> Result<Live> {
         self.pins.create()?;
         self.unstage()?;
         let words = plan.image.words();
@@ -220,10 +220,12 @@ impl DataPath {
         let pin = self.pins.path("EGRESSES");
         let egresses = TableMap::create("EGRESSES", words, words.len(), &pin)?;
         let table_words = u32::try_from(size)?;
+        let trace = plan.trace;
+        let options = Options { trace, report };
         let mut programs = Vec::with_capacity(plan.lans.len());
         for lan in plan.lans {
             programs.push(
-                Programs::load(lan, &self.pins, table_words, plan.trace)
+                Programs::load(lan, &self.pins, table_words, options)
                     .with_context(|| format!("cannot load the programs for {}", lan.name))?,
             );
         }

@@ -28,6 +28,15 @@ pub(super) const XDP: &str = "breakout_xdp";
 pub const FILTER_PRIORITY: u16 = 0x4252;
 const FILTER_HANDLE: TcHandle = TcHandle::new(0, 1);
 
+/// What programs do beside their work.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Options {
+    /// Log each decision.
+    pub(super) trace: bool,
+    /// Leave each decision where a test run finds it.
+    pub(super) report: bool,
+}
+
 /// Loaded programs for one LAN interface, with what they need to be attached.
 pub(super) struct Programs {
     ebpf: Ebpf,
@@ -62,14 +71,16 @@ impl Programs {
         lan: &LanPlan,
         staging: &PinDirectory,
         table_words: u32,
-        trace: bool,
+        options: Options,
     ) -> Result<Self> {
+        let Options { trace, report } = options;
         let mut loader = EbpfLoader::new();
         let constants = Constants {
             table_words,
             lan_mac: lan.mac,
             trace: u8::from(trace),
             tc_counts: u8::from(lan.xdp.is_none()),
+            report: u8::from(report),
             ..Constants::UNSET
         };
         let constants = constants.to_bytes();

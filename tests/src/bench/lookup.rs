@@ -73,7 +73,6 @@ fn destinations(questions: &[Question]) -> Vec<Destination> {
 /// The kernel's answers are those of the pure function, before anything is timed.
 fn check(asker: &mut Asker, image: &breakout::ruleset::Image, asked: &[Question]) -> Result<()> {
     use breakout_common::classify::by_outcome;
-    use breakout_common::question::to_word;
     use breakout_common::table::{Answer, Lookup};
     use breakout_common::verdict::{Decision, Reason};
     let answers = asker.ask(asked)?;
@@ -84,7 +83,7 @@ fn check(asker: &mut Asker, image: &breakout::ruleset::Image, asked: &[Question]
             _ => Decision::pass(Reason::NoPrefix),
         };
         ensure!(
-            answer == to_word(&expected),
+            answer == expected.to_word(),
             "{question:x?}: {answer:x}, not {expected:?}"
         );
     }
