@@ -79,8 +79,6 @@ pub const COUNT_SHIFT: u32 = 24;
 pub const LONG: u32 = 127;
 /// The most words a table can have: 64 MiB. An entry of a block has 24 bits for an offset.
 pub const MAX_WORDS: u32 = 1 << 24;
-/// Steps of the binary search that are enough for anything in a table of [`MAX_WORDS`].
-const MAX_STEPS: u32 = 24;
 /// Words that a search reads at once, and which must be in the table wherever a block starts.
 pub const SEARCH_STEP: usize = 8;
 /// Levels of IPv6 blocks below the root.
@@ -309,10 +307,12 @@ fn search<T: Table + ?Sized, const N: usize>(
         return None;
     }
     let stride = N as u32 / 4;
+    // Enough for every block: an IPv4 one has 2^16 intervals at most, an IPv6 one half as many as a table has words.
+    let most = if N == 4 { 14 } else { MAX_WORDS.ilog2() - 3 };
     let mut at = table.blur(first);
     let mut remaining = count;
     let mut step = 0;
-    while step < MAX_STEPS && remaining > 4 {
+    while step < most && remaining > 4 {
         let half = remaining / 2;
         let ahead = half.wrapping_mul(stride);
         let start = table.word(at.wrapping_add(ahead))?;

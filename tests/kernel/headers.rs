@@ -35,7 +35,7 @@ fn sizes() -> Result<()> {
     let mut bench = TestBench::new(Instance::Worldwide)?;
     for size in bench.sizes()? {
         println!("{size:?}");
-        ensure!(size.verified < 250_000, "{size:?}");
+        ensure!(size.verified < 400_000, "{size:?}");
     }
     Ok(())
 }

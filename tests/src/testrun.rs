@@ -1,5 +1,7 @@
 //! The loaded programs asked about single packets.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, bail};
 use breakout::config::XdpAttach;
 use breakout::datapath::{Bench, Counters, Egresses, LanPlan, Plan, Run, Size};
@@ -115,6 +117,15 @@ impl TestBench {
             }
             other => bail!("there is no program {other}"),
         }
+    }
+
+    /// How long one run of a program, `tc` or `xdp`, on a frame takes, averaged over many.
+    ///
+    /// # Errors
+    ///
+    /// When the test run fails.
+    pub fn time(&mut self, program: &str, frame: &[u8], runs: u32) -> Result<Duration> {
+        self.bench.time(program, frame, runs)
     }
 
     /// How large the programs are.

@@ -1,5 +1,6 @@
 //! Everything a developer types. `cargo xtask --help` lists it.
 
+mod bench;
 mod demo;
 mod object;
 mod paths;
@@ -33,6 +34,8 @@ enum Command {
     },
     /// Send real traffic to Microsoft 365 addresses through Breakout, in network namespaces. Needs root.
     Demo(demo::Arguments),
+    /// Measure Breakout beside what else could be used: about 10 minutes, with --quick 3. Needs root.
+    Bench(bench::Arguments),
     /// Run every check and test. What needs root and has none is skipped, and said so.
     Test,
     /// Run the kernel tests under Debian's 6.1 and 6.12 kernels, in qemu. Needs root to install qemu.
@@ -63,6 +66,7 @@ fn run(command: &Command) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Demo(arguments) => demo::run(arguments),
+        Command::Bench(arguments) => bench::run(arguments),
         Command::Test => test::run(),
         Command::Vm(arguments) => vm::run(arguments),
     }

@@ -4,6 +4,7 @@
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 
 mod ask;
+mod forward;
 #[path = "../globals.rs"]
 #[expect(dead_code, reason = "only the table's size and the zero are used here")]
 mod globals;
@@ -15,6 +16,7 @@ mod questions;
 mod reader;
 #[path = "../ruleset.rs"]
 mod ruleset;
+mod traffic;
 
 /// The kernel allows some helpers only to programs under the GPL.
 #[unsafe(no_mangle)]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::programs::{SchedClassifier, TestRun, TestRunOptions, Xdp};
+use aya::programs::{SchedClassifier, TestRun, TestRunOptions, TestRunResult, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use breakout_common::constants::Constants;
 use breakout_common::question::{QUESTIONS, Question, QuestionWords};
@@ -27,7 +27,7 @@ const MAPS: [&str; 3] = ["RULESET", "ASKED", "ANSWERS"];
 
 /// Programs that ask a table, loaded but not attached.
 pub struct Asker {
-    ebpf: Ebpf,
+    pub(super) ebpf: Ebpf,
     ruleset: TableMap,
     asked: WordMap,
     answers: WordMap,
@@ -40,12 +40,21 @@ impl Asker {
     ///
     /// When the kernel does not take them.
     pub fn load(object: &[u8], image: &Image) -> Result<Self> {
+        Self::load_for_traffic(object, image, &[])
+    }
+
+    /// Loads the object with the bytes of its global `TRAFFIC`, if there are any.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not take them.
+    pub fn load_for_traffic(object: &[u8], image: &Image, traffic: &[u8]) -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = PathBuf::from(format!("asker-{}-{number}", std::process::id()));
         let pins = PinDirectory::open(&name)?;
         pins.create()?;
-        let loaded = load(object, image, &pins);
+        let loaded = load(object, image, traffic, &pins);
         for map in MAPS {
             pins.remove(map)?;
         }
@@ -123,16 +132,24 @@ impl Asker {
     ///
     /// When the test run fails.
     pub fn time(&mut self, name: &str, runs: u32) -> Result<Duration> {
-        let mut options = TestRunOptions::new();
-        options.data_in = Some(&FRAME);
-        options.repeat = runs;
         let tc: &mut SchedClassifier = program(&mut self.ebpf, name)?;
         if tc.fd().is_err() {
             tc.load()?;
         }
-        let result = tc.test_run(options);
-        let result = result.with_context(|| format!("the test run of {name} failed"))?;
-        Ok(result.duration)
+        time(tc, &FRAME, runs)
+    }
+
+    /// How long one run of an XDP program on a frame takes, averaged over many.
+    ///
+    /// # Errors
+    ///
+    /// When the test run fails.
+    pub fn time_xdp(&mut self, name: &str, frame: &[u8], runs: u32) -> Result<Duration> {
+        let xdp: &mut Xdp = program(&mut self.ebpf, name)?;
+        if xdp.fd().is_err() {
+            xdp.load()?;
+        }
+        time(xdp, frame, runs)
     }
 
     /// Puts prefixes into the kernel's own tries, the peers of the table.
@@ -167,7 +184,21 @@ impl Asker {
     }
 }
 
-fn load(object: &[u8], image: &Image, pins: &PinDirectory) -> Result<Asker> {
+/// How long one run of a program on a frame takes, averaged over many.
+pub(super) fn time<'a, P>(program: &P, frame: &'a [u8], runs: u32) -> Result<Duration>
+where
+    P: TestRun<Opts<'a> = TestRunOptions<'a>, Result = TestRunResult>,
+{
+    let mut options = TestRunOptions::new();
+    options.data_in = Some(frame);
+    options.repeat = runs;
+    Ok(program
+        .test_run(options)
+        .context("the test run failed")?
+        .duration)
+}
+
+fn load(object: &[u8], image: &Image, traffic: &[u8], pins: &PinDirectory) -> Result<Asker> {
     let words = image.words();
     let size = ruleset_capacity(words.len());
     let ruleset = TableMap::create("RULESET", words, size, &pins.path("RULESET"))?;
@@ -183,6 +214,9 @@ fn load(object: &[u8], image: &Image, pins: &PinDirectory) -> Result<Asker> {
     let constants = constants.to_bytes();
     let mut loader = EbpfLoader::new();
     loader.override_global("CONSTANTS", &constants, true);
+    if !traffic.is_empty() {
+        loader.override_global("TRAFFIC", traffic, true);
+    }
     for map in MAPS {
         loader.map_pin_path(map, pins.path(map));
     }

@@ -2,11 +2,13 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions, Xdp};
 use breakout_common::verdict::Decision;
 
+use super::asker::time;
 use super::program::{TC, XDP, program};
 use super::{Counters, DataPath, Plan};
 
@@ -132,6 +134,20 @@ impl Bench {
             mark: 0,
             decision: None,
         })
+    }
+
+    /// How long one run of a program, `tc` or `xdp`, on a frame takes, averaged over many.
+    ///
+    /// # Errors
+    ///
+    /// When the test run fails.
+    pub fn time(&mut self, name: &str, frame: &[u8], runs: u32) -> Result<Duration> {
+        if name == "tc" {
+            let tc: &mut SchedClassifier = program(self.programs()?, TC)?;
+            return time(tc, frame, runs);
+        }
+        let xdp: &mut Xdp = program(self.programs()?, XDP)?;
+        time(xdp, frame, runs)
     }
 
     /// What the programs have counted.

@@ -13,6 +13,7 @@ mod object;
 mod program;
 mod sys;
 mod tables;
+mod traffic;
 
 use std::path::Path;
 

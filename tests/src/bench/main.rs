@@ -1,14 +1,20 @@
 //! `cargo xtask bench`: what Breakout costs, beside what else could be used.
 
+mod forward;
 mod lookup;
 mod measure;
 mod memory;
+mod peers;
+mod plot;
+mod program;
 mod reload;
 mod report;
 mod tables;
+mod tcp;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use breakout_tests::requirements;
@@ -33,6 +39,9 @@ type Part = (&'static str, fn(&mut Report) -> Result<()>);
 
 const PARTS: &[Part] = &[
     ("lookup", lookup::run),
+    ("program", program::run),
+    ("forward", forward::run),
+    ("tcp", tcp::run),
     ("reload", reload::run),
     ("memory", memory::run),
 ];
@@ -51,6 +60,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     if let Some(missing) = requirements::missing() {
         bail!("the benchmarks {missing}");
     }
+    let started = Instant::now();
     let mut report = Report::new(arguments.quick)?;
     for (name, part) in PARTS {
         if arguments.only.is_empty() || arguments.only.iter().any(|only| only == name) {
@@ -61,6 +71,8 @@ fn run(arguments: &Arguments) -> Result<()> {
     let place = |file: &str| arguments.out.join(file);
     std::fs::write(place("bench.json"), serde_json::to_string_pretty(&report)?)?;
     std::fs::write(place("bench.md"), report.text())?;
+    plot::draw(&report, &arguments.out)?;
     print!("{}", report.text());
+    eprintln!("took {:.0} s", started.elapsed().as_secs_f64());
     Ok(())
 }

@@ -21,11 +21,6 @@ impl Spread {
             high: samples[samples.len() - 1],
         }
     }
-
-    /// Half the distance between the lowest and highest sample, in per cent of the median.
-    pub(crate) fn noise(&self) -> f64 {
-        (self.high - self.low) / 2.0 / self.median * 100.0
-    }
 }
 
 /// Samples of several subjects, by subject and round.

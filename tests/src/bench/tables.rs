@@ -12,7 +12,7 @@ use breakout_tests::random::{address_in, routed_prefix, rule};
 use fastrand::Rng;
 use ipnet::IpNet;
 
-/// Rules that random prefixes are shared out to. Each lists TCP 443 and a port of its own.
+/// Rules that random prefixes are shared out to. Each lists TCP 443, UDP 443 and a port of its own.
 const RULES: u16 = 16;
 
 /// How many prefixes there are.
@@ -49,13 +49,17 @@ pub(crate) fn ruleset(size: Size, v6: bool, rng: &mut Rng) -> Result<Ruleset> {
             prefixes[rng.usize(..usize::from(RULES))].push(prefix);
         }
     }
-    let tcp = |port| PortRange {
-        transport: Transport::Tcp,
+    let ports = |transport, port| PortRange {
+        transport,
         first: port,
         last: port,
     };
     let rules = (0..RULES).zip(prefixes).map(|(slot, prefixes)| {
-        let ports = vec![tcp(443), tcp(1000 + slot)];
+        let ports = vec![
+            ports(Transport::Tcp, 443),
+            ports(Transport::Tcp, 1000 + slot),
+            ports(Transport::Udp, 443),
+        ];
         rule(slot, Category::Optimize, prefixes, ports)
     });
     Ok(Ruleset {
@@ -106,7 +110,12 @@ fn anywhere(rng: &mut Rng, v6: bool) -> IpAddr {
     if v6 {
         Ipv6Addr::from_bits(1 << 125 | rng.u128(..) >> 3).into()
     } else {
-        Ipv4Addr::from_bits(rng.u32(0x0100_0000..0xe000_0000)).into()
+        let address = Ipv4Addr::from_bits(rng.u32(0x0b00_0000..0xe000_0000));
+        // No gateway forwards to these.
+        if address.is_loopback() || address.is_link_local() {
+            return anywhere(rng, v6);
+        }
+        address.into()
     }
 }
 

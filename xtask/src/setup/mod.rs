@@ -48,6 +48,8 @@ pub(crate) enum Purpose {
     Lab,
     /// All of that, and the checks of the source.
     Test,
+    /// Building it, a lab, and what it is measured beside.
+    Bench,
 }
 
 /// One thing that must be there.
@@ -66,6 +68,9 @@ fn steps(purpose: Purpose, choice: Choice) -> Vec<Box<dyn Step>> {
     let mut steps: Vec<Box<dyn Step>> = vec![Box::new(packages::build())];
     if purpose != Purpose::Build {
         steps.push(Box::new(packages::lab()));
+    }
+    if purpose == Purpose::Bench {
+        steps.push(Box::new(packages::bench()));
     }
     if purpose == Purpose::Test {
         steps.push(Box::new(packages::machines()));

@@ -39,6 +39,14 @@ pub(crate) fn lab() -> Packages {
     }
 }
 
+/// What Breakout is measured with and beside.
+pub(crate) fn bench() -> Packages {
+    Packages {
+        why: "peers and traffic for the benchmarks",
+        names: &["ipset", "iptables", "iperf3"],
+    }
+}
+
 /// What boots other kernels.
 pub(crate) fn machines() -> Packages {
     Packages {

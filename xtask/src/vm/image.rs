@@ -256,7 +256,7 @@ fn init_script(filter: Option<&str>) -> String {
     format!(
         "#!/bin/busybox sh\n\
          /bin/busybox --install -s /usr/sbin\n\
-         export PATH=/bin:/usr/sbin HOME=/tmp RUST_BACKTRACE=0 BREAKOUT_TEST_SWITCHES=10\n\
+         export PATH=/bin:/usr/sbin HOME=/tmp RUST_BACKTRACE=0 BREAKOUT_TEST_SWITCHES=10 BREAKOUT_TEST_CALLS=1 BREAKOUT_TEST_FRAMES=300\n\
          mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev\n\
          mount -t tmpfs tmp /tmp; mount -t tmpfs run /run; mount -t bpf bpf /sys/fs/bpf\n\
          for m in {modules}; do modprobe $m 2>/dev/null; done\n\

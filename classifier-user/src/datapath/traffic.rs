@@ -1,0 +1,72 @@
+//! Traffic for benchmarks: made and counted by programs, without a socket in between.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use aya::maps::PerCpuArray;
+use aya::programs::{TestRun, TestRunAttrs, TestRunOptions, Xdp, XdpMode};
+
+use super::Asker;
+use super::program::program;
+
+/// Packets that the kernel makes between two looks at whether it should stop.
+const BATCH: u32 = 64;
+/// Size of `struct xdp_md`.
+const XDP_MD_LEN: usize = 24;
+
+impl Asker {
+    /// Attaches an XDP program, `sink` or a forwarder, to an interface of this thread's network namespace, natively.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses it.
+    pub fn attach(&mut self, name: &str, interface: &str) -> Result<()> {
+        let xdp: &mut Xdp = program(&mut self.ebpf, name)?;
+        if xdp.fd().is_err() {
+            xdp.load().with_context(|| format!("cannot load {name}"))?;
+        }
+        xdp.attach(interface, XdpMode::Driver)
+            .with_context(|| format!("cannot attach {name} to {interface}"))?;
+        Ok(())
+    }
+
+    /// Sends packets that are as long as `frame` and have its ethertype by an interface of this thread's network
+    /// namespace, to the destinations that are set. Returns the time that each took.
+    ///
+    /// # Errors
+    ///
+    /// When the test run fails.
+    pub fn generate(&mut self, frame: &[u8], interface: u32, packets: u32) -> Result<Duration> {
+        let mut context = [0; XDP_MD_LEN];
+        let length = u32::try_from(frame.len())?;
+        context[4..8].copy_from_slice(&length.to_ne_bytes());
+        context[12..16].copy_from_slice(&interface.to_ne_bytes());
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(frame);
+        options.ctx_in = Some(&context);
+        options.repeat = packets;
+        options.attrs = TestRunAttrs::new().xdp_live_frames(BATCH);
+        let xdp: &mut Xdp = program(&mut self.ebpf, "generate")?;
+        if xdp.fd().is_err() {
+            xdp.load().context("cannot load the generator")?;
+        }
+        Ok(xdp
+            .test_run(options)
+            .context("the generator failed")?
+            .duration)
+    }
+
+    /// Packets that sinks have dropped.
+    ///
+    /// # Errors
+    ///
+    /// When the count cannot be read.
+    pub fn sunk(&mut self) -> Result<u64> {
+        let map = self
+            .ebpf
+            .map_mut("SUNK")
+            .context("the object has no sink")?;
+        let counts: PerCpuArray<_, u64> = map.try_into()?;
+        Ok(counts.get(&0, 0)?.iter().sum())
+    }
+}

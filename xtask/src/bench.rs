@@ -1,0 +1,52 @@
+//! `cargo xtask bench`.
+
+use std::process::{Command, ExitCode};
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::{paths, process, setup};
+
+/// What is handed on to the benchmarks.
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// Fewer sizes and rounds.
+    #[arg(long)]
+    quick: bool,
+    /// Only these parts: lookup, program, forward, tcp, reload, memory.
+    #[arg(long, value_name = "PART")]
+    only: Vec<String>,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    setup::ensure(setup::Purpose::Bench)?;
+    let mut build = process::cargo();
+    build.args([
+        "build",
+        "--release",
+        "--quiet",
+        "--locked",
+        "--package",
+        "breakout",
+    ]);
+    build.args(["--package", "breakout-tests", "--bins"]);
+    process::stream(&mut build)?;
+    let out = paths::root().join("target/bench");
+    let mut bench = Command::new(paths::root().join("target/release/breakout-bench"));
+    bench.arg("--out").arg(&out);
+    if arguments.quick {
+        bench.arg("--quick");
+    }
+    for part in &arguments.only {
+        bench.args(["--only", part]);
+    }
+    let status = bench.status()?;
+    if !status.success() {
+        return Ok(ExitCode::FAILURE);
+    }
+    println!(
+        "\nbench.md, bench.json and the plots are in {}",
+        out.display()
+    );
+    Ok(ExitCode::SUCCESS)
+}
