@@ -10,6 +10,7 @@ pub(crate) struct Packet {
     start: usize,
     end: usize,
     len: u32,
+    tags_beside: u32,
 }
 
 impl Packet {
@@ -17,7 +18,21 @@ impl Packet {
     /// than the readable bytes where a socket buffer has fragments.
     #[inline(always)]
     pub(crate) fn new(start: usize, end: usize, len: u32) -> Self {
-        Packet { start, end, len }
+        Packet {
+            start,
+            end,
+            len,
+            tags_beside: 0,
+        }
+    }
+
+    /// The same with a VLAN tag beside the bytes, if `present` is not zero.
+    #[inline(always)]
+    pub(crate) fn with_tag(self, present: u32) -> Self {
+        Packet {
+            tags_beside: present,
+            ..self
+        }
     }
 
     /// The address of `N` readable bytes at `offset`.
@@ -39,6 +54,11 @@ impl Frame for Packet {
     #[inline(always)]
     fn len(&self) -> u32 {
         self.len
+    }
+
+    #[inline(always)]
+    fn tags_beside(&self) -> u32 {
+        self.tags_beside
     }
 
     #[inline(always)]

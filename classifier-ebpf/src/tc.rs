@@ -53,5 +53,7 @@ fn packet(ctx: &TcContext) -> Packet {
         // If this fails the walk sees what there is, and finds it truncated.
         let _ = ctx.pull_data(wanted);
     }
-    Packet::new(ctx.data(), ctx.data_end(), ctx.len())
+    // SAFETY: the context is the live socket buffer's; the verifier rewrites the access to its field.
+    let tag = unsafe { (*ctx.skb.skb).vlan_present };
+    Packet::new(ctx.data(), ctx.data_end(), ctx.len()).with_tag(tag)
 }

@@ -15,6 +15,12 @@ pub trait Frame {
     /// [`MAX_OFFSET`].
     fn read<const N: usize>(&self, offset: u32) -> Option<[u8; N]>;
 
+    /// VLAN tags that the frame had and that stand beside its bytes, as in a socket buffer: 0 or 1.
+    #[inline(always)]
+    fn tags_beside(&self) -> u32 {
+        0
+    }
+
     /// Returns `value`. In the kernel, in a way that hides from the verifier what it knows of it.
     ///
     /// The verifier follows every way through the header walk on its own as long as it knows an offset exactly, and

@@ -141,7 +141,7 @@ fn ethernet<F: Frame + ?Sized>(frame: &F) -> Result<(u16, u32), Reason> {
         if is_vlan(ethertype) {
             ethertype = be16(frame, offset + 2)?;
             offset += 4;
-            if is_vlan(ethertype) {
+            if is_vlan(ethertype) || frame.tags_beside() != 0 {
                 return Err(Reason::VlanDepth);
             }
         }

@@ -6,6 +6,7 @@ mod cleanup;
 mod flows;
 mod golden;
 mod headers;
+mod link_kinds;
 mod questions;
 mod redirect;
 mod reload;
@@ -27,8 +28,12 @@ const NEEDS: &[(&str, u32, u32)] = &[(
     3,
 )];
 
-/// Whether this kernel is too old for a test; says so.
-fn too_old(name: &str) -> bool {
+/// Whether this kernel lacks what a test needs; says so.
+fn lacks(name: &str) -> bool {
+    if let Some(missing) = link_kinds::lacks(name) {
+        println!("skipped: {name}: {missing}");
+        return true;
+    }
     let needs = NEEDS.iter().find(|(test, ..)| *test == name);
     needs.is_some_and(|(_, major, minor)| {
         let old = !requirements::kernel_at_least(*major, *minor).unwrap_or(false);
@@ -50,6 +55,7 @@ fn main() -> ExitCode {
         questions::TESTS,
         flows::TESTS,
         redirect::TESTS,
+        link_kinds::TESTS,
         routing::TESTS,
         reload::TESTS,
         replay::TESTS,
@@ -66,7 +72,7 @@ fn main() -> ExitCode {
         Trial::test(name, move || {
             test().map_err(|error| Failed::from(format!("{error:#}")))
         })
-        .with_ignored_flag(missing.is_some() || too_old(name))
+        .with_ignored_flag(missing.is_some() || lacks(name))
     });
     libtest_mimic::run(&arguments, trials.collect()).exit_code()
 }

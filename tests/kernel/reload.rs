@@ -105,6 +105,13 @@ fn bad_reload() -> Result<()> {
     refused(4, "cut off")?;
     fs::write(site.path().join("list.json"), "[]")?;
     refused(4, "no usable endpoint set")?;
+    let sets = (2..=4096).map(|id| {
+        json!({"id": id, "ips": [format!("10.{}.{}.0/24", id / 256, id % 256)], "tcpPorts": id.to_string(),
+               "category": "Optimize"})
+    });
+    let too_large: Value = sets.collect();
+    fs::write(site.path().join("list.json"), too_large.to_string())?;
+    refused(4, "the ruleset is too large: it needs a table of")?;
     write_list(&site, &["203.0.113.0/24"])?;
     site.configure(&config("route").replace("\"inet\"", "\"nowhere\""))?;
     refused(7, "no interface nowhere")?;

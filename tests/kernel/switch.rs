@@ -2,27 +2,46 @@
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use breakout_tests::daemon::{Daemon, Site};
 use breakout_tests::flow::{Flow, Transport};
 use breakout_tests::lab::{CONFIG, Lab};
 use breakout_tests::seen;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::RcvBufForce;
+use nix::unistd::Pid;
 use serde_json::json;
+use socket2::{Domain, Socket, Type};
 
 use crate::Test;
 
-pub(crate) const TESTS: &[Test] = &[("switches_under_traffic_lose_and_misplace_nothing", switches)];
+pub(crate) const TESTS: &[Test] = &[
+    ("switches_under_traffic_lose_and_misplace_nothing", switches),
+    (
+        "switches_in_redirect_mode_lose_and_misplace_nothing",
+        switches_in_redirect_mode,
+    ),
+    ("ipv4_and_ipv6_switch_together", together),
+    ("killed_in_the_middle_of_reloads_nothing_is_lost", killed),
+];
 
 /// Reloads, each of which switches to the other list, unless BREAKOUT_TEST_SWITCHES says how many: under software
 /// emulation each takes long.
 const RELOADS: usize = 1000;
 /// Rounds of packets after which the generator stops alone.
 const MAX_ROUNDS: u64 = 2_000_000;
+
+fn reloads() -> usize {
+    let chosen = std::env::var("BREAKOUT_TEST_SWITCHES").ok();
+    chosen.and_then(|text| text.parse().ok()).unwrap_or(RELOADS)
+}
 
 /// Destinations in list A, in list B, in both and in neither; IPv4 and IPv6.
 const SENTINELS: [&str; 8] = [
@@ -50,23 +69,92 @@ const IN_B: [&str; 4] = [
 const BOTH: [usize; 2] = [2, 6];
 const NEITHER: [usize; 2] = [3, 7];
 
-fn switches() -> Result<()> {
-    let lab = Lab::build()?;
-    let flows: Vec<Flow> = SENTINELS
+fn flows() -> Vec<Flow> {
+    let flows = SENTINELS
         .iter()
-        .map(|address| Flow::new(Transport::Udp, address, 443))
-        .collect();
-    lab.own(flows.iter().map(|flow| flow.destination.ip()))?;
+        .map(|address| Flow::new(Transport::Udp, address, 443));
+    flows.collect()
+}
+
+fn site(mode: &str) -> Result<Site> {
     let config = CONFIG
-        .replace("MODE", "route")
+        .replace("MODE", mode)
         .replace("[list]", "[list]\nfile = \"list.json\"");
     let site = Site::new(&config)?;
-    let write = |prefixes: &[&str]| {
-        let list = json!([{"id": 1, "ips": prefixes, "udpPorts": "443", "category": "Optimize"}]);
-        fs::write(site.path().join("list.json"), list.to_string())
-    };
-    write(&IN_A)?;
-    let daemon = Daemon::start(&site, &lab.gateway)?;
+    write(&site, &IN_A)?;
+    Ok(site)
+}
+
+fn write(site: &Site, prefixes: &[&str]) -> Result<()> {
+    let list = json!([{"id": 1, "ips": prefixes, "udpPorts": "443", "category": "Optimize"}]);
+    Ok(fs::write(site.path().join("list.json"), list.to_string())?)
+}
+
+/// Writes the other list each time.
+fn write_next(site: &Site, number: usize) -> Result<()> {
+    write(
+        site,
+        if number.is_multiple_of(2) {
+            &IN_B
+        } else {
+            &IN_A
+        },
+    )
+}
+
+fn switches() -> Result<()> {
+    under_traffic("route", reload_often(reloads()))
+}
+
+fn switches_in_redirect_mode() -> Result<()> {
+    under_traffic("redirect", reload_often(reloads().div_ceil(5)))
+}
+
+fn reload_often(reloads: usize) -> impl Fn(&Lab, &Site) -> Result<()> {
+    move |lab, site| {
+        for number in 0..reloads {
+            write_next(site, number)?;
+            let reloaded = site.json(&lab.gateway, &["reload"])?;
+            ensure!(reloaded["changed"] == true, "{reloaded}");
+        }
+        println!("{reloads} switches");
+        Ok(())
+    }
+}
+
+/// Kills the controller at another moment of a reload each time, and starts the next one.
+fn killed() -> Result<()> {
+    let kills = reloads().min(20);
+    under_traffic("route", |lab, site| {
+        for number in 0..kills {
+            write_next(site, number)?;
+            let mut reload = site.command(&lab.gateway, &["reload"])?;
+            let reload = reload.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+            let mut reload = reload?;
+            thread::sleep(Duration::from_millis(number as u64 * 3 / 2));
+            let controller = fs::read_to_string(site.path().join("pid"))?;
+            kill(Pid::from_raw(controller.parse()?), Signal::SIGKILL)?;
+            reload.wait()?;
+            let next = Daemon::start(site, &lab.gateway)?;
+            fs::write(site.path().join("pid"), next.leave().to_string())?;
+        }
+        println!("{kills} controllers killed");
+        Ok(())
+    })
+}
+
+/// Does some work while the generator sends at full rate, and sees where every packet went.
+fn under_traffic(mode: &str, work: impl FnOnce(&Lab, &Site) -> Result<()>) -> Result<()> {
+    let lab = Lab::build()?;
+    let flows = flows();
+    lab.own(flows.iter().map(|flow| flow.destination.ip()))?;
+    let site = site(mode)?;
+    let mut daemon = Daemon::start(&site, &lab.gateway)?;
+    if mode == "redirect" {
+        daemon.wait_until(|_| site.next_hops_known(&lab.gateway))?;
+    }
+    let pid = site.path().join("pid");
+    fs::write(&pid, daemon.leave().to_string())?;
     for end in [&lab.internet, &lab.wan] {
         seen::watch(end, &flows)?;
     }
@@ -74,24 +162,16 @@ fn switches() -> Result<()> {
     let flag = Arc::clone(&stop);
     let destinations: Vec<SocketAddr> = flows.iter().map(|flow| flow.destination).collect();
     let generator = lab.client.spawn(move || generate(&destinations, &flag));
-    let chosen = std::env::var("BREAKOUT_TEST_SWITCHES").ok();
-    let reloads = chosen.and_then(|text| text.parse().ok()).unwrap_or(RELOADS);
-    let reload = || -> Result<()> {
-        for number in 0..reloads {
-            write(if number % 2 == 0 { &IN_B } else { &IN_A })?;
-            let reloaded = site.json(&lab.gateway, &["reload"])?;
-            ensure!(reloaded["changed"] == true, "{reloaded}");
-        }
-        Ok(())
-    };
-    let reloaded = reload();
+    let worked = work(&lab, &site);
     stop.store(true, Ordering::Relaxed);
-    let sent = generator.join().expect("the generator does not panic")?;
-    reloaded?;
-    ensure!(sent > 1000, "only {sent} rounds were sent");
+    let sent = generator.join().expect("the generator does not panic");
     thread::sleep(Duration::from_millis(200));
-    let internet = seen::packets(&lab.internet)?;
-    let wan = seen::packets(&lab.wan)?;
+    let counted =
+        seen::packets(&lab.internet).and_then(|left| Ok((left, seen::packets(&lab.wan)?)));
+    stop_controller(&lab, &site)?;
+    worked?;
+    let (sent, (internet, wan)) = (sent?, counted?);
+    ensure!(sent > 1000, "only {sent} rounds were sent");
     for (index, flow) in flows.iter().enumerate() {
         let key = seen::key(flow);
         let (left, right) = (internet[&key], wan[&key]);
@@ -116,12 +196,135 @@ fn switches() -> Result<()> {
             );
         }
     }
-    println!(
-        "{sent} packets to each of {} destinations, {reloads} switches",
-        flows.len()
-    );
-    daemon.stop()?;
+    println!("{sent} packets to each of {} destinations", flows.len());
     Ok(())
+}
+
+/// Stops whichever controller is running now.
+fn stop_controller(lab: &Lab, site: &Site) -> Result<()> {
+    let pid = fs::read_to_string(site.path().join("pid"))?;
+    let _ = kill(Pid::from_raw(pid.parse()?), Signal::SIGTERM);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while site.json(&lab.gateway, &["status"]).is_ok() {
+        ensure!(Instant::now() < deadline, "the controller does not stop");
+        thread::sleep(Duration::from_millis(20));
+    }
+    // What a killed one left, if the next could not be started.
+    site.output(&lab.gateway, &["unload"]).map(drop)
+}
+
+/// Every packet has its number, so that their ways can be read in the order in which they were sent. Each packet to a
+/// destination that is in one list only tells which list was in force for it. If all of a table switches at once, that
+/// changes once a reload, and never back in between.
+fn together() -> Result<()> {
+    let reloads = reloads().min(200);
+    let lab = Lab::build()?;
+    let flows: Vec<Flow> = [0, 4, 1, 5]
+        .map(|index| Flow::new(Transport::Udp, SENTINELS[index], 443))
+        .into();
+    lab.own(flows.iter().map(|flow| flow.destination.ip()))?;
+    let site = site("route")?;
+    let daemon = Daemon::start(&site, &lab.gateway)?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let receivers = [&lab.internet, &lab.wan].map(|end| {
+        let flag = Arc::clone(&stop);
+        end.spawn(move || receive(&flag))
+    });
+    thread::sleep(Duration::from_millis(100));
+    let flag = Arc::clone(&stop);
+    let destinations: Vec<SocketAddr> = flows.iter().map(|flow| flow.destination).collect();
+    let generator = lab
+        .client
+        .spawn(move || generate_numbered(&destinations, &flag));
+    let reloaded = reload_often(reloads)(&lab, &site);
+    stop.store(true, Ordering::Relaxed);
+    let sent = generator.join().expect("the generator does not panic")?;
+    let [internet, wan] = receivers.map(|receiver| receiver.join().expect("no receiver panics"));
+    reloaded?;
+    daemon.stop()?;
+    let mut left = vec![None; usize::try_from(sent)?];
+    for (numbers, is_internet) in [(internet?, true), (wan?, false)] {
+        for number in numbers {
+            let place = &mut left[usize::try_from(number)?];
+            ensure!(
+                place.replace(is_internet).is_none(),
+                "packet {number} came twice"
+            );
+        }
+    }
+    let mut in_force = Vec::with_capacity(left.len());
+    for (number, is_internet) in left.into_iter().enumerate() {
+        let is_internet = is_internet.with_context(|| format!("packet {number} is lost"))?;
+        // The first two destinations are in list A, the others in list B.
+        in_force.push(is_internet == (number % flows.len() < 2));
+    }
+    let changes = in_force
+        .windows(2)
+        .filter(|pair| pair[0] != pair[1])
+        .count();
+    ensure!(
+        changes == reloads,
+        "{reloads} switches, but the packets saw {changes}"
+    );
+    println!("{sent} packets, IPv4 and IPv6 in turn, saw {changes} switches");
+    Ok(())
+}
+
+/// Sends numbered packets to all destinations in turn, four to a number's remainder.
+fn generate_numbered(destinations: &[SocketAddr], stop: &AtomicBool) -> Result<u64> {
+    let v4 = UdpSocket::bind("0.0.0.0:0")?;
+    let v6 = UdpSocket::bind("[::]:0")?;
+    let mut number = 0u64;
+    while !stop.load(Ordering::Relaxed) && number < MAX_ROUNDS {
+        for destination in destinations {
+            let socket = if destination.is_ipv4() { &v4 } else { &v6 };
+            while socket.send_to(&number.to_be_bytes(), destination).is_err() {}
+            number += 1;
+        }
+        thread::sleep(BREAK);
+    }
+    Ok(number)
+}
+
+/// The numbers of all packets that arrive, until some time after the generator has stopped.
+fn receive(stop: &AtomicBool) -> Result<Vec<u64>> {
+    let sockets = ["0.0.0.0:443", "[::]:443"].map(|address| -> Result<UdpSocket> {
+        let domain = if address.starts_with('[') {
+            Domain::IPV6
+        } else {
+            Domain::IPV4
+        };
+        let socket = Socket::new(domain, Type::DGRAM, None)?;
+        if domain == Domain::IPV6 {
+            socket.set_only_v6(true)?;
+        }
+        socket.bind(&address.parse::<SocketAddr>()?.into())?;
+        setsockopt(&socket, RcvBufForce, &(64 << 20))?;
+        socket.set_nonblocking(true)?;
+        Ok(socket.into())
+    });
+    let mut numbers = Vec::new();
+    let mut buffer = [0; 8];
+    let mut ended = None;
+    loop {
+        let mut is_idle = true;
+        for socket in &sockets {
+            let socket = socket.as_ref().map_err(|error| anyhow!("{error:#}"))?;
+            while socket.recv(&mut buffer).is_ok() {
+                numbers.push(u64::from_be_bytes(buffer));
+                is_idle = false;
+            }
+        }
+        if stop.load(Ordering::Relaxed) {
+            let ended = ended.get_or_insert_with(Instant::now);
+            if is_idle && ended.elapsed() > Duration::from_millis(500) {
+                return Ok(numbers);
+            }
+        }
+        if is_idle {
+            thread::sleep(Duration::from_micros(200));
+        }
+    }
 }
 
 /// The break after each round. Without one a busy machine lets the queues between the namespaces overflow, and a packet

@@ -2,6 +2,7 @@
 
 mod bench;
 mod demo;
+mod fuzz;
 mod object;
 mod paths;
 mod process;
@@ -38,6 +39,8 @@ enum Command {
     Bench(bench::Arguments),
     /// Run every check and test. What needs root and has none is skipped, and said so.
     Test,
+    /// Feed the header walk with damaged packets, guided by which ways they take.
+    Fuzz(fuzz::Arguments),
     /// Run the kernel tests under Debian's 6.1 and 6.12 kernels, in qemu. Needs root to install qemu.
     Vm(vm::Arguments),
 }
@@ -68,6 +71,7 @@ fn run(command: &Command) -> Result<ExitCode> {
         Command::Demo(arguments) => demo::run(arguments),
         Command::Bench(arguments) => bench::run(arguments),
         Command::Test => test::run(),
+        Command::Fuzz(arguments) => fuzz::run(arguments),
         Command::Vm(arguments) => vm::run(arguments),
     }
 }

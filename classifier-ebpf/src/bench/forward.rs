@@ -15,10 +15,14 @@ use breakout_common::table::Destination;
 use crate::reader::Packet;
 use crate::traffic::{egress, forwarded};
 
+/// Length of the query in bytes, in the type that the helper wants.
+const QUERY_LEN: i32 = 64;
+const _: () = assert!(size_of::<FibLookup>() == 64);
 /// `AF_INET` and `AF_INET6` of Linux.
 const FAMILIES: [u8; 2] = [2, 10];
 
 #[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "16 bits are left")]
 fn packet(ctx: &XdpContext) -> Packet {
     let (start, end) = (ctx.data(), ctx.data_end());
     Packet::new(start, end, (end.wrapping_sub(start) & 0xffff) as u32)
@@ -74,14 +78,7 @@ pub(crate) fn forward_fib(ctx: XdpContext) -> u32 {
         }
     }
     // SAFETY: the context is the running program's, and the query is valid for the size that is given.
-    let found = unsafe {
-        bpf_fib_lookup(
-            ctx.ctx.cast(),
-            (&raw mut query).cast(),
-            size_of::<FibLookup>() as i32,
-            0,
-        )
-    };
+    let found = unsafe { bpf_fib_lookup(ctx.ctx.cast(), (&raw mut query).cast(), QUERY_LEN, 0) };
     if found != 0 {
         return XDP_PASS;
     }

@@ -52,6 +52,7 @@ static SUNK: PerCpuArray<u64, 1> = PerCpuArray::new();
 /// kernel uses the frames of a test run again and again. The frame that comes in says how long it is, and by its
 /// ethertype whether it is IPv4.
 #[xdp]
+#[expect(clippy::cast_possible_truncation, reason = "16 bits are left")]
 pub(crate) fn generate(ctx: XdpContext) -> u32 {
     let (start, end) = (ctx.data(), ctx.data_end());
     let len = (end.wrapping_sub(start) & 0xffff) as u32;

@@ -55,7 +55,7 @@ pub(super) fn replay(config: &ConfigArgument, arguments: &Arguments) -> Result<(
     let mut packets = 0;
     let mut damage = None;
     while packets < limit {
-        let captured = match capture.next() {
+        let captured = match capture.packet() {
             Ok(Some(captured)) => captured,
             Ok(None) => break,
             Err(error) => {

@@ -75,7 +75,7 @@ impl Capture {
     /// # Errors
     ///
     /// When the capture is damaged here, or has a link type that is not known. There is nothing more to read then.
-    pub fn next(&mut self) -> Result<Option<Captured>> {
+    pub fn packet(&mut self) -> Result<Option<Captured>> {
         while !self.ended {
             match self.block() {
                 Ok(Some(packet)) => return Ok(Some(packet)),
@@ -92,7 +92,7 @@ impl Capture {
     /// Reads one block, which may be a packet.
     fn block(&mut self) -> Result<Option<Captured>> {
         let (length, packet) = match self.reader.next() {
-            Ok((length, block)) => (length, packet(&block, &mut self.links)),
+            Ok((length, block)) => (length, packet_in(&block, &mut self.links)),
             Err(PcapError::Eof) => {
                 self.ended = true;
                 return Ok(None);
@@ -138,7 +138,7 @@ impl Capture {
 }
 
 /// The packet in a block. Others tell of the interfaces, or of nothing that matters here.
-fn packet(block: &PcapBlockOwned<'_>, links: &mut Vec<Linktype>) -> Result<Option<Captured>> {
+fn packet_in(block: &PcapBlockOwned<'_>, links: &mut Vec<Linktype>) -> Result<Option<Captured>> {
     let (interface, bytes, len) = match block {
         PcapBlockOwned::LegacyHeader(header) => {
             links.push(header.network);

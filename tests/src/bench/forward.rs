@@ -85,7 +85,13 @@ pub(crate) fn run(report: &mut Report) -> Result<()> {
     masqueraded(report)?;
     passing(report)?;
     sizes(report)?;
-    around_a_reload(report)
+    // On a thread of its own, since that is kept on one core.
+    thread::scope(|scope| {
+        let thread = scope.spawn(|| around_a_reload(report));
+        thread
+            .join()
+            .unwrap_or_else(|_| bail!("a thread of the benchmark panicked"))
+    })
 }
 
 /// All of the traffic is steered, by the real list.
@@ -198,6 +204,8 @@ fn around_a_reload(report: &mut Report) -> Result<()> {
     /// About a tenth of a second.
     const TENTH: u32 = 300_000;
     const TENTHS: usize = 20;
+    // The controller and what asks it are on another core than the traffic, as this thread is.
+    pin(0)?;
     let bench = Bench::new(&[Way::Redirect], Size::Random(100_000))?;
     bench.with_paths(|paths| {
         let path = &mut paths[0];
@@ -205,11 +213,12 @@ fn around_a_reload(report: &mut Report) -> Result<()> {
         path.send(false, 64, TENTH)?;
         let (gateway, site) = (&path.lab.gateway, path.site);
         let stop = AtomicBool::new(false);
-        let (mut calm, mut reloading) = (Vec::new(), Vec::new());
-        let reloads = thread::scope(|scope| {
-            for _ in 0..TENTHS {
-                calm.push(1e3 / path.send(false, 64, TENTH)?);
-            }
+        let rates = |path: &mut Path<'_>| -> Result<Vec<f64>> {
+            let rates = (0..TENTHS).map(|_| Ok(1e3 / path.send(false, 64, TENTH)?));
+            rates.collect()
+        };
+        let calm = rates(path)?;
+        let (reloading, reloads) = thread::scope(|scope| {
             let reloader = scope.spawn(|| -> Result<u32> {
                 let mut reloads = 0;
                 while !stop.load(Ordering::Relaxed) {
@@ -218,13 +227,12 @@ fn around_a_reload(report: &mut Report) -> Result<()> {
                 }
                 Ok(reloads)
             });
-            for _ in 0..TENTHS {
-                reloading.push(1e3 / path.send(false, 64, TENTH)?);
-            }
+            let reloading = rates(path);
             stop.store(true, Ordering::Relaxed);
-            reloader
+            let reloads = reloader
                 .join()
-                .unwrap_or_else(|_| bail!("the reloads panicked"))
+                .unwrap_or_else(|_| bail!("the reloads panicked"));
+            Ok::<_, anyhow::Error>((reloading?, reloads?))
         })?;
         let (calm, reloading) = (Spread::of(calm), Spread::of(reloading));
         report.goal(Goal::at_most(
@@ -485,15 +493,21 @@ pub(crate) fn within<T: Send>(
         let thread = scope.spawn(|| {
             let file = fs::File::open(&path).with_context(|| format!("cannot open {path}"))?;
             nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET)?;
-            let mut cores = nix::sched::CpuSet::new();
-            cores.set(CORE.min(thread::available_parallelism()?.get() - 1))?;
-            nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &cores)?;
+            pin(CORE)?;
             function()
         });
         thread
             .join()
             .unwrap_or_else(|_| bail!("a thread of the benchmark panicked"))
     })
+}
+
+/// Keeps this thread, and what it starts, on a core.
+fn pin(core: usize) -> Result<()> {
+    let mut cores = nix::sched::CpuSet::new();
+    cores.set(core)?;
+    nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &cores)
+        .with_context(|| format!("the benchmarks need core {core}"))
 }
 
 fn link(namespace: &Namespace, interface: &str) -> Result<Value> {

@@ -122,7 +122,7 @@ fn nft_script(prefixes: &[IpNet]) -> String {
                       flags interval; elements = { "
             .to_owned();
     for prefix in IpNet::aggregate(&prefixes.to_vec()) {
-        let _ = write!(script, "{prefix},\n");
+        let _ = writeln!(script, "{prefix},");
     }
     script.push_str("} }\n chain steer { type filter hook prerouting priority mangle; tcp dport { 80, 443 } ip daddr @local meta mark set 0x10000; }\n}\n");
     script

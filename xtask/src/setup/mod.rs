@@ -50,6 +50,8 @@ pub(crate) enum Purpose {
     Test,
     /// Building it, a lab, and what it is measured beside.
     Bench,
+    /// Fuzzing the header walk.
+    Fuzz,
 }
 
 /// One thing that must be there.
@@ -65,6 +67,9 @@ pub(crate) trait Step {
 }
 
 fn steps(purpose: Purpose, choice: Choice) -> Vec<Box<dyn Step>> {
+    if purpose == Purpose::Fuzz {
+        return vec![Box::new(packages::fuzz())];
+    }
     let mut steps: Vec<Box<dyn Step>> = vec![Box::new(packages::build())];
     if purpose != Purpose::Build {
         steps.push(Box::new(packages::lab()));

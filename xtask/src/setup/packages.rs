@@ -47,6 +47,14 @@ pub(crate) fn bench() -> Packages {
     }
 }
 
+/// What libFuzzer is compiled with.
+pub(crate) fn fuzz() -> Packages {
+    Packages {
+        why: "a C++ compiler for libFuzzer",
+        names: &["g++", "gcc", "libc6-dev"],
+    }
+}
+
 /// What boots other kernels.
 pub(crate) fn machines() -> Packages {
     Packages {

@@ -17,7 +17,7 @@ const LIMIT: Duration = Duration::from_secs(300);
 /// Programs that the tests run.
 const TOOLS: &[&str] = &[
     "ip", "tc", "nft", "ethtool", "sysctl", "bpftool", "find", "setpriv", "nstat", "modprobe",
-    "chmod", "kill",
+    "unshare", "chmod", "kill",
 ];
 
 /// Modules that the lab needs; those they depend on come along.
@@ -37,6 +37,8 @@ const MODULES: &[&str] = &[
     "nft_masq",
     "nft_reject_inet",
     "af_packet",
+    "8021q",
+    "sch_netem",
     "tun",
 ];
 

@@ -193,3 +193,65 @@ fn no_rules_make_a_table_that_covers_nothing() {
         assert_eq!(ask(&image, address, Transport::Tcp, 443), Answer::NoPrefix);
     }
 }
+
+/// A rule with TCP ports of its own.
+fn own_port(id: u16, prefixes: Vec<IpNet>) -> Rule {
+    Rule {
+        key: SetKey {
+            instance: Instance::Worldwide,
+            id: id.into(),
+        },
+        slot: id,
+        service_area: String::new(),
+        category: Category::Optimize,
+        prefixes,
+        ports: vec![PortRange {
+            transport: Transport::Tcp,
+            first: id + 1,
+            last: id + 1,
+        }],
+        action: Action::Steer(0),
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    // Each endpoint set has a leaf of its own, as long as there are sets.
+    let rule = |id: u16| {
+        let network = Ipv4Addr::from_bits(0x0a00_0000 | u32::from(id) << 8);
+        own_port(id, vec![Ipv4Net::new_assert(network, 24).into()])
+    };
+    let mut ruleset = Ruleset {
+        rules: (0..4096).map(rule).collect(),
+        own: Vec::new(),
+    };
+    let error = compile(&ruleset).unwrap_err();
+    assert!(
+        matches!(error, TooLarge::Table { needed } if needed > 65_536),
+        "{error}"
+    );
+    ruleset.rules.truncate(4000);
+    assert!(compile(&ruleset).is_ok());
+}
+
+#[test]
+fn too_many_ways_to_overlap_are_refused() {
+    // Rule n covers the addresses whose bit n is set, so every address has another combination of rules.
+    let rule = |bit: u16| {
+        let prefixes = (0..1u32 << (16 - bit)).map(|upper| {
+            let bits = 0x0a00_0000 | upper << (bit + 1) | 1 << bit;
+            let length = u8::try_from(32 - bit).unwrap();
+            Ipv4Net::new_assert(Ipv4Addr::from_bits(bits), length).into()
+        });
+        own_port(bit, prefixes.collect())
+    };
+    let ruleset = Ruleset {
+        rules: (0..17).map(rule).collect(),
+        own: Vec::new(),
+    };
+    let error = compile(&ruleset).unwrap_err();
+    assert!(
+        matches!(error, TooLarge::Leaves { needed } if needed > 131_000),
+        "{error}"
+    );
+}
