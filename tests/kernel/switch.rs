@@ -124,7 +124,7 @@ fn reload_often(reloads: usize) -> impl Fn(&Lab, &Site) -> Result<()> {
 
 /// Kills the controller at another moment of a reload each time, and starts the next one.
 fn killed() -> Result<()> {
-    let kills = reloads().min(20);
+    let kills = (reloads() / 50).clamp(3, 20);
     under_traffic("route", |lab, site| {
         for number in 0..kills {
             write_next(site, number)?;
