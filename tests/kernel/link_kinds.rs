@@ -22,28 +22,31 @@ const VLAN: &str = "a_vlan_interface_is_a_lan_like_any_other";
 const NETEM: &str = "a_link_that_delays_and_loses_packets_is_no_obstacle";
 
 /// Why this kernel cannot run a test of a kind of link, if so.
-pub(crate) fn lacks(name: &str) -> Option<&'static str> {
-    let (make, remove, missing) = match name {
+pub(crate) fn lacks(name: &str) -> Option<String> {
+    let (tried, missing) = match name {
         VLAN => (
-            "link add link lo name bo-probe type vlan id 7",
-            "link del bo-probe",
+            "ip link add link bo-probe name bo-vlan type vlan id 7",
             "needs VLAN interfaces (CONFIG_VLAN_8021Q)",
         ),
         NETEM => (
-            "qdisc add dev lo root netem delay 1ms",
-            "qdisc del dev lo root",
+            "tc qdisc add dev bo-probe root netem delay 1ms",
             "needs netem (CONFIG_NET_SCH_NETEM)",
         ),
         _ => return None,
     };
-    let tool = if name == VLAN { "ip" } else { "tc" };
     // In a namespace that goes away with the command.
-    let script = format!("ip link set lo up; {tool} {make} && {tool} {remove}");
-    let tried = Command::new("unshare")
+    let script = format!("ip link add bo-probe type veth peer name bo-peer && {tried}");
+    let output = Command::new("unshare")
         .args(["-n", "sh", "-c", &script])
         .output();
-    let works = tried.is_ok_and(|output| output.status.success());
-    (!works).then_some(missing)
+    match output {
+        Ok(output) if output.status.success() => None,
+        Ok(output) => {
+            let said = String::from_utf8_lossy(&output.stderr);
+            Some(format!("{missing}: {}", said.trim().replace('\n', "; ")))
+        }
+        Err(error) => Some(format!("{missing}: unshare: {error}")),
+    }
 }
 
 /// The kernel takes the outer tag out of the frame before TC sees it.

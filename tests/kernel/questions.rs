@@ -4,20 +4,26 @@ use std::net::IpAddr;
 
 use anyhow::{Result, ensure};
 use breakout::datapath::Asker;
-use breakout::list::{Instance, embedded, read_file};
+use breakout::list::{Category, Instance, PortRange, embedded, read_file};
 use breakout::policy::{Action, Policy};
 use breakout::ruleset::{Covering, Ruleset, Slots, compile, winner};
 use breakout_common::question::{QUESTIONS, Question};
 use breakout_common::table::{Destination, Transport};
 use breakout_common::verdict::{Decision, Reason, Verdict};
 use breakout_tests::programs;
-use breakout_tests::random::{address_in, edge_of, tangled_prefix, tangled_ruleset};
+use breakout_tests::random::{
+    address_in, edge_of, routed_prefix, rule, tangled_prefix, tangled_ruleset,
+};
 use fastrand::Rng;
 use ipnet::IpNet;
+use prefix_trie::joint::JointPrefixMap;
 
 use crate::Test;
 
-pub(crate) const TESTS: &[Test] = &[("ten_million_answers_by_the_kernel", ten_million)];
+pub(crate) const TESTS: &[Test] = &[
+    ("ten_million_answers_by_the_kernel", ten_million),
+    ("a_million_prefixes_are_answered_exactly", a_million),
+];
 
 /// Calls with a random ruleset each, and as many with published lists, unless BREAKOUT_TEST_CALLS says how many.
 const CALLS: usize = 80;
@@ -39,6 +45,80 @@ fn ten_million() -> Result<()> {
         asked += ask(&tangled_ruleset(&mut rng), 1, &mut rng)?;
     }
     println!("{asked} questions, all answered as the rules are written");
+    Ok(())
+}
+
+/// The most prefixes that are promised, in rules of one category and with the same ports, so that the longest prefix
+/// wins: as a prefix trie says too.
+fn a_million() -> Result<()> {
+    const RULES: u16 = 8;
+    let is_short = std::env::var_os("BREAKOUT_TEST_CALLS").is_some();
+    let share = if is_short { 100 } else { 1 };
+    let seed = Rng::new().u64(..);
+    println!("seed {seed}");
+    let mut rng = Rng::with_seed(seed);
+    let mut trie = JointPrefixMap::<IpNet, u16>::new();
+    let mut prefixes = vec![Vec::new(); usize::from(RULES)];
+    for (v6, count) in [(false, 1_000_000 / share), (true, 250_000 / share)] {
+        for _ in 0..count {
+            let (prefix, slot) = (routed_prefix(&mut rng, v6), rng.u16(..RULES));
+            // The first rule that has a prefix keeps it.
+            if trie.get(&prefix).is_none() {
+                trie.insert(prefix, slot);
+                prefixes[usize::from(slot)].push(prefix);
+            }
+        }
+    }
+    let ports = vec![PortRange {
+        transport: Transport::Tcp,
+        first: 443,
+        last: 443,
+    }];
+    let all: Vec<IpNet> = prefixes.concat();
+    let rules = (0..RULES).zip(prefixes);
+    let rules =
+        rules.map(|(slot, prefixes)| rule(slot, Category::Optimize, prefixes, ports.clone()));
+    let ruleset = Ruleset {
+        rules: rules.collect(),
+        own: Vec::new(),
+    };
+    let mut asker = Asker::load(programs::object(), &compile(&ruleset)?)?;
+    for _ in 0..10usize.div_ceil(share) {
+        let addresses: Vec<IpAddr> = (0..QUESTIONS)
+            .map(|_| {
+                let near = all[rng.usize(..all.len())];
+                let beside = rng.bool();
+                if beside {
+                    edge_of(&mut rng, &near)
+                } else {
+                    address_in(&mut rng, &near)
+                }
+            })
+            .collect();
+        let questions: Vec<Question> = addresses
+            .iter()
+            .map(|address| Question {
+                destination: destination(*address),
+                key: Transport::Tcp.key(443),
+            })
+            .collect();
+        for (address, answer) in addresses.iter().zip(asker.ask(&questions)?) {
+            let expected = match trie.get_lpm(&IpNet::from(*address)) {
+                _ if is_group(*address) => Decision::pass(Reason::GroupAddress),
+                None => Decision::pass(Reason::NoPrefix),
+                Some((_, slot)) => Decision {
+                    verdict: Verdict::Steer(0),
+                    reason: Reason::Steered,
+                    set: Some(*slot),
+                },
+            };
+            ensure!(
+                answer == expected.to_word(),
+                "{address}: {answer:#x}, not {expected:?}"
+            );
+        }
+    }
+    println!("{} prefixes", all.len());
     Ok(())
 }
 
@@ -135,6 +215,14 @@ fn destination(address: IpAddr) -> Destination {
     }
 }
 
+/// Whether an address is multicast, broadcast or reserved.
+fn is_group(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.octets()[0] >= 224,
+        IpAddr::V6(address) => address.is_multicast(),
+    }
+}
+
 /// What the rules say, read one after the other.
 fn decision(
     ruleset: &Ruleset,
@@ -143,11 +231,7 @@ fn decision(
     transport: Transport,
     port: u16,
 ) -> Decision {
-    let is_group = match address {
-        IpAddr::V4(address) => address.octets()[0] >= 224,
-        IpAddr::V6(address) => address.is_multicast(),
-    };
-    if is_group {
+    if is_group(address) {
         return Decision::pass(Reason::GroupAddress);
     }
     if ruleset.own.contains(&address) {
