@@ -201,7 +201,10 @@ fn damaged() -> Result<()> {
             "{:?}: {message}",
             output.status
         );
-        ensure!(message.contains("damaged behind packet 49"), "{message}");
+        ensure!(
+            message.contains("cannot read on behind packet 49"),
+            "{message}"
+        );
         ensure!(lines(&output)?.len() == 49);
         // Whatever is wrong, it ends, and in order.
         for _ in 0..count() / 100 {

@@ -1,5 +1,6 @@
 //! The switch of whole tables while traffic runs: no packet is lost, and none goes a way that neither table has.
 
+use std::cell::Cell;
 use std::fs;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::process::Stdio;
@@ -16,6 +17,7 @@ use breakout_tests::seen;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::RcvBufForce;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use serde_json::json;
 use socket2::{Domain, Socket, Type};
@@ -103,40 +105,38 @@ fn write_next(site: &Site, number: usize) -> Result<()> {
 }
 
 fn switches() -> Result<()> {
-    under_traffic("route", reload_often(reloads()))
+    under_traffic("route", |at| reload_often(reloads(), at.lab, at.site))
 }
 
 fn switches_in_redirect_mode() -> Result<()> {
-    under_traffic("redirect", reload_often(reloads().div_ceil(5)))
+    let reloads = reloads().div_ceil(5);
+    under_traffic("redirect", |at| reload_often(reloads, at.lab, at.site))
 }
 
-fn reload_often(reloads: usize) -> impl Fn(&Lab, &Site) -> Result<()> {
-    move |lab, site| {
-        for number in 0..reloads {
-            write_next(site, number)?;
-            let reloaded = site.json(&lab.gateway, &["reload"])?;
-            ensure!(reloaded["changed"] == true, "{reloaded}");
-        }
-        println!("{reloads} switches");
-        Ok(())
+fn reload_often(reloads: usize, lab: &Lab, site: &Site) -> Result<()> {
+    for number in 0..reloads {
+        write_next(site, number)?;
+        let reloaded = site.json(&lab.gateway, &["reload"])?;
+        ensure!(reloaded["changed"] == true, "{reloaded}");
     }
+    println!("{reloads} switches");
+    Ok(())
 }
 
 /// Kills the controller at another moment of a reload each time, and starts the next one.
 fn killed() -> Result<()> {
     let kills = (reloads() / 50).clamp(3, 20);
-    under_traffic("route", |lab, site| {
+    under_traffic("route", |controller| {
         for number in 0..kills {
-            write_next(site, number)?;
-            let mut reload = site.command(&lab.gateway, &["reload"])?;
+            write_next(controller.site, number)?;
+            let mut reload = controller
+                .site
+                .command(&controller.lab.gateway, &["reload"])?;
             let reload = reload.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
             let mut reload = reload?;
             thread::sleep(Duration::from_millis(number as u64 * 3 / 2));
-            let controller = fs::read_to_string(site.path().join("pid"))?;
-            kill(Pid::from_raw(controller.parse()?), Signal::SIGKILL)?;
+            controller.replace()?;
             reload.wait()?;
-            let next = Daemon::start(site, &lab.gateway)?;
-            fs::write(site.path().join("pid"), next.leave().to_string())?;
         }
         println!("{kills} controllers killed");
         Ok(())
@@ -144,17 +144,12 @@ fn killed() -> Result<()> {
 }
 
 /// Does some work while the generator sends at full rate, and sees where every packet went.
-fn under_traffic(mode: &str, work: impl FnOnce(&Lab, &Site) -> Result<()>) -> Result<()> {
+fn under_traffic(mode: &str, work: impl FnOnce(&Controller<'_>) -> Result<()>) -> Result<()> {
     let lab = Lab::build()?;
     let flows = flows();
     lab.own(flows.iter().map(|flow| flow.destination.ip()))?;
     let site = site(mode)?;
-    let mut daemon = Daemon::start(&site, &lab.gateway)?;
-    if mode == "redirect" {
-        daemon.wait_until(|_| site.next_hops_known(&lab.gateway))?;
-    }
-    let pid = site.path().join("pid");
-    fs::write(&pid, daemon.leave().to_string())?;
+    let controller = Controller::start(&lab, &site, mode)?;
     for end in [&lab.internet, &lab.wan] {
         seen::watch(end, &flows)?;
     }
@@ -162,13 +157,13 @@ fn under_traffic(mode: &str, work: impl FnOnce(&Lab, &Site) -> Result<()>) -> Re
     let flag = Arc::clone(&stop);
     let destinations: Vec<SocketAddr> = flows.iter().map(|flow| flow.destination).collect();
     let generator = lab.client.spawn(move || generate(&destinations, &flag));
-    let worked = work(&lab, &site);
+    let worked = work(&controller);
     stop.store(true, Ordering::Relaxed);
     let sent = generator.join().expect("the generator does not panic");
     thread::sleep(Duration::from_millis(200));
     let counted =
         seen::packets(&lab.internet).and_then(|left| Ok((left, seen::packets(&lab.wan)?)));
-    stop_controller(&lab, &site)?;
+    drop(controller);
     worked?;
     let (sent, (internet, wan)) = (sent?, counted?);
     ensure!(sent > 1000, "only {sent} rounds were sent");
@@ -200,17 +195,51 @@ fn under_traffic(mode: &str, work: impl FnOnce(&Lab, &Site) -> Result<()>) -> Re
     Ok(())
 }
 
-/// Stops whichever controller is running now.
-fn stop_controller(lab: &Lab, site: &Site) -> Result<()> {
-    let pid = fs::read_to_string(site.path().join("pid"))?;
-    let _ = kill(Pid::from_raw(pid.parse()?), Signal::SIGTERM);
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while site.json(&lab.gateway, &["status"]).is_ok() {
-        ensure!(Instant::now() < deadline, "the controller does not stop");
-        thread::sleep(Duration::from_millis(20));
+/// Whichever controller is running now. It is stopped, and what it installed removed, when this goes away.
+struct Controller<'a> {
+    lab: &'a Lab,
+    site: &'a Site,
+    pid: Cell<i32>,
+}
+
+impl<'a> Controller<'a> {
+    fn start(lab: &'a Lab, site: &'a Site, mode: &str) -> Result<Self> {
+        let mut daemon = Daemon::start(site, &lab.gateway)?;
+        if mode == "redirect" {
+            daemon.wait_until(|_| site.next_hops_known(&lab.gateway))?;
+        }
+        Ok(Controller {
+            lab,
+            site,
+            pid: Cell::new(daemon.leave().cast_signed()),
+        })
     }
-    // What a killed one left, if the next could not be started.
-    site.output(&lab.gateway, &["unload"]).map(drop)
+
+    /// Kills it where it is, and starts the next one.
+    fn replace(&self) -> Result<()> {
+        let pid = Pid::from_raw(self.pid.get());
+        kill(pid, Signal::SIGKILL)?;
+        waitpid(pid, None)?;
+        let next = Daemon::start(self.site, &self.lab.gateway)?;
+        self.pid.set(next.leave().cast_signed());
+        Ok(())
+    }
+}
+
+impl Drop for Controller<'_> {
+    fn drop(&mut self) {
+        let pid = Pid::from_raw(self.pid.get());
+        let _ = kill(pid, Signal::SIGTERM);
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while waitpid(pid, Some(WaitPidFlag::WNOHANG)) == Ok(WaitStatus::StillAlive) {
+            if Instant::now() > deadline {
+                let _ = kill(pid, Signal::SIGKILL);
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        // What a killed one left, if the next could not be started.
+        let _ = self.site.output(&self.lab.gateway, &["unload"]);
+    }
 }
 
 /// Every packet has its number, so that their ways can be read in the order in which they were sent. Each packet to a
@@ -236,7 +265,7 @@ fn together() -> Result<()> {
     let generator = lab
         .client
         .spawn(move || generate_numbered(&destinations, &flag));
-    let reloaded = reload_often(reloads)(&lab, &site);
+    let reloaded = reload_often(reloads, &lab, &site);
     stop.store(true, Ordering::Relaxed);
     let sent = generator.join().expect("the generator does not panic")?;
     let [internet, wan] = receivers.map(|receiver| receiver.join().expect("no receiver panics"));
@@ -275,10 +304,10 @@ fn generate_numbered(destinations: &[SocketAddr], stop: &AtomicBool) -> Result<u
     let v4 = UdpSocket::bind("0.0.0.0:0")?;
     let v6 = UdpSocket::bind("[::]:0")?;
     let mut number = 0u64;
-    while !stop.load(Ordering::Relaxed) && number < MAX_ROUNDS {
+    while !stop.load(Ordering::Relaxed) && number / 4 < MAX_ROUNDS {
         for destination in destinations {
             let socket = if destination.is_ipv4() { &v4 } else { &v6 };
-            while socket.send_to(&number.to_be_bytes(), destination).is_err() {}
+            send(socket, &number.to_be_bytes(), destination)?;
             number += 1;
         }
         thread::sleep(BREAK);
@@ -331,6 +360,16 @@ fn receive(stop: &AtomicBool) -> Result<Vec<u64>> {
 /// lost there says nothing of the switch.
 const BREAK: Duration = Duration::from_micros(20);
 
+/// Sends one packet. Where nobody listens, the answer to an earlier packet must not count as a failure of this one.
+fn send(socket: &UdpSocket, bytes: &[u8], destination: &SocketAddr) -> Result<()> {
+    for _ in 0..1000 {
+        if socket.send_to(bytes, destination).is_ok() {
+            return Ok(());
+        }
+    }
+    Err(std::io::Error::last_os_error()).with_context(|| format!("cannot send to {destination}"))
+}
+
 /// Sends to all destinations in turn.
 fn generate(destinations: &[SocketAddr], stop: &AtomicBool) -> Result<u64> {
     let v4 = UdpSocket::bind("0.0.0.0:0")?;
@@ -343,8 +382,7 @@ fn generate(destinations: &[SocketAddr], stop: &AtomicBool) -> Result<u64> {
             } else {
                 &v6
             };
-            // Nobody listens; the answer to an earlier packet must not count as a failure of this one.
-            while socket.send_to(b"x", destination).is_err() {}
+            send(socket, b"x", destination)?;
         }
         rounds += 1;
         thread::sleep(BREAK);

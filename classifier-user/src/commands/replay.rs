@@ -14,7 +14,7 @@ use super::output::{bytes, table};
 use crate::controller::{make_ruleset, offline_indices, read_list, require_privileges};
 use crate::exit::{Code, WithCode};
 use crate::replay::{Capture, Captured, Replay, Summary};
-use crate::ruleset::{Ruleset, Slots};
+use crate::ruleset::{Ruleset, Slots, compile};
 
 /// How often it is said how far a long capture has been read, on a terminal.
 const PROGRESS: Duration = Duration::from_secs(1);
@@ -42,10 +42,11 @@ pub(super) fn replay(config: &ConfigArgument, arguments: &Arguments) -> Result<(
     let list = read_list(&config, arguments.list.as_deref())?;
     let indices = offline_indices(&config);
     let ruleset = make_ruleset(&config, &list, &indices, &mut Slots::default()).code(Code::List)?;
+    let image = compile(&ruleset).code(Code::List)?;
     let mut replay = if arguments.pure {
-        Replay::pure(&ruleset).code(Code::List)?
+        Replay::pure(&ruleset, image)
     } else {
-        Replay::kernel(&ruleset).code(Code::System)?
+        Replay::kernel(&ruleset, &image).code(Code::System)?
     };
     let mut capture = Capture::open(&arguments.capture)?;
     let size = fs::metadata(&arguments.capture)?.len();
@@ -79,7 +80,7 @@ pub(super) fn replay(config: &ConfigArgument, arguments: &Arguments) -> Result<(
     match damage {
         None => Ok(()),
         Some(error) => Err(error.context(format!(
-            "{} is damaged behind packet {packets}; what is above is of the packets before",
+            "cannot read on behind packet {packets} of {}; what is above is of the packets before",
             arguments.capture.display()
         ))),
     }

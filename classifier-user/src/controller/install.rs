@@ -85,16 +85,16 @@ impl Controller {
         if !adopted && !persistent.installed {
             refuse_foreign_rules(&links, &config).await?;
         }
-        let former = persistent.routing.replace(config.routing.clone());
-        persistent.installed = true;
-        persistent.namespace = network_namespace()?;
-        persistent.boot = boot_id();
-        state.save(&persistent)?;
         let mut slots = persistent.slots();
         let indices = &persistent.egresses;
         let mut ruleset = make_ruleset(&config, &list, indices, &mut slots).code(Code::List)?;
         ruleset.own = links.own_addresses().await.code(Code::System)?;
         let image = compile(&ruleset).code(Code::List)?;
+        let former = persistent.routing.replace(config.routing.clone());
+        persistent.installed = true;
+        persistent.namespace = network_namespace()?;
+        persistent.boot = boot_id();
+        state.save(&persistent)?;
         let generation = persistent.generation;
         let mut controller = Controller {
             published: egress::table(&egresses, config.routing.mark_mask),
@@ -164,7 +164,10 @@ impl Controller {
         self.persistent.clsact.dedup();
         installed.code(Code::System)?;
         self.commit(generation);
-        self.start_trace()?;
+        // The new programs are in force, with a log or without.
+        if let Err(error) = self.start_trace() {
+            tracing::warn!("decisions are not logged: {error:#}");
+        }
         egress::refresh_neighbours(&self.links, &self.egresses).await;
         Ok(())
     }

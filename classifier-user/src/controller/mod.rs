@@ -206,8 +206,10 @@ impl Controller {
                 _ => {}
             }
         }
-        self.follow_own_addresses().await?;
-        self.follow_lans().await
+        // The interfaces first: a table that outgrows its place is installed on those that are there now.
+        let lans = self.follow_lans().await;
+        let own = self.follow_own_addresses().await;
+        lans.and(own)
     }
 
     /// Forwards what the programs log to our own log.

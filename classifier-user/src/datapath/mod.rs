@@ -199,13 +199,18 @@ impl DataPath {
             return Err(error);
         }
         let before = self.live.replace(live);
-        self.remove_links_except(plan.lans)?;
+        // What follows tidies up; the new installation is in force.
+        if let Err(error) = self.remove_links_except(plan.lans) {
+            tracing::warn!("programs before are left: {error:#}");
+        }
         let gone = before
             .iter()
             .flat_map(|live| &live.programs)
             .map(Programs::lan);
         for lan in gone.filter(|lan| plan.lans.iter().all(|other| other.name != lan.name)) {
-            program::remove_filter(&lan.name)?;
+            if let Err(error) = program::remove_filter(&lan.name) {
+                tracing::warn!("a filter is left on {}: {error:#}", lan.name);
+            }
         }
         Ok(())
     }

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use anyhow::{Context, Result};
 use futures_util::TryStreamExt;
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 
 use super::Links;
@@ -23,20 +23,31 @@ impl Links {
             .await
             .context("cannot list this machine's addresses")?
         {
-            if let Some(net) = network(&message) {
-                own.push(net.addr());
-                // RFC 3021: networks of two addresses have no broadcast address.
-                if let IpNet::V4(net) = net
-                    && net.prefix_len() < 31
-                {
-                    own.push(net.broadcast().into());
-                }
-            }
+            own.extend(network(&message).map(|net| net.addr()));
+            own.extend(broadcasts(&message));
         }
         own.sort_unstable();
         own.dedup();
         Ok(own)
     }
+}
+
+/// The broadcast addresses of the network in a message: the one that was set, and the network's last address.
+fn broadcasts(message: &AddressMessage) -> Vec<IpAddr> {
+    let length = message.header.prefix_len;
+    let addresses = message
+        .attributes
+        .iter()
+        .filter_map(|attribute| match attribute {
+            AddressAttribute::Broadcast(address) => Some(IpAddr::V4(*address)),
+            // With a peer the network is the peer's. RFC 3021: networks of two addresses have no broadcast address.
+            AddressAttribute::Address(IpAddr::V4(address)) if length < 31 => {
+                let net = Ipv4Net::new(*address, length).ok()?;
+                Some(net.broadcast().into())
+            }
+            _ => None,
+        });
+    addresses.collect()
 }
 
 /// The interface's own address in a message, with its network.

@@ -55,6 +55,7 @@ impl Capture {
             PcapError::Eof | PcapError::Incomplete(_) => {
                 anyhow!("it is empty or cut off in its header")
             }
+            PcapError::ReadError => anyhow!("it cannot be read"),
             _ => anyhow!("it is neither pcap nor pcapng; save it with tcpdump -w or Wireshark"),
         })?;
         Ok(Capture {

@@ -13,7 +13,7 @@ use breakout_common::table::Transport;
 use breakout_common::verdict::{Decision, Reason};
 use ipnet::IpNet;
 
-use crate::ruleset::{Ruleset, TooLarge, compile, winner};
+use crate::ruleset::{Image, Ruleset, winner};
 use decider::Decider;
 
 pub use capture::{Capture, Captured};
@@ -29,24 +29,18 @@ pub struct Replay<'a> {
 }
 
 impl<'a> Replay<'a> {
-    /// Decides by the function that is compiled into the programs, without a kernel.
-    ///
-    /// # Errors
-    ///
-    /// When the ruleset is too large.
-    pub fn pure(ruleset: &'a Ruleset) -> Result<Self, TooLarge> {
-        let image = compile(ruleset)?;
-        Ok(Self::with(ruleset, Decider::pure(image)))
+    /// Decides by the function that is compiled into the programs, without a kernel. `image` is the compiled ruleset.
+    pub fn pure(ruleset: &'a Ruleset, image: Image) -> Self {
+        Self::with(ruleset, Decider::pure(image))
     }
 
     /// Decides by the TC program, loaded into this kernel for test runs and attached nowhere. All egresses are up.
     ///
     /// # Errors
     ///
-    /// When the ruleset is too large, or the kernel does not take the program.
-    pub fn kernel(ruleset: &'a Ruleset) -> Result<Self> {
-        let image = compile(ruleset)?;
-        Ok(Self::with(ruleset, Decider::kernel(&image)?))
+    /// When the kernel does not take the program.
+    pub fn kernel(ruleset: &'a Ruleset, image: &Image) -> Result<Self> {
+        Ok(Self::with(ruleset, Decider::kernel(image)?))
     }
 
     fn with(ruleset: &'a Ruleset, decider: Decider) -> Self {

@@ -56,6 +56,11 @@ pub enum TooLarge {
         /// Ways that there are.
         needed: usize,
     },
+    /// In endpoint sets that cover the same addresses.
+    #[error(
+        "the ruleset is too large: too many of its endpoint sets cover the same addresses. Leave out endpoint sets"
+    )]
+    Overlaps,
     /// In different ports.
     #[error(
         "the ruleset is too large: its endpoint sets list ports in {needed} different combinations, and a table can \
@@ -79,6 +84,9 @@ pub fn compile(ruleset: &Ruleset) -> Result<Image, TooLarge> {
     let mut covers = Covers::new(&ruleset.rules);
     let v4 = intervals::<u32>(&ruleset.rules, &mut covers);
     let v6 = intervals::<u128>(&ruleset.rules, &mut covers);
+    if covers.is_too_large() {
+        return Err(TooLarge::Overlaps);
+    }
     let mut words = vec![0; LEAVES as usize];
     let classes = Classes::new(&ruleset.rules);
     write_class_count(&classes, &mut words)?;

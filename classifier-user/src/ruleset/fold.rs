@@ -29,12 +29,17 @@ pub(super) fn outcome(rule: &Rule) -> u32 {
 /// The rules that cover an address, as a number. 0 is none.
 pub(super) type Cover = u32;
 
+/// The most indices in all combinations together: some hundred megabytes while a ruleset is compiled.
+const MAX_SIZE: usize = 1 << 24;
+
 /// All combinations of covering rules that occur in a ruleset, each by its order of precedence.
 pub(super) struct Covers<'a> {
     rules: &'a [Rule],
     /// Indices of rules, the one that wins first.
     orders: Vec<Vec<u32>>,
     numbers: HashMap<Vec<u32>, Cover>,
+    /// Indices in all orders together.
+    size: usize,
     within: HashMap<(Cover, u32), Cover>,
 }
 
@@ -44,6 +49,7 @@ impl<'a> Covers<'a> {
             rules,
             orders: vec![Vec::new()],
             numbers: HashMap::from([(Vec::new(), 0)]),
+            size: 0,
             within: HashMap::new(),
         }
     }
@@ -55,6 +61,9 @@ impl<'a> Covers<'a> {
         if let Some(cover) = self.within.get(&(outer, rule)) {
             return *cover;
         }
+        if self.is_too_large() {
+            return outer;
+        }
         let mut order = self.orders[outer as usize].clone();
         order.retain(|other| *other != rule);
         // Its prefix is the longest so far, so it is the first of its category.
@@ -64,6 +73,7 @@ impl<'a> Covers<'a> {
         let next = Cover::try_from(self.orders.len()).expect("fewer covers than prefixes");
         let cover = *self.numbers.entry(order.clone()).or_insert(next);
         if cover == next {
+            self.size += order.len();
             self.orders.push(order);
         }
         self.within.insert((outer, rule), cover);
@@ -80,6 +90,11 @@ impl<'a> Covers<'a> {
             }
         }
         leaf
+    }
+
+    /// Whether there are more than memory shall be spent on. What is added then is not taken in.
+    pub(super) fn is_too_large(&self) -> bool {
+        self.size > MAX_SIZE
     }
 
     /// How many there are, with the empty one.

@@ -255,3 +255,21 @@ fn too_many_ways_to_overlap_are_refused() {
         "{error}"
     );
 }
+
+#[test]
+fn too_many_sets_on_the_same_addresses_are_refused() {
+    let everywhere = |id: u16| own_port(id, vec!["0.0.0.0/0".parse().unwrap()]);
+    let mut rules: Vec<Rule> = (0..4000).map(everywhere).collect();
+    // Each address has its own order of all sets.
+    for address in 0..9000u32 {
+        let prefix = Ipv4Net::new_assert(Ipv4Addr::from_bits(0x0a00_0000 | address), 32);
+        for rule in [address % 4000, (address * 7 + address / 4000) % 4000] {
+            rules[rule as usize].prefixes.push(prefix.into());
+        }
+    }
+    let ruleset = Ruleset {
+        rules,
+        own: Vec::new(),
+    };
+    assert_eq!(compile(&ruleset).unwrap_err(), TooLarge::Overlaps);
+}
