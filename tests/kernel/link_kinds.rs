@@ -1,12 +1,12 @@
 //! Links that not every kernel has: VLAN interfaces, and links that delay and lose packets.
 
 use std::net::SocketAddr;
-use std::process::Command;
 
 use anyhow::{Result, ensure};
 use breakout_tests::daemon::{Daemon, Site};
 use breakout_tests::flow::{Flow, Transport, bulk};
 use breakout_tests::lab::{CONFIG, Lab};
+use breakout_tests::netns::Namespace;
 use breakout_tests::wire::{Ipv4Udp, Wire};
 
 use crate::Test;
@@ -22,8 +22,8 @@ const VLAN: &str = "a_vlan_interface_is_a_lan_like_any_other";
 const NETEM: &str = "a_link_that_delays_and_loses_packets_is_no_obstacle";
 
 /// Why this kernel cannot run a test of a kind of link, if so.
-pub(crate) fn lacks(name: &str) -> Option<String> {
-    let (tried, missing) = match name {
+pub(crate) fn lacks(name: &str) -> Option<&'static str> {
+    let (command, missing) = match name {
         VLAN => (
             "ip link add link bo-probe name bo-vlan type vlan id 7",
             "needs VLAN interfaces (CONFIG_VLAN_8021Q)",
@@ -34,19 +34,11 @@ pub(crate) fn lacks(name: &str) -> Option<String> {
         ),
         _ => return None,
     };
-    // In a namespace that goes away with the command.
-    let script = format!("ip link add bo-probe type veth peer name bo-peer && {tried}");
-    let output = Command::new("unshare")
-        .args(["-n", "sh", "-c", &script])
-        .output();
-    match output {
-        Ok(output) if output.status.success() => None,
-        Ok(output) => {
-            let said = String::from_utf8_lossy(&output.stderr);
-            Some(format!("{missing}: {}", said.trim().replace('\n', "; ")))
-        }
-        Err(error) => Some(format!("{missing}: unshare: {error}")),
-    }
+    let tried = Namespace::create(format!("bo{}-probe", std::process::id())).and_then(|place| {
+        place.ip("link add bo-probe type veth peer name bo-peer")?;
+        place.exec(command)
+    });
+    tried.is_err().then_some(missing)
 }
 
 /// The kernel takes the outer tag out of the frame before TC sees it.

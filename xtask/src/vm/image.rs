@@ -17,7 +17,7 @@ const LIMIT: Duration = Duration::from_secs(300);
 /// Programs that the tests run.
 const TOOLS: &[&str] = &[
     "ip", "tc", "nft", "ethtool", "sysctl", "bpftool", "find", "setpriv", "nstat", "modprobe",
-    "unshare", "chmod", "kill",
+    "chmod", "kill",
 ];
 
 /// Modules that the lab needs; those they depend on come along.
