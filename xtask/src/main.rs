@@ -35,7 +35,7 @@ enum Command {
     },
     /// Send real traffic to Microsoft 365 addresses through Breakout, in network namespaces. Needs root.
     Demo(demo::Arguments),
-    /// Measure Breakout beside what else could be used: about 10 minutes, with --quick 3. Needs root.
+    /// Measure Breakout beside what else could be used: about 7 minutes, with --quick 3. Needs root.
     Bench(bench::Arguments),
     /// Run every check and test. What needs root and has none is skipped, and said so.
     Test,
