@@ -9,29 +9,15 @@
 mod count;
 mod decide;
 mod globals;
-
 mod maps;
+mod object;
 mod opaque;
 mod reader;
 mod ruleset;
 mod tc;
 mod xdp;
 
-/// The kernel allows some helpers only to programs under the GPL.
-#[unsafe(no_mangle)]
-#[unsafe(link_section = "license")]
-static LICENSE: [u8; 4] = *b"GPL\0";
-
-#[cfg(target_arch = "bpf")]
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
-    // The verifier rejects a program in which this can be reached.
-    loop {}
-}
-
-/// Lets clippy, rustdoc and the tests see this crate on the host; only the eBPF build is of use.
 #[cfg(not(target_arch = "bpf"))]
 fn main() {
-    eprintln!("this is an eBPF object; build it with: cargo xtask build");
-    std::process::exit(2);
+    object::refuse();
 }

@@ -147,10 +147,7 @@ pub fn explain(query: Query, context: &Context<'_>) -> Explanation {
         destination: query.destination,
         proto: query.proto,
         port: query.port,
-        verdict: match decision.verdict {
-            Verdict::Steer(_) => "steer".to_owned(),
-            Verdict::Pass => "pass".to_owned(),
-        },
+        verdict: decision.verdict.name().to_owned(),
         reason: decision.reason.name().to_owned(),
         description: decision.reason.description().to_owned(),
         egress,

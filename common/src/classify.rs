@@ -9,7 +9,13 @@ use crate::verdict::{Decision, Reason, Verdict};
 /// Without a ruleset that can be read the packet passes, with [`Reason::NoRuleset`].
 #[inline(always)]
 pub fn decide<L: Lookup + ?Sized>(ruleset: &L, headers: &Headers) -> Decision {
-    match ruleset.lookup(headers.destination, headers.key) {
+    by_answer(ruleset.lookup(headers.destination, headers.key))
+}
+
+/// The decision that a ruleset's answer stands for.
+#[inline(always)]
+pub const fn by_answer(answer: Option<Answer>) -> Decision {
+    match answer {
         None => Decision::pass(Reason::NoRuleset),
         Some(Answer::NoPrefix) => Decision::pass(Reason::NoPrefix),
         Some(Answer::NoPort) => Decision::pass(Reason::NoPort),

@@ -32,6 +32,8 @@
 //!
 //! All words are in the machine's byte order: a table never leaves the machine.
 
+use core::net::IpAddr;
+
 /// The first word of every table. Its low byte is the layout's version.
 pub const MAGIC: u32 = 0x4252_4b05;
 
@@ -145,6 +147,19 @@ pub enum Destination {
     V4(u32),
     /// An IPv6 address: its first and last eight bytes as numbers, first byte highest.
     V6(u64, u64),
+}
+
+impl From<IpAddr> for Destination {
+    fn from(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(address) => Destination::V4(address.to_bits()),
+            IpAddr::V6(address) => {
+                let [a, b, c, d, e, f, g, h] = address.segments().map(u64::from);
+                let half = |a, b, c, d| a << 48 | b << 32 | c << 16 | d;
+                Destination::V6(half(a, b, c, d), half(e, f, g, h))
+            }
+        }
+    }
 }
 
 impl Destination {

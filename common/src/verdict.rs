@@ -9,6 +9,16 @@ pub enum Verdict {
     Steer(u8),
 }
 
+impl Verdict {
+    /// The stable name used in JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Verdict::Pass => "pass",
+            Verdict::Steer(_) => "steer",
+        }
+    }
+}
+
 macro_rules! reasons {
     ($($variant:ident = $value:literal, $name:literal, $text:literal;)*) => {
         /// Why a packet got its verdict. Each packet has exactly one reason and each reason one counter.

@@ -19,6 +19,12 @@ use std::process::ExitCode;
 use breakout_tests::requirements;
 use libtest_mimic::{Arguments, Failed, Trial};
 
+/// A number that the environment may set, to make a long test shorter.
+fn setting(name: &str, default: usize) -> usize {
+    let chosen = std::env::var(name).ok();
+    chosen.and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
 type Test = (&'static str, fn() -> anyhow::Result<()>);
 
 /// Tests of what older kernels do not have: name, and the kernel that brought it.

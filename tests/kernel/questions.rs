@@ -8,7 +8,7 @@ use breakout::list::{Category, Instance, PortRange, embedded, read_file};
 use breakout::policy::{Action, Policy};
 use breakout::ruleset::{Covering, Ruleset, Slots, compile, winner};
 use breakout_common::question::{QUESTIONS, Question};
-use breakout_common::table::{Destination, Transport};
+use breakout_common::table::Transport;
 use breakout_common::verdict::{Decision, Reason, Verdict};
 use breakout_tests::programs;
 use breakout_tests::random::{
@@ -18,7 +18,7 @@ use fastrand::Rng;
 use ipnet::IpNet;
 use prefix_trie::joint::JointPrefixMap;
 
-use crate::Test;
+use crate::{Test, setting};
 
 pub(crate) const TESTS: &[Test] = &[
     ("ten_million_answers_by_the_kernel", ten_million),
@@ -31,8 +31,7 @@ const CALLS: usize = 80;
 const KEYS: usize = 32;
 
 fn ten_million() -> Result<()> {
-    let chosen = std::env::var("BREAKOUT_TEST_CALLS").ok();
-    let calls = chosen.and_then(|text| text.parse().ok()).unwrap_or(CALLS);
+    let calls = setting("BREAKOUT_TEST_CALLS", CALLS);
     let seed = Rng::new().u64(..);
     println!("seed {seed}");
     let mut rng = Rng::with_seed(seed);
@@ -52,7 +51,7 @@ fn ten_million() -> Result<()> {
 /// wins: as a prefix trie says too.
 fn a_million() -> Result<()> {
     const RULES: u16 = 8;
-    let is_short = std::env::var_os("BREAKOUT_TEST_CALLS").is_some();
+    let is_short = setting("BREAKOUT_TEST_CALLS", CALLS) < CALLS;
     let share = if is_short { 100 } else { 1 };
     let seed = Rng::new().u64(..);
     println!("seed {seed}");
@@ -98,7 +97,7 @@ fn a_million() -> Result<()> {
         let questions: Vec<Question> = addresses
             .iter()
             .map(|address| Question {
-                destination: destination(*address),
+                destination: (*address).into(),
                 key: Transport::Tcp.key(443),
             })
             .collect();
@@ -159,7 +158,7 @@ fn ask(ruleset: &Ruleset, calls: usize, rng: &mut Rng) -> Result<usize> {
             for _ in 0..KEYS {
                 let (transport, port) = key(rng, ruleset);
                 questions.push(Question {
-                    destination: destination(address),
+                    destination: address.into(),
                     key: transport.key(port),
                 });
                 expected.push(decision(ruleset, address, &covering, transport, port).to_word());
@@ -200,18 +199,6 @@ fn key(rng: &mut Rng, ruleset: &Ruleset) -> (Transport, u16) {
         1 => (ports.transport, ports.first.wrapping_sub(rng.u16(0..2))),
         2 => (ports.transport, ports.last.wrapping_add(rng.u16(0..2))),
         _ => (transport, rng.u16(ports.first..=ports.last)),
-    }
-}
-
-fn destination(address: IpAddr) -> Destination {
-    match address {
-        IpAddr::V4(address) => Destination::V4(address.to_bits()),
-        IpAddr::V6(address) => {
-            let [high, low] = [0, 64].map(|shift| {
-                u64::try_from(address.to_bits() << shift >> 64).expect("a half of it")
-            });
-            Destination::V6(high, low)
-        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::fs;
 use anyhow::{Result, ensure};
 use breakout_tests::daemon::{Daemon, Site};
 use breakout_tests::flow::{Flow, Transport};
-use breakout_tests::lab::{CONFIG, Lab};
+use breakout_tests::lab::{Lab, config_with_list};
 use breakout_tests::server::Servers;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -33,11 +33,6 @@ fn list(prefixes: &[String]) -> Value {
             "category": "Optimize", "required": true, "expressRoute": true}])
 }
 
-fn config(mode: &str) -> String {
-    let config = CONFIG.replace("MODE", mode);
-    config.replace("[list]", "[list]\nfile = \"list.json\"")
-}
-
 fn write_list(site: &Site, prefixes: &[&str]) -> Result<()> {
     let prefixes: Vec<String> = prefixes.iter().map(ToString::to_string).collect();
     fs::write(site.path().join("list.json"), list(&prefixes).to_string())?;
@@ -59,7 +54,7 @@ fn new_list() -> Result<()> {
         Flow::new(Transport::Tcp, "203.0.113.7", 443),
     ];
     let _servers = lab.serve(&flows)?;
-    let site = Site::new(&config("route"))?;
+    let site = Site::new(&config_with_list("route"))?;
     write_list(&site, &["198.51.100.0/24"])?;
     let daemon = Daemon::start(&site, &lab.gateway)?;
     ensure!(flows[0].talk(&lab.client)? == "internet");
@@ -81,7 +76,7 @@ fn new_list() -> Result<()> {
 
 fn bad_reload() -> Result<()> {
     let lab = Lab::build()?;
-    let site = Site::new(&config("route"))?;
+    let site = Site::new(&config_with_list("route"))?;
     write_list(&site, &["198.51.100.0/24"])?;
     let daemon = Daemon::start(&site, &lab.gateway)?;
     let before = site.json(&lab.gateway, &["status"])?;
@@ -113,7 +108,7 @@ fn bad_reload() -> Result<()> {
     fs::write(site.path().join("list.json"), too_large.to_string())?;
     refused(4, "the ruleset is too large: it needs a table of")?;
     write_list(&site, &["203.0.113.0/24"])?;
-    site.configure(&config("route").replace("\"inet\"", "\"nowhere\""))?;
+    site.configure(&config_with_list("route").replace("\"inet\"", "\"nowhere\""))?;
     refused(7, "no interface nowhere")?;
     daemon.stop()?;
     Ok(())
@@ -124,11 +119,11 @@ fn new_mode() -> Result<()> {
     let flow = Flow::new(Transport::Tcp, "198.51.100.7", 443);
     lab.own([flow.destination.ip()])?;
     let _internet = Servers::start(&lab.internet, "internet", std::slice::from_ref(&flow))?;
-    let site = Site::new(&config("route"))?;
+    let site = Site::new(&config_with_list("route"))?;
     write_list(&site, &["198.51.100.0/24"])?;
     let mut daemon = Daemon::start(&site, &lab.gateway)?;
     for mode in ["redirect", "route", "redirect"] {
-        site.configure(&config(mode))?;
+        site.configure(&config_with_list(mode))?;
         site.json(&lab.gateway, &["reload"])?;
         let status = site.json(&lab.gateway, &["status"])?;
         let xdp = status["lan"][0]["xdp"] == "native";
@@ -145,7 +140,7 @@ fn new_mode() -> Result<()> {
 /// A list that covers everything steers nothing to the gateway, whose addresses change.
 fn own_addresses() -> Result<()> {
     let lab = Lab::build()?;
-    let site = Site::new(&config("route"))?;
+    let site = Site::new(&config_with_list("route"))?;
     write_list(&site, &["10.0.0.0/8", "fd00::/8"])?;
     let mut daemon = Daemon::start(&site, &lab.gateway)?;
     for (address, expected) in [
@@ -171,7 +166,7 @@ fn own_addresses() -> Result<()> {
 
 fn growth() -> Result<()> {
     let lab = Lab::build()?;
-    let site = Site::new(&config("route"))?;
+    let site = Site::new(&config_with_list("route"))?;
     write_list(&site, &["198.51.100.0/24"])?;
     let daemon = Daemon::start(&site, &lab.gateway)?;
     let bytes = |status: &Value| status["ruleset"]["table_bytes"].as_u64().unwrap_or(0);
@@ -200,7 +195,8 @@ fn failed_installation() -> Result<()> {
     let flow = Flow::new(Transport::Tcp, "198.51.100.7", 443);
     let _servers = lab.serve(std::slice::from_ref(&flow))?;
     lab.gateway.ip("link add br0 type bridge")?;
-    let two_lans = |mode: &str| format!("{}\n[[lan]]\ninterface = \"br0\"\n", config(mode));
+    let two_lans =
+        |mode: &str| format!("{}\n[[lan]]\ninterface = \"br0\"\n", config_with_list(mode));
     let site = Site::new(&two_lans("route"))?;
     write_list(&site, &["198.51.100.0/24"])?;
     let daemon = Daemon::start(&site, &lab.gateway)?;
@@ -222,7 +218,7 @@ fn failed_installation() -> Result<()> {
 
 fn sighup() -> Result<()> {
     let lab = Lab::build()?;
-    let site = Site::new(&config("route"))?;
+    let site = Site::new(&config_with_list("route"))?;
     write_list(&site, &["198.51.100.0/24"])?;
     let mut daemon = Daemon::start(&site, &lab.gateway)?;
     write_list(&site, &["203.0.113.0/24"])?;

@@ -10,7 +10,7 @@ use fastrand::Rng;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::Test;
+use crate::{Test, setting};
 
 pub(crate) const TESTS: &[Test] = &[
     ("replay_by_kernel_and_by_function_agree", agree),
@@ -71,8 +71,7 @@ fn lines(output: &Output) -> Result<Vec<Value>> {
 }
 
 fn count() -> usize {
-    let chosen = std::env::var("BREAKOUT_TEST_FRAMES").ok();
-    chosen.and_then(|text| text.parse().ok()).unwrap_or(FRAMES)
+    setting("BREAKOUT_TEST_FRAMES", FRAMES)
 }
 
 fn agree() -> Result<()> {

@@ -1,8 +1,7 @@
 //! The switch of whole tables while traffic runs: no packet is lost, and none goes a way that neither table has.
 
-use std::cell::Cell;
 use std::fs;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,17 +11,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, ensure};
 use breakout_tests::daemon::{Daemon, Site};
 use breakout_tests::flow::{Flow, Transport};
-use breakout_tests::lab::{CONFIG, Lab};
+use breakout_tests::lab::{Lab, config_with_list};
 use breakout_tests::seen;
-use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::RcvBufForce;
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::Pid;
 use serde_json::json;
 use socket2::{Domain, Socket, Type};
 
-use crate::Test;
+use crate::{Test, setting};
 
 pub(crate) const TESTS: &[Test] = &[
     ("switches_under_traffic_lose_and_misplace_nothing", switches),
@@ -41,8 +37,7 @@ const RELOADS: usize = 1000;
 const MAX_ROUNDS: u64 = 2_000_000;
 
 fn reloads() -> usize {
-    let chosen = std::env::var("BREAKOUT_TEST_SWITCHES").ok();
-    chosen.and_then(|text| text.parse().ok()).unwrap_or(RELOADS)
+    setting("BREAKOUT_TEST_SWITCHES", RELOADS)
 }
 
 /// Destinations in list A, in list B, in both and in neither; IPv4 and IPv6.
@@ -79,10 +74,7 @@ fn flows() -> Vec<Flow> {
 }
 
 fn site(mode: &str) -> Result<Site> {
-    let config = CONFIG
-        .replace("MODE", mode)
-        .replace("[list]", "[list]\nfile = \"list.json\"");
-    let site = Site::new(&config)?;
+    let site = Site::new(&config_with_list(mode))?;
     write(&site, &IN_A)?;
     Ok(site)
 }
@@ -126,16 +118,14 @@ fn reload_often(reloads: usize, lab: &Lab, site: &Site) -> Result<()> {
 /// Kills the controller at another moment of a reload each time, and starts the next one.
 fn killed() -> Result<()> {
     let kills = (reloads() / 50).clamp(3, 20);
-    under_traffic("route", |controller| {
+    under_traffic("route", |office| {
         for number in 0..kills {
-            write_next(controller.site, number)?;
-            let mut reload = controller
-                .site
-                .command(&controller.lab.gateway, &["reload"])?;
+            write_next(office.site, number)?;
+            let mut reload = office.site.command(&office.lab.gateway, &["reload"])?;
             let reload = reload.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
             let mut reload = reload?;
             thread::sleep(Duration::from_millis(number as u64 * 3 / 2));
-            controller.replace()?;
+            office.replace()?;
             reload.wait()?;
         }
         println!("{kills} controllers killed");
@@ -144,12 +134,20 @@ fn killed() -> Result<()> {
 }
 
 /// Does some work while the generator sends at full rate, and sees where every packet went.
-fn under_traffic(mode: &str, work: impl FnOnce(&Controller<'_>) -> Result<()>) -> Result<()> {
+fn under_traffic(mode: &str, work: impl FnOnce(&mut Office<'_>) -> Result<()>) -> Result<()> {
     let lab = Lab::build()?;
     let flows = flows();
     lab.own(flows.iter().map(|flow| flow.destination.ip()))?;
     let site = site(mode)?;
-    let controller = Controller::start(&lab, &site, mode)?;
+    let mut daemon = Daemon::start(&site, &lab.gateway)?;
+    if mode == "redirect" {
+        daemon.wait_until(|_| site.next_hops_known(&lab.gateway))?;
+    }
+    let mut office = Office {
+        lab: &lab,
+        site: &site,
+        daemon: Some(daemon),
+    };
     for end in [&lab.internet, &lab.wan] {
         seen::watch(end, &flows)?;
     }
@@ -157,15 +155,17 @@ fn under_traffic(mode: &str, work: impl FnOnce(&Controller<'_>) -> Result<()>) -
     let flag = Arc::clone(&stop);
     let destinations: Vec<SocketAddr> = flows.iter().map(|flow| flow.destination).collect();
     let generator = lab.client.spawn(move || generate(&destinations, &flag));
-    let worked = work(&controller);
+    let worked = work(&mut office);
     stop.store(true, Ordering::Relaxed);
     let sent = generator.join().expect("the generator does not panic");
     thread::sleep(Duration::from_millis(200));
     let counted =
         seen::packets(&lab.internet).and_then(|left| Ok((left, seen::packets(&lab.wan)?)));
-    drop(controller);
     worked?;
-    let (sent, (internet, wan)) = (sent?, counted?);
+    if let Some(daemon) = office.daemon.take() {
+        daemon.stop()?;
+    }
+    let (sent, (internet, wan)) = (sent? / flows.len() as u64, counted?);
     ensure!(sent > 1000, "only {sent} rounds were sent");
     for (index, flow) in flows.iter().enumerate() {
         let key = seen::key(flow);
@@ -195,50 +195,26 @@ fn under_traffic(mode: &str, work: impl FnOnce(&Controller<'_>) -> Result<()>) -
     Ok(())
 }
 
-/// Whichever controller is running now. It is stopped, and what it installed removed, when this goes away.
-struct Controller<'a> {
+/// Where the controller runs that is the present one.
+struct Office<'a> {
     lab: &'a Lab,
     site: &'a Site,
-    pid: Cell<i32>,
+    daemon: Option<Daemon<'a>>,
 }
 
-impl<'a> Controller<'a> {
-    fn start(lab: &'a Lab, site: &'a Site, mode: &str) -> Result<Self> {
-        let mut daemon = Daemon::start(site, &lab.gateway)?;
-        if mode == "redirect" {
-            daemon.wait_until(|_| site.next_hops_known(&lab.gateway))?;
+impl Office<'_> {
+    /// Kills the controller where it is, and starts the next one.
+    fn replace(&mut self) -> Result<()> {
+        if let Some(daemon) = self.daemon.take() {
+            daemon.kill()?;
         }
-        Ok(Controller {
-            lab,
-            site,
-            pid: Cell::new(daemon.leave().cast_signed()),
-        })
-    }
-
-    /// Kills it where it is, and starts the next one.
-    fn replace(&self) -> Result<()> {
-        let pid = Pid::from_raw(self.pid.get());
-        kill(pid, Signal::SIGKILL)?;
-        waitpid(pid, None)?;
-        let next = Daemon::start(self.site, &self.lab.gateway)?;
-        self.pid.set(next.leave().cast_signed());
+        let next = Daemon::start(self.site, &self.lab.gateway);
+        if next.is_err() {
+            // Nobody else takes over what the killed one left.
+            self.site.output(&self.lab.gateway, &["unload"])?;
+        }
+        self.daemon = Some(next?);
         Ok(())
-    }
-}
-
-impl Drop for Controller<'_> {
-    fn drop(&mut self) {
-        let pid = Pid::from_raw(self.pid.get());
-        let _ = kill(pid, Signal::SIGTERM);
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while waitpid(pid, Some(WaitPidFlag::WNOHANG)) == Ok(WaitStatus::StillAlive) {
-            if Instant::now() > deadline {
-                let _ = kill(pid, Signal::SIGKILL);
-            }
-            thread::sleep(Duration::from_millis(20));
-        }
-        // What a killed one left, if the next could not be started.
-        let _ = self.site.output(&self.lab.gateway, &["unload"]);
     }
 }
 
@@ -262,9 +238,7 @@ fn together() -> Result<()> {
     thread::sleep(Duration::from_millis(100));
     let flag = Arc::clone(&stop);
     let destinations: Vec<SocketAddr> = flows.iter().map(|flow| flow.destination).collect();
-    let generator = lab
-        .client
-        .spawn(move || generate_numbered(&destinations, &flag));
+    let generator = lab.client.spawn(move || generate(&destinations, &flag));
     let reloaded = reload_often(reloads, &lab, &site);
     stop.store(true, Ordering::Relaxed);
     let sent = generator.join().expect("the generator does not panic")?;
@@ -299,12 +273,15 @@ fn together() -> Result<()> {
     Ok(())
 }
 
-/// Sends numbered packets to all destinations in turn, four to a number's remainder.
-fn generate_numbered(destinations: &[SocketAddr], stop: &AtomicBool) -> Result<u64> {
+/// Sends numbered packets to all destinations in turn. Returns how many.
+fn generate(destinations: &[SocketAddr], stop: &AtomicBool) -> Result<u64> {
     let v4 = UdpSocket::bind("0.0.0.0:0")?;
     let v6 = UdpSocket::bind("[::]:0")?;
     let mut number = 0u64;
-    while !stop.load(Ordering::Relaxed) && number / 4 < MAX_ROUNDS {
+    for _ in 0..MAX_ROUNDS {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
         for destination in destinations {
             let socket = if destination.is_ipv4() { &v4 } else { &v6 };
             send(socket, &number.to_be_bytes(), destination)?;
@@ -368,24 +345,4 @@ fn send(socket: &UdpSocket, bytes: &[u8], destination: &SocketAddr) -> Result<()
         }
     }
     Err(std::io::Error::last_os_error()).with_context(|| format!("cannot send to {destination}"))
-}
-
-/// Sends to all destinations in turn.
-fn generate(destinations: &[SocketAddr], stop: &AtomicBool) -> Result<u64> {
-    let v4 = UdpSocket::bind("0.0.0.0:0")?;
-    let v6 = UdpSocket::bind("[::]:0")?;
-    let mut rounds = 0;
-    while !stop.load(Ordering::Relaxed) && rounds < MAX_ROUNDS {
-        for destination in destinations {
-            let socket = if matches!(destination.ip(), IpAddr::V4(_)) {
-                &v4
-            } else {
-                &v6
-            };
-            send(socket, b"x", destination)?;
-        }
-        rounds += 1;
-        thread::sleep(BREAK);
-    }
-    Ok(rounds)
 }

@@ -37,6 +37,12 @@ gateway6 = "fd00:3::2"
 mode = "MODE"
 "#;
 
+/// The configuration for a mode, with a list from the file `list.json` beside it.
+pub fn config_with_list(mode: &str) -> String {
+    let config = CONFIG.replace("MODE", mode);
+    config.replace("[list]", "[list]\nfile = \"list.json\"")
+}
+
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
 impl Lab {

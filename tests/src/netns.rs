@@ -87,11 +87,9 @@ impl Namespace {
         &self,
         function: impl FnOnce() -> Result<T> + Send + 'static,
     ) -> JoinHandle<Result<T>> {
-        let path = format!("/run/netns/{}", self.name);
+        let name = self.name.clone();
         thread::spawn(move || {
-            let file = File::open(&path).with_context(|| format!("cannot open {path}"))?;
-            setns(file, CloneFlags::CLONE_NEWNET)
-                .with_context(|| format!("cannot enter {path}"))?;
+            enter(&name)?;
             function()
         })
     }
@@ -101,14 +99,47 @@ impl Namespace {
     /// # Errors
     ///
     /// When the namespace cannot be entered, or as the function does.
-    pub fn enter<T: Send + 'static>(
-        &self,
-        function: impl FnOnce() -> Result<T> + Send + 'static,
-    ) -> Result<T> {
-        self.spawn(function)
-            .join()
-            .unwrap_or_else(|_| bail!("the thread in the namespace panicked"))
+    pub fn enter<T: Send>(&self, function: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                enter(&self.name)?;
+                function()
+            });
+            thread
+                .join()
+                .unwrap_or_else(|_| bail!("the thread in the namespace panicked"))
+        })
     }
+
+    /// The MAC address of an interface in the namespace.
+    ///
+    /// # Errors
+    ///
+    /// When it has none.
+    pub fn mac(&self, interface: &str) -> Result<[u8; 6]> {
+        let address = self.enter(|| {
+            let addresses = nix::ifaddrs::getifaddrs()?;
+            let mut links = addresses.filter(|address| address.interface_name == interface);
+            Ok(links.find_map(|link| link.address?.as_link_addr()?.addr()))
+        })?;
+        address.context("the interface has a MAC address")
+    }
+
+    /// The index of an interface in the namespace.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such interface.
+    pub fn index(&self, interface: &str) -> Result<u32> {
+        self.enter(|| Ok(nix::net::if_::if_nametoindex(interface)?))
+    }
+}
+
+/// Moves this thread into a namespace.
+fn enter(name: &str) -> Result<()> {
+    let path = format!("/run/netns/{name}");
+    let file = File::open(&path).with_context(|| format!("cannot open {path}"))?;
+    setns(file, CloneFlags::CLONE_NEWNET).with_context(|| format!("cannot enter {path}"))
 }
 
 impl Drop for Namespace {

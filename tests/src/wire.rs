@@ -86,21 +86,11 @@ impl Lab {
     ///
     /// When an interface is gone.
     pub fn ethernet(&self, ethertype: u16) -> Result<Vec<u8>> {
-        let mut header = mac(&self.gateway, "lan")?.to_vec();
-        header.extend(mac(&self.client, "eth0")?);
+        let mut header = self.gateway.mac("lan")?.to_vec();
+        header.extend(self.client.mac("eth0")?);
         header.extend(ethertype.to_be_bytes());
         Ok(header)
     }
-}
-
-fn mac(namespace: &Namespace, interface: &str) -> Result<[u8; 6]> {
-    let interface = interface.to_owned();
-    let addresses = namespace.enter(move || {
-        let addresses = nix::ifaddrs::getifaddrs()?;
-        let mut links = addresses.filter(|address| address.interface_name == interface);
-        Ok(links.find_map(|link| link.address?.as_link_addr()?.addr()))
-    })?;
-    addresses.context("the interface has a MAC address")
 }
 
 /// A UDP datagram over IPv4, from the client, with a right header checksum.

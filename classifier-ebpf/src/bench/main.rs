@@ -9,6 +9,8 @@ mod forward;
 #[expect(dead_code, reason = "only the table's size and the zero are used here")]
 mod globals;
 mod lookup;
+#[path = "../object.rs"]
+mod object;
 #[path = "../opaque.rs"]
 mod opaque;
 mod questions;
@@ -19,21 +21,7 @@ mod reader;
 mod ruleset;
 mod traffic;
 
-/// The kernel allows some helpers only to programs under the GPL.
-#[unsafe(no_mangle)]
-#[unsafe(link_section = "license")]
-static LICENSE: [u8; 4] = *b"GPL\0";
-
-#[cfg(target_arch = "bpf")]
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
-    // The verifier rejects a program in which this can be reached.
-    loop {}
-}
-
-/// Lets clippy, rustdoc and the tests see this crate on the host; only the eBPF build is of use.
 #[cfg(not(target_arch = "bpf"))]
 fn main() {
-    eprintln!("this is an eBPF object; build it with: cargo xtask build");
-    std::process::exit(2);
+    object::refuse();
 }

@@ -5,7 +5,6 @@ use std::io::{BufWriter, IsTerminal, Write, stderr, stdout};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use breakout_common::verdict::{Decision, Verdict};
 use serde::Serialize;
 
 use super::arguments::{ConfigArgument, Replay as Arguments};
@@ -13,7 +12,7 @@ use super::explain::offline_config;
 use super::output::{bytes, table};
 use crate::controller::{make_ruleset, offline_indices, read_list, require_privileges};
 use crate::exit::{Code, WithCode};
-use crate::replay::{Capture, Captured, Replay, Summary};
+use crate::replay::{Capture, Decided, Replay, Summary};
 use crate::ruleset::{Ruleset, Slots, compile};
 
 /// How often it is said how far a long capture has been read, on a terminal.
@@ -65,9 +64,9 @@ pub(super) fn replay(config: &ConfigArgument, arguments: &Arguments) -> Result<(
             }
         };
         packets += 1;
-        let decision = replay.packet(&captured)?;
+        let decided = replay.packet(&captured)?;
         if let Some(lines) = &mut lines {
-            print_packet(lines, packets, &captured, decision, &mut replay, &ruleset)?;
+            print_packet(lines, packets, decided, &mut replay, &ruleset)?;
         }
         progress.show(packets, capture.position());
     }
@@ -89,20 +88,18 @@ pub(super) fn replay(config: &ConfigArgument, arguments: &Arguments) -> Result<(
 fn print_packet(
     lines: &mut impl Write,
     packet: u64,
-    captured: &Captured,
-    decision: Decision,
+    decided: Decided,
     replay: &mut Replay<'_>,
     ruleset: &Ruleset,
 ) -> Result<()> {
+    let decision = decided.decision;
     let rule = decision.set.and_then(|slot| ruleset.rule(slot));
     let line = PacketLine {
         packet,
-        verdict: verdict(decision),
+        verdict: decision.verdict.name(),
         reason: decision.reason.name(),
         endpoint_set: rule.map(|rule| rule.key.id),
-        prefix: replay
-            .prefix(captured, &decision)
-            .map(|prefix| prefix.to_string()),
+        prefix: replay.prefix(&decided).map(|prefix| prefix.to_string()),
     };
     let text = serde_json::to_string(&line)?;
     writeln!(lines, "{text}").context("cannot write to stdout")
@@ -121,7 +118,7 @@ fn print_summary(summary: &Summary, ruleset: &Ruleset) -> Result<()> {
     for (decision, line) in summary.lines() {
         let rule = decision.set.and_then(|slot| ruleset.rule(slot));
         table.add_row([
-            verdict(*decision).to_owned(),
+            decision.verdict.name().to_owned(),
             decision.reason.name().to_owned(),
             rule.map_or(String::new(), |rule| {
                 format!("{} {} {}", rule.key, rule.service_area, rule.category)
@@ -141,13 +138,6 @@ fn print_summary(summary: &Summary, ruleset: &Ruleset) -> Result<()> {
         total.flows.to_string(),
     ]);
     writeln!(stdout(), "{table}").context("cannot write to stdout")
-}
-
-fn verdict(decision: Decision) -> &'static str {
-    match decision.verdict {
-        Verdict::Steer(_) => "steer",
-        Verdict::Pass => "pass",
-    }
 }
 
 /// Says how far the capture has been read, if somebody is looking.

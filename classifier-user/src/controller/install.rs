@@ -138,7 +138,7 @@ impl Controller {
     }
 
     /// Installs rules and routes first, so that no packet is marked before its mark leads anywhere.
-    async fn install(&mut self, mut image: Image) -> Result<()> {
+    pub(super) async fn install(&mut self, mut image: Image) -> Result<()> {
         let plan = egress::routing(&self.config, &self.egresses);
         self.links.apply_routing(&plan).await.code(Code::System)?;
         for lan in self
@@ -173,7 +173,7 @@ impl Controller {
     }
 
     /// Notes what is in force now. The data path is right already, so a full disk is no reason to fail.
-    fn commit(&mut self, generation: u32) {
+    pub(super) fn commit(&mut self, generation: u32) {
         self.generation = generation;
         self.persistent.generation = generation;
         self.persistent.set_slots(&self.slots);
@@ -234,59 +234,6 @@ impl Controller {
             changed: !same_interfaces || self.ruleset_hash != before,
             list: summary(&self.list),
         })
-    }
-
-    /// Compiles the ruleset again if the gateway's own addresses have changed.
-    pub(super) async fn follow_own_addresses(&mut self) -> Result<()> {
-        let own = self.links.own_addresses().await?;
-        if own == self.ruleset.own {
-            return Ok(());
-        }
-        let ruleset = Ruleset {
-            own,
-            ..self.ruleset.clone()
-        };
-        let mut image = compile(&ruleset)?;
-        let generation = self.generation.wrapping_add(1);
-        image.set_generation(generation);
-        if self.datapath.publish_ruleset(&image)? {
-            self.commit(generation);
-        } else {
-            self.install(image).await?;
-        }
-        self.ruleset = ruleset;
-        tracing::debug!(
-            "the gateway's own addresses have changed: generation {}",
-            self.generation
-        );
-        Ok(())
-    }
-
-    /// Attaches to LAN interfaces that have come back, or have another MAC address.
-    pub(super) async fn follow_lans(&mut self) -> Result<()> {
-        let lans = match look_at_lans(&self.links, &self.config).await {
-            Ok(lans) => lans,
-            Err(error) => {
-                if self.lan_problem.is_none() {
-                    tracing::warn!("nothing is steered there until it is back: {error:#}");
-                }
-                self.lan_problem = Some(format!("{error:#}"));
-                return Ok(());
-            }
-        };
-        if lans == self.lans && self.lan_problem.is_none() {
-            return Ok(());
-        }
-        self.lans = lans;
-        let installed = self.install(compile(&self.ruleset)?).await;
-        // What has failed is tried again at the next look.
-        self.lan_problem = installed.as_ref().err().map(|error| format!("{error:#}"));
-        installed?;
-        tracing::info!(
-            "attached to the LAN interfaces again: generation {}",
-            self.generation
-        );
-        Ok(())
     }
 
     /// Installs another setup; if that fails, the one before stays in force.
@@ -408,7 +355,7 @@ async fn refuse_foreign_rules(links: &Links, config: &Config) -> Result<()> {
     .code(Code::Busy)
 }
 
-async fn look_at_lans(links: &Links, config: &Config) -> Result<Vec<LanPlan>> {
+pub(super) async fn look_at_lans(links: &Links, config: &Config) -> Result<Vec<LanPlan>> {
     let namespace = network_namespace().code(Code::System)?;
     let mut lans = Vec::with_capacity(config.lan.len());
     for lan in &config.lan {

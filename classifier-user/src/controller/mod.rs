@@ -1,6 +1,7 @@
 //! The daemon: keeps the data path, the rules and the routes as configured, and answers on the control socket.
 
 mod egress;
+mod follow;
 mod install;
 mod lists;
 mod reports;
@@ -176,40 +177,6 @@ impl Controller {
                 drop(reply.send(outcome));
             }
         }
-    }
-
-    /// Looks at the egresses again and follows what has changed. Failures are logged; the next look tries again.
-    async fn follow(&mut self) {
-        if let Err(error) = self.try_follow().await {
-            tracing::warn!("cannot follow a change of the network: {error:#}");
-        }
-    }
-
-    async fn try_follow(&mut self) -> Result<()> {
-        let now = egress::look(&self.links, &self.config, &self.persistent.egresses, false).await?;
-        let before = std::mem::replace(&mut self.egresses, now);
-        // Routes first: a packet that is marked must find its rule. Without one it takes the ordinary path.
-        let plan = egress::routing(&self.config, &self.egresses);
-        self.links.apply_routing(&plan).await?;
-        let table = egress::table(&self.egresses, self.config.routing.mark_mask);
-        if table != self.published {
-            self.datapath.publish_egresses(&table)?;
-            self.published = table;
-        }
-        for (before, after) in before.iter().zip(&self.egresses) {
-            match (before.problem(), after.problem()) {
-                (None, Some(problem)) => tracing::warn!(
-                    "egress {} is down, its traffic takes the ordinary path: {problem}",
-                    after.name
-                ),
-                (Some(_), None) => tracing::info!("egress {} is up again", after.name),
-                _ => {}
-            }
-        }
-        // The interfaces first: a table that outgrows its place is installed on those that are there now.
-        let lans = self.follow_lans().await;
-        let own = self.follow_own_addresses().await;
-        lans.and(own)
     }
 
     /// Forwards what the programs log to our own log.

@@ -98,11 +98,8 @@ impl Asker {
         let mut options = TestRunOptions::new();
         options.data_in = Some(&FRAME);
         options.repeat = u32::try_from(QUESTIONS)?;
-        let xdp: &mut Xdp = program(&mut self.ebpf, "ask")?;
-        if xdp.fd().is_err() {
-            xdp.load()?;
-        }
-        xdp.test_run(options)
+        self.xdp("ask")?
+            .test_run(options)
             .context("the test run of ask failed")?;
         Ok(self.answers.read()?)
     }
@@ -145,11 +142,16 @@ impl Asker {
     ///
     /// When the test run fails.
     pub fn time_xdp(&mut self, name: &str, frame: &[u8], runs: u32) -> Result<Duration> {
+        time(self.xdp(name)?, frame, runs)
+    }
+
+    /// An XDP program, which is loaded when it is first wanted.
+    pub(super) fn xdp(&mut self, name: &str) -> Result<&mut Xdp> {
         let xdp: &mut Xdp = program(&mut self.ebpf, name)?;
         if xdp.fd().is_err() {
-            xdp.load()?;
+            xdp.load().with_context(|| format!("cannot load {name}"))?;
         }
-        time(xdp, frame, runs)
+        Ok(xdp)
     }
 
     /// Puts prefixes into the kernel's own tries, the peers of the table.
@@ -158,25 +160,29 @@ impl Asker {
     ///
     /// When the kernel refuses one.
     pub fn fill_tries(&mut self, prefixes: &[(IpNet, u32)]) -> Result<()> {
-        let map = self
-            .ebpf
-            .map_mut("LPM_V4")
-            .context("the object has no tries")?;
-        let mut trie: LpmTrie<_, [u8; 4], u32> = map.try_into()?;
+        self.fill_trie("LPM_V4", prefixes, |prefix| match prefix {
+            IpNet::V4(net) => Some(net.network().octets()),
+            IpNet::V6(_) => None,
+        })?;
+        self.fill_trie("LPM_V6", prefixes, |prefix| match prefix {
+            IpNet::V4(_) => None,
+            IpNet::V6(net) => Some(net.network().octets()),
+        })
+    }
+
+    /// Puts those prefixes into a trie that have a network of its width.
+    fn fill_trie<const N: usize>(
+        &mut self,
+        name: &str,
+        prefixes: &[(IpNet, u32)],
+        network: impl Fn(&IpNet) -> Option<[u8; N]>,
+    ) -> Result<()> {
+        let map = self.ebpf.map_mut(name);
+        let mut trie: LpmTrie<_, [u8; N], u32> =
+            map.context("the object has no tries")?.try_into()?;
         for (prefix, value) in prefixes {
-            if let IpNet::V4(net) = prefix {
-                let key = Key::new(u32::from(net.prefix_len()), net.network().octets());
-                trie.insert(&key, value, 0)?;
-            }
-        }
-        let map = self
-            .ebpf
-            .map_mut("LPM_V6")
-            .context("the object has no tries")?;
-        let mut trie: LpmTrie<_, [u8; 16], u32> = map.try_into()?;
-        for (prefix, value) in prefixes {
-            if let IpNet::V6(net) = prefix {
-                let key = Key::new(u32::from(net.prefix_len()), net.network().octets());
+            if let Some(network) = network(prefix) {
+                let key = Key::new(u32::from(prefix.prefix_len()), network);
                 trie.insert(&key, value, 0)?;
             }
         }

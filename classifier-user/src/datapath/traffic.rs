@@ -4,10 +4,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use aya::maps::PerCpuArray;
-use aya::programs::{TestRun, TestRunAttrs, TestRunOptions, Xdp, XdpMode};
+use aya::programs::{TestRun, TestRunAttrs, TestRunOptions, XdpMode};
 
 use super::Asker;
-use super::program::program;
 
 /// Packets that the kernel makes between two looks at whether it should stop.
 const BATCH: u32 = 64;
@@ -21,11 +20,8 @@ impl Asker {
     ///
     /// When the kernel refuses it.
     pub fn attach(&mut self, name: &str, interface: &str) -> Result<()> {
-        let xdp: &mut Xdp = program(&mut self.ebpf, name)?;
-        if xdp.fd().is_err() {
-            xdp.load().with_context(|| format!("cannot load {name}"))?;
-        }
-        xdp.attach(interface, XdpMode::Driver)
+        self.xdp(name)?
+            .attach(interface, XdpMode::Driver)
             .with_context(|| format!("cannot attach {name} to {interface}"))?;
         Ok(())
     }
@@ -46,11 +42,8 @@ impl Asker {
         options.ctx_in = Some(&context);
         options.repeat = packets;
         options.attrs = TestRunAttrs::new().xdp_live_frames(BATCH);
-        let xdp: &mut Xdp = program(&mut self.ebpf, "generate")?;
-        if xdp.fd().is_err() {
-            xdp.load().context("cannot load the generator")?;
-        }
-        Ok(xdp
+        Ok(self
+            .xdp("generate")?
             .test_run(options)
             .context("the generator failed")?
             .duration)

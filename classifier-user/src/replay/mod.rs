@@ -28,6 +28,14 @@ pub struct Replay<'a> {
     prefixes: HashMap<(std::net::IpAddr, u32, Option<u16>), Option<IpNet>>,
 }
 
+/// What became of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Decided {
+    /// Where it goes, and why.
+    pub decision: Decision,
+    flow: Option<frame::Flow>,
+}
+
 impl<'a> Replay<'a> {
     /// Decides by the function that is compiled into the programs, without a kernel. `image` is the compiled ruleset.
     pub fn pure(ruleset: &'a Ruleset, image: Image) -> Self {
@@ -57,28 +65,27 @@ impl<'a> Replay<'a> {
     /// # Errors
     ///
     /// When the test run fails.
-    pub fn packet(&mut self, captured: &Captured) -> Result<Decision> {
+    pub fn packet(&mut self, captured: &Captured) -> Result<Decided> {
         let decision = self.decider.decide(captured)?;
-        self.summary.add(captured, decision);
-        Ok(decision)
+        let flow = frame::flow(captured);
+        self.summary.add(captured.len, flow, decision);
+        Ok(Decided { decision, flow })
     }
 
     /// The prefix by which a packet was decided; for `no_port`, the longest one that covers the destination.
-    pub fn prefix(&mut self, captured: &Captured, decision: &Decision) -> Option<IpNet> {
+    pub fn prefix(&mut self, decided: &Decided) -> Option<IpNet> {
+        let decision = decided.decision;
         if decision.set.is_none() && decision.reason != Reason::NoPort {
             return None;
         }
-        let (_, destination, key, _) = frame::flow(captured)?;
+        let (_, destination, key, _) = decided.flow?;
         let ruleset = self.ruleset;
         let place = (destination, key, decision.set);
         *self.prefixes.entry(place).or_insert_with(|| {
-            let covering = ruleset.covering(destination);
             let Some(slot) = decision.set else {
-                return covering
-                    .iter()
-                    .map(|(_, prefix)| *prefix)
-                    .max_by_key(IpNet::prefix_len);
+                return ruleset.covering_prefix(destination);
             };
+            let covering = ruleset.covering(destination);
             let transport = if key >> 16 == 0 {
                 Transport::Tcp
             } else {

@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, HashSet};
 use breakout_common::verdict::{Decision, Verdict};
 
 use super::frame::Flow;
-use super::{Captured, frame};
 
 /// Packets with the same verdict, reason and endpoint set.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,14 +25,14 @@ pub struct Summary {
 }
 
 impl Summary {
-    pub(super) fn add(&mut self, captured: &Captured, decision: Decision) {
+    pub(super) fn add(&mut self, len: u32, flow: Option<Flow>, decision: Decision) {
         let passes = decision.verdict == Verdict::Pass;
         let place = (passes, decision.reason as u8, decision.set);
         let empty = || (decision, Line::default());
         let (_, line) = self.lines.entry(place).or_insert_with(empty);
         line.packets += 1;
-        line.bytes += u64::from(captured.len);
-        if let Some(flow) = frame::flow(captured)
+        line.bytes += u64::from(len);
+        if let Some(flow) = flow
             && self.flows.insert((decision.to_word(), flow))
         {
             line.flows += 1;

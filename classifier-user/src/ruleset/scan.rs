@@ -44,11 +44,9 @@ impl Ruleset {
 
     /// The longest prefix of any rule that covers the destination.
     pub fn covering_prefix(&self, destination: IpAddr) -> Option<IpNet> {
-        let prefixes = self.rules.iter().flat_map(|rule| &rule.prefixes);
-        prefixes
-            .filter(|prefix| prefix.contains(&destination))
-            .max_by_key(|prefix| prefix.prefix_len())
-            .copied()
+        let covering = self.covering(destination).into_iter();
+        let prefixes = covering.map(|(_, prefix)| prefix);
+        prefixes.max_by_key(IpNet::prefix_len)
     }
 }
 

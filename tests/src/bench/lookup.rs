@@ -72,16 +72,11 @@ fn destinations(questions: &[Question]) -> Vec<Destination> {
 
 /// The kernel's answers are those of the pure function, before anything is timed.
 fn check(asker: &mut Asker, image: &breakout::ruleset::Image, asked: &[Question]) -> Result<()> {
-    use breakout_common::classify::by_outcome;
-    use breakout_common::table::{Answer, Lookup};
-    use breakout_common::verdict::{Decision, Reason};
+    use breakout_common::classify::by_answer;
+    use breakout_common::table::Lookup;
     let answers = asker.ask(asked)?;
     for (question, answer) in asked.iter().zip(answers) {
-        let expected = match image.words().lookup(question.destination, question.key) {
-            Some(Answer::Match(outcome)) => by_outcome(outcome),
-            Some(Answer::NoPort) => Decision::pass(Reason::NoPort),
-            _ => Decision::pass(Reason::NoPrefix),
-        };
+        let expected = by_answer(image.words().lookup(question.destination, question.key));
         ensure!(
             answer == expected.to_word(),
             "{question:x?}: {answer:x}, not {expected:?}"

@@ -11,6 +11,7 @@ mod reload;
 mod report;
 mod tables;
 mod tcp;
+mod ways;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

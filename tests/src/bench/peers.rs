@@ -107,7 +107,7 @@ fn nft(namespace: &Namespace, script: &str) -> Result<()> {
 pub(crate) fn prepare(lab: &Lab) -> Result<()> {
     lab.gateway.exec("ethtool -K lan gro on")?;
     for (far_end, interface, number) in [(&lab.wan, "wan", 2), (&lab.internet, "inet", 3)] {
-        let mac = super::forward::mac(far_end, "eth0")?;
+        let mac = far_end.mac("eth0")?;
         let mac: Vec<String> = mac.iter().map(|byte| format!("{byte:02x}")).collect();
         let mac = mac.join(":");
         lab.gateway.ip_lines(&format!(

@@ -175,7 +175,7 @@ fn environment(quick: bool) -> Result<Vec<(&'static str, String)>> {
         ("kernel", kernel.trim().to_owned()),
         ("processor", format!("{model}, {count} cores in all")),
         (
-            "run",
+            "command",
             if quick {
                 "cargo xtask bench --quick"
             } else {

@@ -7,7 +7,7 @@ use breakout::list::{Category, Instance, PortRange, embedded};
 use breakout::policy::Policy;
 use breakout::ruleset::{Image, Ruleset, Slots, compile};
 use breakout_common::question::{QUESTIONS, Question};
-use breakout_common::table::{Answer, Destination, Lookup, Transport};
+use breakout_common::table::{Answer, Lookup, Transport};
 use breakout_tests::random::{address_in, routed_prefix, rule};
 use fastrand::Rng;
 use ipnet::IpNet;
@@ -86,20 +86,18 @@ pub(crate) fn questions(
     let prefixes = prefixes(ruleset, v6);
     let key = Transport::Tcp.key(443);
     let covered =
-        |address: IpAddr| image.words().lookup(destination(address), key) != Some(Answer::NoPrefix);
+        |address: IpAddr| image.words().lookup(address.into(), key) != Some(Answer::NoPrefix);
     let questions = (0..QUESTIONS).map(|_| {
         let address = if rng.usize(..100) < percent {
-            address_in(
-                rng,
-                rng.clone().choice(&prefixes).expect("there are prefixes"),
-            )
+            let prefix = prefixes[rng.usize(..prefixes.len())];
+            address_in(rng, &prefix)
         } else {
             std::iter::repeat_with(|| anywhere(rng, v6))
                 .find(|address| !covered(*address))
                 .expect("the iterator has no end")
         };
         Question {
-            destination: destination(address),
+            destination: address.into(),
             key,
         }
     });
@@ -116,18 +114,6 @@ fn anywhere(rng: &mut Rng, v6: bool) -> IpAddr {
             return anywhere(rng, v6);
         }
         address.into()
-    }
-}
-
-/// An address as the table is asked with it.
-pub(crate) fn destination(address: IpAddr) -> Destination {
-    match address {
-        IpAddr::V4(address) => Destination::V4(address.to_bits()),
-        IpAddr::V6(address) => {
-            let [high, low] =
-                [0, 64].map(|shift| u64::try_from(address.to_bits() << shift >> 64).unwrap_or(0));
-            Destination::V6(high, low)
-        }
     }
 }
 

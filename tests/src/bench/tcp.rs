@@ -8,10 +8,10 @@ use anyhow::{Context, Result};
 use breakout_tests::netns::run as run_command;
 use serde_json::Value;
 
-use crate::forward::{Bench, Path, Way};
 use crate::measure::interleaved;
 use crate::report::{Report, Row};
 use crate::tables::Size;
+use crate::ways::{Bench, Path, Way};
 
 /// An address of an Optimize set that lists TCP 443.
 const SERVER: &str = "52.98.0.1";

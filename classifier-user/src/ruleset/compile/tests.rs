@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use breakout_common::table::{Answer, Destination, Lookup, Transport};
+use breakout_common::table::{Answer, Lookup, Transport};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -13,21 +13,10 @@ use crate::policy::Action;
 use crate::ruleset::Rule;
 use crate::ruleset::fold::outcome;
 
-fn destination(address: IpAddr) -> Destination {
-    match address {
-        IpAddr::V4(address) => Destination::V4(address.to_bits()),
-        IpAddr::V6(address) => {
-            let bits = address.to_bits();
-            #[expect(clippy::cast_possible_truncation, reason = "the lower half")]
-            Destination::V6((bits >> 64) as u64, bits as u64)
-        }
-    }
-}
-
 fn ask(image: &Image, address: IpAddr, transport: Transport, port: u16) -> Answer {
     image
         .words()
-        .lookup(destination(address), transport.key(port))
+        .lookup(address.into(), transport.key(port))
         .expect("the table is whole")
 }
 
