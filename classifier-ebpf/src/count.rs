@@ -8,8 +8,12 @@ use crate::maps::{REASONS, SETS};
 /// Counts `packets` packets of `bytes` bytes together under the decision's reason and endpoint set.
 #[inline(always)]
 pub(crate) fn count(decision: &Decision, packets: u64, bytes: u64) {
-    add(REASONS.get_ptr_mut(decision.reason as u32), packets, bytes);
-    if let Some(set) = decision.set {
+    add(
+        REASONS.get_ptr_mut(decision.reason() as u32),
+        packets,
+        bytes,
+    );
+    if let Some(set) = decision.set() {
         add(SETS.get_ptr_mut(u32::from(set)), packets, bytes);
     }
 }

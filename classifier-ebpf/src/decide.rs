@@ -6,8 +6,9 @@ use breakout_common::egress::{EGRESS_WORDS, Egress, NextHop};
 use breakout_common::fragment::{self, Fragment};
 use breakout_common::packet::{Headers, Stop, walk};
 use breakout_common::table::Outcome;
-use breakout_common::verdict::{Decision, Reason, Verdict};
+use breakout_common::verdict::{Decision, Reason};
 
+use crate::globals;
 use crate::maps::{FRAGMENTS, egress};
 use crate::reader::Packet;
 use crate::ruleset::LiveRuleset;
@@ -37,15 +38,11 @@ impl Decided {
 pub(crate) fn decide_frame(packet: &Packet) -> Result<Decided, Stop> {
     match walk(packet) {
         Ok(headers) => {
-            let decision = decide(&LiveRuleset, &headers);
+            let decision = decide(&LiveRuleset, packet, &headers, u32::from(globals::lan()));
             if let Some(first) = headers.first_fragment() {
                 remember(packet, &first, &decision);
             }
-            Ok(with_egress(
-                decision,
-                headers.destination.is_v6(),
-                Some(headers),
-            ))
+            Ok(with_egress(decision, headers.is_v6(), Some(headers)))
         }
         Err(Stop::LaterFragment(later)) => Ok(match recall(packet, &later) {
             Some(outcome) => with_egress(by_outcome(outcome), later.v6_header.is_some(), None),
@@ -63,12 +60,11 @@ fn with_egress(decision: Decision, v6: bool, headers: Option<Headers>) -> Decide
         egress: None,
         headers,
     };
-    if let Verdict::Steer(index) = decision.verdict {
+    if let Some(index) = decision.egress() {
         let is_up = |words: &&_| Egress::from_words(words).next_hop(v6) != NextHop::None;
         decided.egress = egress(index).filter(is_up);
         if decided.egress.is_none() {
-            decided.decision.verdict = Verdict::Pass;
-            decided.decision.reason = Reason::EgressDown;
+            decided.decision = decision.but_pass(Reason::EgressDown);
         }
     }
     decided
@@ -81,9 +77,14 @@ fn remember(packet: &Packet, first: &Fragment, decision: &Decision) {
         return;
     };
     // A full map or a lost race costs this packet's later fragments the local link, nothing more.
-    if let (Verdict::Steer(egress), Some(set)) = (decision.verdict, decision.set) {
+    if let (Some(egress), Some(set)) = (decision.egress(), decision.set()) {
         let egress = Some(egress);
-        let memory = fragment::remember(Outcome { set, egress }, now());
+        let outcome = Outcome {
+            set,
+            egress,
+            hold: None,
+        };
+        let memory = fragment::remember(outcome, now());
         let _ = FRAGMENTS.insert(key, memory, 0);
     } else {
         let _ = FRAGMENTS.remove(key);

@@ -24,6 +24,7 @@ constant!(lan_mac, [u8; 6]);
 constant!(trace, u8);
 constant!(tc_counts, u8);
 constant!(report, u8);
+constant!(lan, u8);
 
 /// Always zero. It is not in the frozen data, so the verifier does not know that.
 #[unsafe(no_mangle)]

@@ -10,7 +10,7 @@ pub(crate) struct Packet {
     start: usize,
     end: usize,
     len: u32,
-    tags_beside: u32,
+    tag_beside: u32,
 }
 
 impl Packet {
@@ -22,15 +22,15 @@ impl Packet {
             start,
             end,
             len,
-            tags_beside: 0,
+            tag_beside: 0,
         }
     }
 
-    /// The same with a VLAN tag beside the bytes, if `present` is not zero.
+    /// The same with a VLAN tag beside the bytes; see [`Frame::tag_beside`].
     #[inline(always)]
-    pub(crate) fn with_tag(self, present: u32) -> Self {
+    pub(crate) fn with_tag(self, tag: u32) -> Self {
         Packet {
-            tags_beside: present,
+            tag_beside: tag,
             ..self
         }
     }
@@ -57,8 +57,8 @@ impl Frame for Packet {
     }
 
     #[inline(always)]
-    fn tags_beside(&self) -> u32 {
-        self.tags_beside
+    fn tag_beside(&self) -> u32 {
+        self.tag_beside
     }
 
     #[inline(always)]

@@ -1,8 +1,15 @@
 //! The ruleset in force, and how it is asked.
+//!
+//! What not every packet needs is in functions of their own, which the verifier looks at once (global functions, Linux 5.6).
+//! Inlined, it would go through them again for every way through the header walk.
 
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps};
 use aya_ebpf::macros::btf_map;
-use breakout_common::table::{Answer, Destination, Lookup, Table, lookup_v4, lookup_v6};
+use breakout_common::condition::Client;
+use breakout_common::table::{
+    Answer, BLOCK, CHAIN, Destination, Lookup, Table, answer_word, leaf_word, lookup_v4, lookup_v6,
+    v4_root, v6_root,
+};
 
 use crate::globals;
 use crate::opaque::opaque;
@@ -17,24 +24,93 @@ pub(crate) struct LiveRuleset;
 
 impl Lookup for LiveRuleset {
     #[inline(always)]
-    fn lookup(&self, destination: Destination, key: u32) -> Option<Answer> {
-        Answer::from_word(ask(destination, key)?)
+    fn lookup(
+        &self,
+        destination: Destination,
+        key: u32,
+        client: impl FnOnce() -> Option<Client>,
+    ) -> Option<Answer> {
+        let (high, low) = destination.to_halves();
+        let family = if destination.is_v6() { V6 } else { 0 };
+        let mut question = u64::from(key) | family;
+        let table = LiveTable::current()?;
+        let root = if destination.is_v6() {
+            v6_root(high)
+        } else {
+            v4_root((low & 0xffff_ffff) as u32)
+        };
+        // Most destinations are decided in the root.
+        let entry = table.word(table.blur(root))?;
+        let mut word = if entry & BLOCK == 0 {
+            leaf_word(&table, entry, key)?
+        } else {
+            breakout_ask(high, low, question)
+        };
+        if word & CHAIN != 0 {
+            let client = client()?;
+            question |= u64::from(client.lan) << LAN | u64::from(client.vlan) << VLAN;
+            let (source_high, source_low) = client.source.to_halves();
+            word = breakout_ask_for(high, low, question, source_high, source_low);
+        }
+        Answer::from_word(word)
     }
 }
 
-/// The word of the ruleset's answer.
-#[inline(always)]
-pub(crate) fn ask(destination: Destination, key: u32) -> Option<u32> {
-    let table = LiveTable::current()?;
-    match destination {
+/// What the ruleset says about a destination and a question; 0 if it cannot be read.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn breakout_ask(high: u64, low: u64, question: u64) -> u32 {
+    let key = key(question);
+    let word = LiveTable::current().and_then(|table| match address(high, low, question) {
         Destination::V4(address) => lookup_v4(&table, address, key),
         Destination::V6(high, low) => lookup_v6(&table, high, low, key),
-    }
+    });
+    word.unwrap_or(0)
+}
+
+/// The bit of a question that says its addresses are IPv6 ones. Below it is the key.
+const V6: u64 = 1 << 17;
+/// Where the number of the LAN interface is in a question, in 8 bits.
+const LAN: u32 = 24;
+/// Where the VLAN id is in a question.
+const VLAN: u32 = 32;
+
+/// The same for the client with a source address.
+/// Asks everything anew, so that the whole answer is of one ruleset.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn breakout_ask_for(
+    high: u64,
+    low: u64,
+    question: u64,
+    source_high: u64,
+    source_low: u64,
+) -> u32 {
+    let client = Client {
+        source: address(source_high, source_low, question),
+        lan: (question >> LAN & 0xff) as u32,
+        vlan: (question >> VLAN & 0xfff) as u32,
+    };
+    let word = LiveTable::current().and_then(|table| {
+        let destination = address(high, low, question);
+        answer_word(&table, destination, key(question), || Some(client))
+    });
+    word.unwrap_or(0)
+}
+
+#[inline(always)]
+fn key(question: u64) -> u32 {
+    (question & (V6 - 1)) as u32
+}
+
+#[inline(always)]
+fn address(high: u64, low: u64, question: u64) -> Destination {
+    Destination::from_halves(question & V6 != 0, high, low)
 }
 
 /// One published table. The reference holds for the run of the program: the kernel
 /// frees a replaced table only after an RCU grace period.
-struct LiveTable {
+pub(crate) struct LiveTable {
     words: *const u32,
     size: usize,
 }
@@ -42,7 +118,7 @@ struct LiveTable {
 impl LiveTable {
     /// The table in force, if one has been published.
     #[inline(always)]
-    fn current() -> Option<Self> {
+    pub(crate) fn current() -> Option<Self> {
         RULESET.get_value_ptr_mut(0, &0).map(|first| LiveTable {
             words: first.cast_const(),
             size: globals::table_words() as usize,

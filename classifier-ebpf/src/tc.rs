@@ -5,6 +5,7 @@ use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::info;
 use breakout_common::egress::Egress;
+use breakout_common::frame::TAG_PRESENT;
 use breakout_common::verdict::Decision;
 
 use crate::count::count;
@@ -40,7 +41,7 @@ pub(crate) fn breakout_tc(ctx: TcContext) -> i32 {
         unsafe { (*ctx.skb.skb).cb[0] = decision.to_word() };
     }
     if globals::trace() != 0 {
-        info!(&ctx, "tc: {}", decision.reason.name());
+        info!(&ctx, "tc: {}", decision.reason().name());
     }
     TC_ACT_UNSPEC
 }
@@ -53,7 +54,8 @@ fn packet(ctx: &TcContext) -> Packet {
         // If this fails the walk sees what there is, and finds it truncated.
         let _ = ctx.pull_data(wanted);
     }
-    // SAFETY: the context is the live socket buffer's; the verifier rewrites the access to its field.
-    let tag = unsafe { (*ctx.skb.skb).vlan_present };
+    // SAFETY: the context is the live socket buffer's; the verifier rewrites the accesses to its fields.
+    let (present, tci) = unsafe { ((*ctx.skb.skb).vlan_present, (*ctx.skb.skb).vlan_tci) };
+    let tag = if present == 0 { 0 } else { TAG_PRESENT | tci };
     Packet::new(ctx.data(), ctx.data_end(), ctx.len()).with_tag(tag)
 }

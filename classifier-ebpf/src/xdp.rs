@@ -8,7 +8,7 @@ use breakout_common::egress::Egress;
 use breakout_common::forward;
 use breakout_common::frame::Frame;
 use breakout_common::packet::Headers;
-use breakout_common::verdict::{Decision, Reason, Verdict};
+use breakout_common::verdict::{Decision, Reason};
 
 use crate::count::count;
 use crate::decide::{Decided, decide_frame};
@@ -33,7 +33,7 @@ pub(crate) fn breakout_xdp(ctx: XdpContext) -> u32 {
     };
     count(&decision, 1, u64::from(len));
     if globals::trace() != 0 {
-        info!(&ctx, "xdp: {}", decision.reason.name());
+        info!(&ctx, "xdp: {}", decision.reason().name());
     }
     action
 }
@@ -41,8 +41,8 @@ pub(crate) fn breakout_xdp(ctx: XdpContext) -> u32 {
 /// Carries a decision out. What is not redirected is returned with the reason why.
 #[inline(always)]
 fn act(packet: &mut Packet, decided: Decided) -> (Decision, u32) {
-    let mut decision = decided.decision;
-    let (Verdict::Steer(index), Some(words)) = (decision.verdict, decided.egress) else {
+    let decision = decided.decision;
+    let (Some(index), Some(words)) = (decision.egress(), decided.egress) else {
         return (decision, XDP_PASS);
     };
     let egress = Egress::from_words(words);
@@ -58,10 +58,7 @@ fn act(packet: &mut Packet, decided: Decided) -> (Decision, u32) {
     };
     match redirected {
         Ok(action) => (decision, action),
-        Err(reason) => {
-            decision.reason = reason;
-            (decision, XDP_PASS)
-        }
+        Err(reason) => (decision.because(reason), XDP_PASS),
     }
 }
 

@@ -22,6 +22,12 @@ pub enum Code {
     System = 7,
     /// Another controller is in the way.
     Busy = 8,
+    /// Something needs an operator's attention.
+    Attention = 9,
+    /// The list was refused.
+    Refused = 10,
+    /// The list's source cannot be reached or does not answer as it should.
+    Unreachable = 11,
 }
 
 impl Code {
@@ -35,6 +41,9 @@ impl Code {
             6 => Code::NotRunning,
             7 => Code::System,
             8 => Code::Busy,
+            9 => Code::Attention,
+            10 => Code::Refused,
+            11 => Code::Unreachable,
             _ => Code::Failed,
         }
     }
@@ -50,6 +59,15 @@ impl Code {
         (6, "no controller answers on the control socket"),
         (7, "an interface, gateway or kernel feature is missing"),
         (8, "another controller is in the way"),
+        (
+            9,
+            "something needs an operator's attention (status --check)",
+        ),
+        (10, "the list was refused"),
+        (
+            11,
+            "the list's source cannot be reached or does not answer as it should",
+        ),
     ];
 }
 
@@ -123,6 +141,6 @@ mod tests {
 
     #[test]
     fn every_code_has_a_meaning() {
-        assert_eq!(Code::MEANINGS.len(), Code::Busy as usize + 1);
+        assert_eq!(Code::MEANINGS.len(), Code::Unreachable as usize + 1);
     }
 }

@@ -1,16 +1,20 @@
 //! Why a flow goes where it goes: asks a table by the same function as the kernel, and the rules for the words.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use breakout_common::classify::decide;
+use breakout_common::condition::Client;
 use breakout_common::packet::walk;
 use breakout_common::table::Transport;
-use breakout_common::verdict::{Decision, Reason, Verdict};
+use breakout_common::verdict::{Decision, Reason};
 use serde::{Deserialize, Serialize};
 
+use crate::control::SetReport;
 use crate::controller::egress_name;
+use crate::list::List;
 use crate::ruleset::Ruleset;
+use crate::timestamp::Timestamp;
 
 /// What is asked.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -21,6 +25,42 @@ pub struct Query {
     pub proto: Proto,
     /// The destination port.
     pub port: u16,
+    /// The client's address, where rules ask for it.
+    #[serde(default)]
+    pub from: Option<IpAddr>,
+    /// The number of the LAN interface that the client is behind.
+    #[serde(default)]
+    pub lan: u32,
+    /// The client's VLAN, where rules ask for it.
+    #[serde(default)]
+    pub vlan: Option<u16>,
+}
+
+impl Query {
+    /// A question for any client.
+    pub fn new(destination: IpAddr, proto: Proto, port: u16) -> Self {
+        Query {
+            destination,
+            proto,
+            port,
+            from: None,
+            lan: 0,
+            vlan: None,
+        }
+    }
+
+    /// The client that is asked for: one without an address is in no source prefix but those that hold every address.
+    pub fn client(&self) -> Client {
+        let unspecified: IpAddr = match self.destination {
+            IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        Client {
+            source: self.from.unwrap_or(unspecified).into(),
+            lan: self.lan,
+            vlan: self.vlan.unwrap_or_default().into(),
+        }
+    }
 }
 
 /// A transport protocol as people type it.
@@ -52,19 +92,6 @@ pub enum Source {
     Offline,
 }
 
-/// The endpoint set that decided.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SetReport {
-    /// Its instance.
-    pub instance: String,
-    /// Its id.
-    pub id: u32,
-    /// Its service area.
-    pub service_area: String,
-    /// Its category.
-    pub category: String,
-}
-
 /// The answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Explanation {
@@ -88,6 +115,14 @@ pub struct Explanation {
     pub ports: Option<String>,
     /// The endpoint set that decided.
     pub endpoint_set: Option<SetReport>,
+    /// The policy's rule that decided; none if no rule is about the packet.
+    pub rule: Option<String>,
+    /// Whether another client's packet might be decided otherwise, because a rule asks for sources, LAN, VLAN or share.
+    pub depends_on_client: bool,
+    /// If the prefix is announced for later: from when on Microsoft uses it.
+    pub pending_until: Option<Timestamp>,
+    /// If Microsoft no longer publishes it: since when.
+    pub withdrawn_since: Option<Timestamp>,
     /// Microsoft's version of the list, where it is known.
     pub list_version: Option<String>,
     /// Where the list came from.
@@ -106,8 +141,8 @@ pub struct Context<'a> {
     pub ruleset: &'a Ruleset,
     /// The egresses' indices, by name.
     pub egresses: &'a BTreeMap<String, u8>,
-    /// Version and source of the list.
-    pub list: (Option<String>, String),
+    /// The lists.
+    pub lists: &'a [List],
     /// The table's generation, if it is live.
     pub generation: Option<u32>,
     /// Whether an egress has a way out for IPv4 and IPv6; `None` for offline answers.
@@ -117,53 +152,66 @@ pub struct Context<'a> {
 /// Explains one destination, protocol and port.
 pub fn explain(query: Query, context: &Context<'_>) -> Explanation {
     let frame = frame(query);
+    let client = query.client();
     let mut decision = match walk(frame.as_slice()) {
-        Ok(headers) => decide(context.table, &headers),
+        Ok(mut headers) => {
+            headers.vlan = client.vlan;
+            decide(context.table, frame.as_slice(), &headers, client.lan)
+        }
         Err(stop) => Decision::pass(stop.reason()),
     };
-    if let (Verdict::Steer(index), Some(ways_out)) = (decision.verdict, context.ways_out) {
+    if let (Some(index), Some(ways_out)) = (decision.egress(), context.ways_out) {
         let (v4, v6) = ways_out
             .get(usize::from(index))
             .copied()
             .unwrap_or_default();
         if !(if query.destination.is_ipv4() { v4 } else { v6 }) {
-            decision.verdict = Verdict::Pass;
-            decision.reason = Reason::EgressDown;
+            decision = decision.but_pass(Reason::EgressDown);
         }
     }
     let ruleset = context.ruleset;
-    let found = ruleset.find(query.destination, query.proto.into(), query.port);
-    let found = found.filter(|found| Some(found.rule.slot) == decision.set);
-    let covering = || match decision.reason {
+    let found = ruleset.find(query.destination, query.proto.into(), query.port, &client);
+    let found = found.filter(|found| Some(found.set.rule.slot) == decision.set());
+    let choice = found.and_then(|found| found.choice);
+    let covering = || match decision.reason() {
         Reason::NoPort => ruleset.covering_prefix(query.destination),
         _ => None,
     };
-    let set = decision.set.and_then(|slot| ruleset.rule(slot));
-    let egress = match decision.verdict {
-        Verdict::Steer(index) => egress_name(context.egresses, index),
-        Verdict::Pass => None,
-    };
+    let set = decision.set().and_then(|slot| ruleset.rule(slot));
+    let egress = decision.egress();
+    let egress = egress.and_then(|index| egress_name(context.egresses, index));
+    let instance = set.and_then(|rule| rule.key.instance());
+    let list = context
+        .lists
+        .iter()
+        .find(|list| Some(list.instance) == instance);
+    let list = list.or(context.lists.first());
+    let prefix = found.map(|found| found.set.prefix);
     Explanation {
         destination: query.destination,
         proto: query.proto,
         port: query.port,
-        verdict: decision.verdict.name().to_owned(),
-        reason: decision.reason.name().to_owned(),
-        description: decision.reason.description().to_owned(),
+        verdict: decision.verdict().name().to_owned(),
+        reason: decision.reason().name().to_owned(),
+        description: decision.reason().description().to_owned(),
         egress,
-        prefix: found
-            .map(|found| found.prefix)
-            .or_else(covering)
-            .map(|prefix| prefix.to_string()),
-        ports: found.map(|found| found.ports.to_string()),
-        endpoint_set: set.map(|rule| SetReport {
-            instance: rule.key.instance.to_string(),
-            id: rule.key.id,
-            service_area: rule.service_area.clone(),
-            category: rule.category.to_string(),
+        prefix: prefix.or_else(covering).map(|prefix| prefix.to_string()),
+        ports: found.map(|found| found.set.ports.to_string()),
+        endpoint_set: set.map(SetReport::from),
+        rule: choice.and_then(|choice| ruleset.policy.get(usize::from(choice.policy)).cloned()),
+        depends_on_client: found.is_some_and(|found| found.depends_on_client),
+        pending_until: list.zip(set).and_then(|(list, rule)| {
+            let mut pending = list
+                .pending_at(Timestamp::now())
+                .filter(|pending| Some(pending.id) == rule.key.id());
+            let text = prefix?.to_string();
+            pending
+                .find(|pending| pending.added.contains(&text))
+                .map(|pending| pending.effective)
         }),
-        list_version: context.list.0.clone(),
-        list_source: context.list.1.clone(),
+        withdrawn_since: found.and_then(|found| found.set.rule.withdrawn),
+        list_version: list.and_then(|list| list.version.clone()),
+        list_source: list.map(|list| list.source.clone()).unwrap_or_default(),
         generation: context.generation,
         source: match context.generation {
             Some(_) => Source::Live,
@@ -196,13 +244,19 @@ pub fn frame(query: Query) -> Vec<u8> {
                 0,
                 0,
             ]);
-            frame.extend([0; 4]);
+            match query.client().source.into() {
+                IpAddr::V4(source) => frame.extend(source.octets()),
+                IpAddr::V6(_) => frame.extend([0; 4]),
+            }
             frame.extend(destination.octets());
         }
         IpAddr::V6(destination) => {
             frame.extend([0x86, 0xdd]);
             frame.extend([0x60, 0, 0, 0, 0, transport_len, protocol, 64]);
-            frame.extend([0; 16]);
+            match query.client().source.into() {
+                IpAddr::V4(_) => frame.extend([0; 16]),
+                IpAddr::V6(source) => frame.extend(source.octets()),
+            }
             frame.extend(destination.octets());
         }
     }
@@ -221,20 +275,16 @@ mod tests {
 
     fn ask(proto: Proto, port: u16, destination: &str) -> Explanation {
         let list = embedded(Instance::Worldwide);
-        let policy = Policy { egress: 0 };
-        let ruleset = Ruleset::new(&[list], &policy, &mut Slots::default()).unwrap();
+        let (policy, now) = (Policy::optimize(0), Timestamp::default());
+        let ruleset = Ruleset::new(&list.sets, &policy, &mut Slots::default(), now).unwrap();
         let image = compile(&ruleset).unwrap();
         explain(
-            Query {
-                destination: destination.parse().unwrap(),
-                proto,
-                port,
-            },
+            Query::new(destination.parse().unwrap(), proto, port),
             &Context {
                 table: image.words(),
                 ruleset: &ruleset,
                 egresses: &BTreeMap::from([("local".to_owned(), 0)]),
-                list: (None, "test".to_owned()),
+                lists: &[list],
                 generation: None,
                 ways_out: None,
             },
@@ -259,7 +309,7 @@ mod tests {
         ] {
             let answer = ask(proto, port, destination);
             assert_eq!(answer.verdict, verdict, "{proto:?} {port} {destination}");
-            let id = answer.endpoint_set.map(|set| set.id);
+            let id = answer.endpoint_set.and_then(|set| set.id);
             assert_eq!(id, set, "{proto:?} {port} {destination}");
         }
     }

@@ -17,8 +17,10 @@ pub struct Constants {
     pub tc_counts: u8,
     /// Not zero if the TC program leaves its decision in the control block of the packet, for whoever makes a test run.
     pub report: u8,
+    /// The number of the LAN interface, by which the policy tells it from others.
+    pub lan: u8,
     /// The size of a struct is a multiple of its alignment.
-    pub padding: [u8; 3],
+    pub padding: [u8; 2],
 }
 
 /// The size of [`Constants`] in bytes.
@@ -35,7 +37,8 @@ impl Constants {
         trace: 0,
         tc_counts: 0,
         report: 0,
-        padding: [0; 3],
+        lan: 0,
+        padding: [0; 2],
     };
 
     /// The bytes as the program reads them, in the machine's byte order.
@@ -65,7 +68,7 @@ impl Constants {
             self.trace,
             self.tc_counts,
             self.report,
-            0,
+            self.lan,
             0,
             0,
         ]

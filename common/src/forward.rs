@@ -11,7 +11,7 @@ use crate::verdict::Reason;
 /// The packet's way is decided already; the kernel sends it by the same egress.
 #[inline(always)]
 pub fn plan(headers: &Headers, egress: &Egress) -> Result<[u8; 6], Reason> {
-    let NextHop::Mac(destination_mac) = egress.next_hop(headers.destination.is_v6()) else {
+    let NextHop::Mac(destination_mac) = egress.next_hop(headers.is_v6()) else {
         return Err(Reason::KernelNextHop);
     };
     if headers.marks & TAGGED != 0 {
@@ -46,7 +46,7 @@ pub fn rewrite<F: FrameMut + ?Sized>(
     let [d0, d1, d2, d3, d4, d5] = destination_mac;
     let [s0, s1, s2, s3, s4, s5] = source_mac;
     frame.write(0, [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5])?;
-    match headers.destination {
+    match headers.destination() {
         Destination::V4(_) => {
             // TTL, protocol, checksum: bytes 8 to 11 of the header.
             let [ttl, protocol, c0, c1] = frame.read::<4>(headers.ip_offset + 8)?;

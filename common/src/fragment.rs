@@ -74,6 +74,7 @@ mod tests {
         let outcome = Outcome {
             set: 11,
             egress: Some(2),
+            hold: None,
         };
         let memory = remember(outcome, 1_000);
         assert_eq!(recall(&memory, 1_000), Some(outcome));

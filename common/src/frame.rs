@@ -6,6 +6,9 @@
 /// reach further than this pass, with [`Reason::ExtensionHeaders`](crate::verdict::Reason).
 pub const MAX_OFFSET: u32 = 1023;
 
+/// The bit of [`Frame::tag_beside`] that says there is a tag.
+pub const TAG_PRESENT: u32 = 1 << 16;
+
 /// A frame, from its first link-layer byte on.
 pub trait Frame {
     /// The frame's whole length in bytes, whether or not all of it can be read here.
@@ -15,9 +18,10 @@ pub trait Frame {
     /// [`MAX_OFFSET`].
     fn read<const N: usize>(&self, offset: u32) -> Option<[u8; N]>;
 
-    /// VLAN tags that the frame had and that stand beside its bytes, as in a socket buffer: 0 or 1.
+    /// The VLAN tag that the frame had and that stands beside its bytes, as in a socket buffer: its tag control information
+    /// and [`TAG_PRESENT`], or 0.
     #[inline(always)]
-    fn tags_beside(&self) -> u32 {
+    fn tag_beside(&self) -> u32 {
         0
     }
 

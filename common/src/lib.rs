@@ -15,9 +15,11 @@
 #![forbid(unsafe_code)]
 
 pub mod classify;
+pub mod condition;
 pub mod constants;
 pub mod counters;
 pub mod egress;
+pub mod ethernet;
 pub mod forward;
 pub mod fragment;
 pub mod frame;

@@ -4,6 +4,7 @@
 //! options (RFC 791), and IPv6 with up to [`MAX_EXTENSION_HEADERS`] extension headers (RFC 8200). It is
 //! total: every input gives either [`Headers`] or the reason why it cannot be decided.
 
+use crate::ethernet::{ETHERNET_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, ethernet};
 use crate::fragment::Fragment;
 use crate::frame::{Frame, MAX_OFFSET};
 use crate::table::{Destination, Transport};
@@ -12,15 +13,6 @@ use crate::verdict::Reason;
 /// IPv6 extension headers that are followed before the walk gives up.
 pub const MAX_EXTENSION_HEADERS: u32 = 8;
 
-const ETHERTYPE_IPV4: u16 = 0x0800;
-const ETHERTYPE_IPV6: u16 = 0x86dd;
-const ETHERTYPE_VLAN: u16 = 0x8100;
-const ETHERTYPE_QINQ: u16 = 0x88a8;
-const ETHERTYPE_PPPOE_SESSION: u16 = 0x8864;
-const PPP_IPV4: u16 = 0x0021;
-const PPP_IPV6: u16 = 0x0057;
-
-const ETHERNET_LEN: u32 = 14;
 const IPV4_LEN: u32 = 20;
 const IPV6_LEN: u32 = 40;
 
@@ -44,14 +36,17 @@ pub struct Headers {
     pub transport_offset: u32,
     /// TTL or hop limit as received.
     pub ttl: u8,
-    /// Where the packet is going.
-    pub destination: Destination,
+    /// Where the packet is going, as [`Destination::from_halves`] takes it: of an enum the compiler would leave a part
+    /// undefined, which the verifier does not let be moved about.
+    pub halves: (u64, u64),
     /// Protocol and destination port, see [`Transport::key`].
     pub key: u32,
-    /// [`OPTIONS`], [`TAGGED`] and [`FIRST_FRAGMENT`].
+    /// [`OPTIONS`], [`TAGGED`], [`FIRST_FRAGMENT`] and [`V6`].
     pub marks: u32,
     /// Offset of the IPv6 fragment header in bytes; 0 if there is none.
     pub fragment_header: u32,
+    /// VLAN id of the outermost tag; 0 if there is none, or a priority tag only.
+    pub vlan: u32,
 }
 
 /// There are IPv4 options or IPv6 extension headers.
@@ -60,8 +55,22 @@ pub const OPTIONS: u32 = 1;
 pub const TAGGED: u32 = 1 << 1;
 /// This is the first of several fragments.
 pub const FIRST_FRAGMENT: u32 = 1 << 2;
+/// It is IPv6.
+pub const V6: u32 = 1 << 3;
 
 impl Headers {
+    /// Whether it is IPv6.
+    #[inline(always)]
+    pub const fn is_v6(&self) -> bool {
+        self.marks & V6 != 0
+    }
+
+    /// Where the packet is going.
+    #[inline(always)]
+    pub const fn destination(&self) -> Destination {
+        Destination::from_halves(self.is_v6(), self.halves.0, self.halves.1)
+    }
+
     /// If this is the first of several fragments, where its identification is.
     #[inline(always)]
     pub const fn first_fragment(&self) -> Option<Fragment> {
@@ -70,7 +79,7 @@ impl Headers {
         }
         Some(Fragment {
             ip_offset: self.ip_offset,
-            v6_header: if self.destination.is_v6() {
+            v6_header: if self.is_v6() {
                 Some(self.fragment_header)
             } else {
                 None
@@ -106,64 +115,26 @@ impl Stop {
     }
 }
 
-/// Offset of the IP header of an Ethernet frame, if it has one.
-pub fn ip_offset<F: Frame + ?Sized>(frame: &F) -> Option<u32> {
-    match ethernet(frame) {
-        Ok((ETHERTYPE_IPV4 | ETHERTYPE_IPV6, offset)) => Some(offset),
-        _ => None,
-    }
-}
-
 /// Walks the headers of an Ethernet frame.
 #[inline(always)]
 pub fn walk<F: Frame + ?Sized>(frame: &F) -> Result<Headers, Stop> {
     let first_octet = frame.read::<1>(0).ok_or(Reason::Truncated)?;
-    let (ethertype, ip_offset) = ethernet(frame)?;
-    let ip_offset = frame.blur(ip_offset);
+    let mut ethernet = ethernet(frame)?;
+    ethernet.ip_offset = frame.blur(ethernet.ip_offset);
+    ethernet.vlan = frame.blur(ethernet.vlan);
     if first_octet[0] & 1 != 0 {
         return Err(Reason::GroupAddress.into());
     }
-    match ethertype {
-        ETHERTYPE_IPV4 => ipv4(frame, ip_offset),
-        ETHERTYPE_IPV6 => ipv6(frame, ip_offset),
+    match ethernet.ethertype {
+        ETHERTYPE_IPV4 => ipv4(frame, &ethernet),
+        ETHERTYPE_IPV6 => ipv6(frame, &ethernet),
         _ => Err(Reason::NotIp.into()),
     }
 }
 
-/// The ethertype of what the tags enclose, and where that starts.
 #[inline(always)]
-fn ethernet<F: Frame + ?Sized>(frame: &F) -> Result<(u16, u32), Reason> {
-    let mut ethertype = be16(frame, 12)?;
-    let mut offset = ETHERNET_LEN;
-    if is_vlan(ethertype) {
-        ethertype = be16(frame, offset + 2)?;
-        offset += 4;
-        if is_vlan(ethertype) {
-            ethertype = be16(frame, offset + 2)?;
-            offset += 4;
-            if is_vlan(ethertype) || frame.tags_beside() != 0 {
-                return Err(Reason::VlanDepth);
-            }
-        }
-    }
-    if ethertype == ETHERTYPE_PPPOE_SESSION {
-        let header = frame.read::<8>(offset).ok_or(Reason::Truncated)?;
-        // Version 1, type 1, code 0 (session data): RFC 2516, section 4.
-        if header[0] != 0x11 || header[1] != 0 {
-            return Err(Reason::Malformed);
-        }
-        ethertype = match u16::from_be_bytes([header[6], header[7]]) {
-            PPP_IPV4 => ETHERTYPE_IPV4,
-            PPP_IPV6 => ETHERTYPE_IPV6,
-            _ => return Err(Reason::NotIp),
-        };
-        offset += 8;
-    }
-    Ok((ethertype, offset))
-}
-
-#[inline(always)]
-fn ipv4<F: Frame + ?Sized>(frame: &F, ip_offset: u32) -> Result<Headers, Stop> {
+fn ipv4<F: Frame + ?Sized>(frame: &F, ethernet: &Ethernet) -> Result<Headers, Stop> {
+    let ip_offset = ethernet.ip_offset;
     let ip = frame.read::<20>(ip_offset).ok_or(Reason::Truncated)?;
     let header_len = u32::from(ip[0] & 0x0f) * 4;
     if ip[0] >> 4 != 4 || header_len < IPV4_LEN {
@@ -213,15 +184,17 @@ fn ipv4<F: Frame + ?Sized>(frame: &F, ip_offset: u32) -> Result<Headers, Stop> {
         ip_len,
         transport_offset: ip_offset + header_len,
         ttl: ip[8],
-        destination: Destination::V4(destination),
+        halves: (0, u64::from(destination)),
         key: frame.blur(key),
         marks: frame.blur(marks),
         fragment_header: frame.blur(0),
+        vlan: ethernet.vlan,
     })
 }
 
 #[inline(always)]
-fn ipv6<F: Frame + ?Sized>(frame: &F, ip_offset: u32) -> Result<Headers, Stop> {
+fn ipv6<F: Frame + ?Sized>(frame: &F, ethernet: &Ethernet) -> Result<Headers, Stop> {
+    let ip_offset = ethernet.ip_offset;
     let ip = frame.read::<40>(ip_offset).ok_or(Reason::Truncated)?;
     if ip[0] >> 4 != 6 {
         return Err(Reason::Malformed.into());
@@ -247,7 +220,7 @@ fn ipv6<F: Frame + ?Sized>(frame: &F, ip_offset: u32) -> Result<Headers, Stop> {
         upper.offset,
         end.wrapping_sub(upper.offset),
     )?;
-    let mut marks = tagged(ip_offset);
+    let mut marks = V6 | tagged(ip_offset);
     if upper.offset != ip_offset + IPV6_LEN {
         marks |= OPTIONS;
     }
@@ -271,10 +244,11 @@ fn ipv6<F: Frame + ?Sized>(frame: &F, ip_offset: u32) -> Result<Headers, Stop> {
         ip_len,
         transport_offset: upper.offset,
         ttl: ip[7],
-        destination: Destination::V6(half(24), half(32)),
+        halves: (half(24), half(32)),
         key: frame.blur(key),
         marks: frame.blur(marks),
         fragment_header: upper.first_fragment,
+        vlan: ethernet.vlan,
     })
 }
 
@@ -377,19 +351,6 @@ fn key<F: Frame + ?Sized>(
     }
     let ports = frame.read::<4>(offset).ok_or(Reason::Truncated)?;
     Ok(transport.key(u16::from_be_bytes([ports[2], ports[3]])))
-}
-
-#[inline(always)]
-fn be16<F: Frame + ?Sized>(frame: &F, offset: u32) -> Result<u16, Reason> {
-    frame
-        .read::<2>(offset)
-        .map(u16::from_be_bytes)
-        .ok_or(Reason::Truncated)
-}
-
-#[inline(always)]
-const fn is_vlan(ethertype: u16) -> bool {
-    matches!(ethertype, ETHERTYPE_VLAN | ETHERTYPE_QINQ)
 }
 
 #[inline(always)]

@@ -1,5 +1,6 @@
 //! Questions as words: how tests and benchmarks ask the kernel thousands of things in one call.
 
+use crate::condition::Client;
 use crate::table::Destination;
 
 /// Questions that the kernel is given at once. A power of two.
@@ -12,42 +13,60 @@ pub struct Question {
     pub destination: Destination,
     /// Protocol and port.
     pub key: u32,
+    /// Who asks. The source has the family of the destination.
+    pub client: Client,
 }
 
-/// A question as words: 4 or 6, the key, and the address as numbers, an IPv4 address in the first word.
-pub type QuestionWords = [u32; 6];
+/// A question as words: 4 or 6, the key, the destination and the source as numbers, an IPv4 address in the first word of
+/// four, LAN and VLAN.
+pub type QuestionWords = [u32; 12];
 
 impl Question {
     /// The question as words.
     pub const fn to_words(&self) -> QuestionWords {
-        match self.destination {
-            Destination::V4(address) => [4, self.key, address, 0, 0, 0],
-            Destination::V6(high, low) => [
-                6,
-                self.key,
-                (high >> 32) as u32,
-                (high & 0xffff_ffff) as u32,
-                (low >> 32) as u32,
-                (low & 0xffff_ffff) as u32,
-            ],
-        }
+        let family = if self.destination.is_v6() { 6 } else { 4 };
+        let [a, b, c, d] = address_to_words(self.destination);
+        let [e, f, g, h] = address_to_words(self.client.source);
+        let (lan, vlan) = (self.client.lan, self.client.vlan);
+        [family, self.key, a, b, c, d, e, f, g, h, lan, vlan]
     }
 
     /// The question that the words stand for.
     #[inline(always)]
     pub const fn from_words(words: &QuestionWords) -> Self {
-        let destination = if words[0] == 4 {
-            Destination::V4(words[2])
-        } else {
-            Destination::V6(
-                (words[2] as u64) << 32 | words[3] as u64,
-                (words[4] as u64) << 32 | words[5] as u64,
-            )
-        };
+        let [family, key, a, b, c, d, e, f, g, h, lan, vlan] = *words;
         Question {
-            destination,
-            key: words[1],
+            destination: address_from_words(family, [a, b, c, d]),
+            key,
+            client: Client {
+                source: address_from_words(family, [e, f, g, h]),
+                lan,
+                vlan,
+            },
         }
+    }
+}
+
+/// An address as numbers; of an IPv4 address the first one.
+#[inline(always)]
+pub const fn address_to_words(address: Destination) -> [u32; 4] {
+    match address {
+        Destination::V4(address) => [address, 0, 0, 0],
+        Destination::V6(high, low) => [
+            (high >> 32) as u32,
+            (high & 0xffff_ffff) as u32,
+            (low >> 32) as u32,
+            (low & 0xffff_ffff) as u32,
+        ],
+    }
+}
+
+#[inline(always)]
+const fn address_from_words(family: u32, [a, b, c, d]: [u32; 4]) -> Destination {
+    if family == 4 {
+        Destination::V4(a)
+    } else {
+        Destination::V6((a as u64) << 32 | b as u64, (c as u64) << 32 | d as u64)
     }
 }
 
@@ -64,6 +83,11 @@ mod tests {
             let question = Question {
                 destination,
                 key: 0x1_0d96,
+                client: Client {
+                    source: destination,
+                    lan: 3,
+                    vlan: 4094,
+                },
             };
             assert_eq!(Question::from_words(&question.to_words()), question);
         }

@@ -5,6 +5,7 @@
 //! word 1        generation
 //! word 2        words in use
 //! word 3        number of classes
+//! word 4        word offset and number of source intervals for IPv4, then for IPv6 (see `condition`)
 //! word 16       IPv4 root: 65,536 entries, indexed by the upper 16 bits of the destination
 //! word 65552    IPv6 root: 8,192 entries for 2000::/3, indexed by bits 3 to 15; one entry for all other addresses
 //! word 73760    class pages: 512 offsets, indexed by the upper 9 bits of a key
@@ -14,8 +15,8 @@
 //!
 //! Protocols and ports that no rule tells apart have the same class. The class of a packet is found by its key (see
 //! [`Transport::key`]): a page has the classes of 256 keys, two in a word, the one with the even key in the lower half. It
-//! is the index of the answer in a leaf: the word of an [`Outcome`], [`NO_PREFIX`], [`NO_PORT`] or
-//! [`OWN`]. What several overlapping prefixes and endpoint sets say about one address is folded into its leaf by the
+//! is the index of the answer in a leaf: the word of an [`Outcome`], [`NO_PREFIX`], [`NO_PORT`],
+//! [`OWN`], or [`CHAIN`] with the offset of a chain of conditions (see [`condition`](crate::condition)). What several overlapping prefixes and endpoint sets say about one address is folded into its leaf by the
 //! compiler, so one walk gives the whole answer. The first leaf is for addresses that no prefix covers, the second
 //! one for those of the gateway itself; so those are found as all others are, without a branch.
 //!
@@ -34,8 +35,10 @@
 
 use core::net::IpAddr;
 
+use crate::condition::{Client, choose};
+
 /// The first word of every table. Its low byte is the layout's version.
-pub const MAGIC: u32 = 0x4252_4b05;
+pub const MAGIC: u32 = 0x4252_4b06;
 
 /// Index of the word that holds the generation.
 pub const GENERATION: u32 = 1;
@@ -43,6 +46,8 @@ pub const GENERATION: u32 = 1;
 pub const USED: u32 = 2;
 /// Index of the word that holds the number of classes, which is the length of a leaf in words.
 pub const CLASS_COUNT: u32 = 3;
+/// Index of the two words that say where the source intervals for IPv4 are; those for IPv6 follow.
+pub const SOURCES: u32 = 4;
 /// Index of the first entry of the IPv4 root.
 pub const V4_ROOT: u32 = 16;
 /// Entries of the IPv4 root.
@@ -73,6 +78,8 @@ pub const NO_PREFIX: u32 = 1;
 pub const NO_PORT: u32 = 2;
 /// The answer where the destination is the gateway itself.
 pub const OWN: u32 = 3;
+/// The bit of a leaf's word that says it stands for a chain of conditions; the others are its word offset.
+pub const CHAIN: u32 = 1 << 31;
 /// The bit of an entry that says it stands for a block.
 pub const BLOCK: u32 = 1 << 31;
 /// How far up in the entry of a block the number of its intervals is.
@@ -162,7 +169,37 @@ impl From<IpAddr> for Destination {
     }
 }
 
+impl From<Destination> for IpAddr {
+    fn from(address: Destination) -> Self {
+        match address {
+            Destination::V4(bits) => IpAddr::V4(bits.into()),
+            Destination::V6(high, low) => {
+                IpAddr::V6((u128::from(high) << 64 | u128::from(low)).into())
+            }
+        }
+    }
+}
+
 impl Destination {
+    /// The address of a family as two numbers, an IPv4 address in the second one.
+    #[inline(always)]
+    pub const fn from_halves(is_v6: bool, high: u64, low: u64) -> Self {
+        if is_v6 {
+            Destination::V6(high, low)
+        } else {
+            Destination::V4((low & 0xffff_ffff) as u32)
+        }
+    }
+
+    /// The address as [`from_halves`](Self::from_halves) takes it.
+    #[inline(always)]
+    pub const fn to_halves(self) -> (u64, u64) {
+        match self {
+            Destination::V4(address) => (0, address as u64),
+            Destination::V6(high, low) => (high, low),
+        }
+    }
+
     /// Whether it is an IPv6 address.
     #[inline(always)]
     pub const fn is_v6(self) -> bool {
@@ -177,17 +214,37 @@ pub struct Outcome {
     pub set: u16,
     /// The egress to steer to, or `None` where the policy passes the set.
     pub egress: Option<u8>,
+    /// Why it is not steered there all the same, if so.
+    pub hold: Option<Hold>,
+}
+
+/// Why a packet that the policy steers takes the ordinary path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Hold {
+    /// The policy only shows what it would do.
+    Shadow,
+    /// The operator has switched steering off for a time.
+    Bypass,
 }
 
 impl Outcome {
     const STEER: u32 = 1 << 24;
     const PRESENT: u32 = 1 << 25;
+    const SHADOW: u32 = 1 << 26;
+    const BYPASS: u32 = 1 << 27;
 
     /// The outcome as a table word, which is never zero.
     pub const fn to_word(self) -> u32 {
+        let hold = match self.hold {
+            None => 0,
+            Some(Hold::Shadow) => Self::SHADOW,
+            Some(Hold::Bypass) => Self::BYPASS,
+        };
         match self.egress {
-            Some(egress) => Self::PRESENT | Self::STEER | (egress as u32) << 16 | self.set as u32,
-            None => Self::PRESENT | self.set as u32,
+            Some(egress) => {
+                Self::PRESENT | Self::STEER | hold | (egress as u32) << 16 | self.set as u32
+            }
+            None => Self::PRESENT | hold | self.set as u32,
         }
     }
 
@@ -199,6 +256,13 @@ impl Outcome {
                 None
             } else {
                 Some((word >> 16 & 0xff) as u8)
+            },
+            hold: if word & Self::BYPASS != 0 {
+                Some(Hold::Bypass)
+            } else if word & Self::SHADOW != 0 {
+                Some(Hold::Shadow)
+            } else {
+                None
             },
         }
     }
@@ -233,19 +297,44 @@ impl Answer {
 
 /// Something that answers what a ruleset says.
 pub trait Lookup {
-    /// What the ruleset says about a destination, and a protocol and port as [`Transport::key`] gives them. `None` if
-    /// there is no ruleset, or its table is damaged.
-    fn lookup(&self, destination: Destination, key: u32) -> Option<Answer>;
+    /// What the ruleset says about a destination, and a protocol and port as [`Transport::key`] gives them. `client` is
+    /// called if that depends on who sends the packet. `None` if there is no ruleset, or its table is damaged, or the
+    /// client cannot be told.
+    fn lookup(
+        &self,
+        destination: Destination,
+        key: u32,
+        client: impl FnOnce() -> Option<Client>,
+    ) -> Option<Answer>;
 }
 
 impl Lookup for [u32] {
-    fn lookup(&self, destination: Destination, key: u32) -> Option<Answer> {
-        let word = match destination {
-            Destination::V4(address) => lookup_v4(self, address, key),
-            Destination::V6(high, low) => lookup_v6(self, high, low, key),
-        };
-        Answer::from_word(word?)
+    fn lookup(
+        &self,
+        destination: Destination,
+        key: u32,
+        client: impl FnOnce() -> Option<Client>,
+    ) -> Option<Answer> {
+        Answer::from_word(answer_word(self, destination, key, client)?)
     }
+}
+
+/// Asks a table, as [`Lookup::lookup`] says. The word is that of an answer; see [`Answer::from_word`].
+#[inline(always)]
+pub fn answer_word<T: Table + ?Sized>(
+    table: &T,
+    destination: Destination,
+    key: u32,
+    client: impl FnOnce() -> Option<Client>,
+) -> Option<u32> {
+    let word = match destination {
+        Destination::V4(address) => lookup_v4(table, address, key),
+        Destination::V6(high, low) => lookup_v6(table, high, low, key),
+    }?;
+    if word & CHAIN == 0 {
+        return Some(word);
+    }
+    choose(table, word & !CHAIN, &client()?)
 }
 
 /// Asks the table about an IPv4 destination; see [`Answer::from_word`]. `None` if the table is damaged: an offset leads
@@ -253,7 +342,7 @@ impl Lookup for [u32] {
 #[inline(always)]
 pub fn lookup_v4<T: Table + ?Sized>(table: &T, address: u32, key: u32) -> Option<u32> {
     let class = class(table, key)?;
-    let mut entry = table.word(V4_ROOT + (address >> 16))?;
+    let mut entry = table.word(v4_root(address))?;
     if entry & BLOCK != 0 {
         let (first, count) = block(table, entry)?;
         let interval = search::<T, 4>(table, first, count, address << 16 | 0xffff)?;
@@ -267,14 +356,12 @@ pub fn lookup_v4<T: Table + ?Sized>(table: &T, address: u32, key: u32) -> Option
 /// Asks the table about an IPv6 destination, as [`lookup_v4`] does.
 #[inline(always)]
 pub fn lookup_v6<T: Table + ?Sized>(table: &T, high: u64, low: u64, key: u32) -> Option<u32> {
-    let class = class(table, key)?;
-    let (root, mut next, mut rest) = if high >> 61 == 1 {
-        let index = (high >> 48) as u32 & (V6_ENTRIES - 1);
-        (V6_ROOT + index, high << 16 | low >> 48, low << 16)
+    let mut entry = table.word(table.blur(v6_root(high)))?;
+    let (mut next, mut rest) = if high >> 61 == 1 {
+        (high << 16 | low >> 48, low << 16)
     } else {
-        (V6_OTHERS, high, low)
+        (high, low)
     };
-    let mut entry = table.word(table.blur(root))?;
     let mut level = 0;
     while level < V6_LEVELS && entry & BLOCK != 0 {
         let (first, count) = block(table, entry)?;
@@ -283,7 +370,29 @@ pub fn lookup_v6<T: Table + ?Sized>(table: &T, high: u64, low: u64, key: u32) ->
         rest <<= 32;
         level += 1;
     }
-    table.word(entry.wrapping_add(class))
+    leaf_word(table, entry, key)
+}
+
+/// The index of an IPv4 destination's entry in the root.
+#[inline(always)]
+pub const fn v4_root(address: u32) -> u32 {
+    V4_ROOT + (address >> 16)
+}
+
+/// The index of an IPv6 destination's entry in the root, by the first half of the address.
+#[inline(always)]
+pub const fn v6_root(high: u64) -> u32 {
+    if high >> 61 == 1 {
+        V6_ROOT + ((high >> 48) as u32 & (V6_ENTRIES - 1))
+    } else {
+        V6_OTHERS
+    }
+}
+
+/// The word of a leaf, by the leaf's entry.
+#[inline(always)]
+pub fn leaf_word<T: Table + ?Sized>(table: &T, entry: u32, key: u32) -> Option<u32> {
+    table.word(entry.wrapping_add(class(table, key)?))
 }
 
 /// The class of a key.
@@ -365,10 +474,12 @@ mod tests {
     fn outcomes_survive_the_word() {
         for egress in [None, Some(0), Some(255)] {
             for set in [0, 1, u16::MAX] {
-                let outcome = Outcome { set, egress };
-                assert_eq!(Outcome::from_word(outcome.to_word()), outcome);
-                let word = outcome.to_word();
-                assert_eq!(Answer::from_word(word), Some(Answer::Match(outcome)));
+                for hold in [None, Some(Hold::Shadow), Some(Hold::Bypass)] {
+                    let outcome = Outcome { set, egress, hold };
+                    let word = outcome.to_word();
+                    assert_eq!(word & CHAIN, 0);
+                    assert_eq!(Answer::from_word(word), Some(Answer::Match(outcome)));
+                }
             }
         }
     }
@@ -393,13 +504,16 @@ mod tests {
     #[test]
     fn damaged_tables_give_no_answer() {
         let short: &[u32] = &[0; 32];
-        assert_eq!(short.lookup(Destination::V4(0xffff_ffff), 443), None);
+        assert_eq!(
+            short.lookup(Destination::V4(0xffff_ffff), 443, || None),
+            None
+        );
         let mut words = vec![0u32; LEAVES as usize + 4];
         words[V4_ROOT as usize] = BLOCK | 0x7fff_ff00; // a block behind the end
-        assert_eq!(words.lookup(Destination::V4(255 << 8), 443), None);
+        assert_eq!(words.lookup(Destination::V4(255 << 8), 443, || None), None);
         words[V4_ROOT as usize] = LEAVES + 4; // a leaf behind the end
-        assert_eq!(words.lookup(Destination::V4(1), 443), None);
+        assert_eq!(words.lookup(Destination::V4(1), 443, || None), None);
         words[V6_OTHERS as usize] = BLOCK | (LEAVES + 1); // a block that claims no intervals
-        assert_eq!(words.lookup(Destination::V6(0, 1), 443), None);
+        assert_eq!(words.lookup(Destination::V6(0, 1), 443, || None), None);
     }
 }

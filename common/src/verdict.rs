@@ -72,6 +72,8 @@ reasons! {
     NotForGateway = 20, "not_for_gateway", "addressed to another station's MAC address";
     NoRuleset = 21, "no_ruleset", "no ruleset is loaded, or it could not be read";
     OwnAddress = 22, "own_address", "addressed to the gateway itself, or the broadcast address of one of its networks";
+    Shadow = 23, "shadow", "matched an endpoint set that the policy would steer, but only shows (shadow)";
+    Bypass = 24, "bypass", "matched a steered endpoint set, but steering is switched off (breakout bypass)";
 }
 
 impl Reason {
@@ -92,42 +94,114 @@ impl Reason {
 }
 
 /// The outcome for one packet.
+///
+/// It is not made of enums with content: what those have in one case only the compiler leaves undefined in the others, and
+/// moves about all the same, which the kernel's verifier refuses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decision {
-    /// Where the packet goes.
-    pub verdict: Verdict,
-    /// Why.
-    pub reason: Reason,
-    /// The slot of the endpoint set that decided, if one matched.
-    pub set: Option<u16>,
+    reason: Reason,
+    /// [`STEER`](Self::STEER) and [`SET`](Self::SET).
+    marks: u32,
+    egress: u8,
+    set: u16,
 }
 
 impl Decision {
+    const STEER: u32 = 1 << 13;
+    const SET: u32 = 1 << 14;
+
     /// The ordinary path, for a reason that involves no endpoint set.
+    #[inline(always)]
     pub const fn pass(reason: Reason) -> Self {
         Decision {
-            verdict: Verdict::Pass,
             reason,
-            set: None,
+            marks: 0,
+            egress: 0,
+            set: 0,
         }
     }
 
-    const STEER: u32 = 1 << 13;
-    const SET: u32 = 1 << 14;
+    /// The ordinary path, because of the endpoint set with this slot.
+    #[inline(always)]
+    pub const fn pass_set(reason: Reason, set: u16) -> Self {
+        Decision {
+            reason,
+            marks: Self::SET,
+            egress: 0,
+            set,
+        }
+    }
+
+    /// Out by an egress, because of the endpoint set with this slot.
+    #[inline(always)]
+    pub const fn steer(egress: u8, set: u16) -> Self {
+        Decision {
+            reason: Reason::Steered,
+            marks: Self::SET | Self::STEER,
+            egress,
+            set,
+        }
+    }
+
+    /// Where the packet goes.
+    #[inline(always)]
+    pub const fn verdict(&self) -> Verdict {
+        match self.egress() {
+            Some(egress) => Verdict::Steer(egress),
+            None => Verdict::Pass,
+        }
+    }
+
+    /// Why.
+    #[inline(always)]
+    pub const fn reason(&self) -> Reason {
+        self.reason
+    }
+
+    /// The index of the egress, if it is steered.
+    #[inline(always)]
+    pub const fn egress(&self) -> Option<u8> {
+        if self.marks & Self::STEER == 0 {
+            None
+        } else {
+            Some(self.egress)
+        }
+    }
+
+    /// The slot of the endpoint set that decided, if one matched.
+    #[inline(always)]
+    pub const fn set(&self) -> Option<u16> {
+        if self.marks & Self::SET == 0 {
+            None
+        } else {
+            Some(self.set)
+        }
+    }
+
+    /// The same for another reason.
+    #[inline(always)]
+    #[must_use]
+    pub const fn because(self, reason: Reason) -> Self {
+        Decision { reason, ..self }
+    }
+
+    /// The ordinary path all the same, for another reason.
+    #[inline(always)]
+    #[must_use]
+    pub const fn but_pass(self, reason: Reason) -> Self {
+        Decision {
+            reason,
+            marks: self.marks & !Self::STEER,
+            egress: 0,
+            ..self
+        }
+    }
 
     /// The decision as a word: the reason's number in the lowest 5 bits, the egress in 8 more, a bit that says whether it is
     /// steered to that, a bit that says whether there is an endpoint set, and its slot.
     #[inline(always)]
     pub const fn to_word(&self) -> u32 {
-        let verdict = match self.verdict {
-            Verdict::Pass => 0,
-            Verdict::Steer(egress) => Self::STEER | (egress as u32) << 5,
-        };
-        let set = match self.set {
-            Some(set) => Self::SET | (set as u32) << 15,
-            None => 0,
-        };
-        verdict | set | self.reason as u32
+        self.marks | (self.egress as u32) << 5 | (self.set as u32) << 15 | self.reason as u32
     }
 
     /// The decision that a word stands for, if any.
@@ -136,17 +210,10 @@ impl Decision {
             return None;
         };
         Some(Decision {
-            verdict: if word & Self::STEER == 0 {
-                Verdict::Pass
-            } else {
-                Verdict::Steer((word >> 5 & 0xff) as u8)
-            },
             reason,
-            set: if word & Self::SET == 0 {
-                None
-            } else {
-                Some((word >> 15 & 0xffff) as u16)
-            },
+            marks: word & (Self::STEER | Self::SET),
+            egress: (word >> 5 & 0xff) as u8,
+            set: (word >> 15 & 0xffff) as u16,
         })
     }
 }
@@ -166,18 +233,20 @@ mod tests {
     #[test]
     fn decisions_survive_the_word() {
         for reason in Reason::ALL {
-            for verdict in [Verdict::Pass, Verdict::Steer(0), Verdict::Steer(255)] {
-                for set in [None, Some(0), Some(4095), Some(u16::MAX)] {
-                    let decision = Decision {
-                        verdict,
-                        reason: *reason,
-                        set,
-                    };
+            for set in [0, 4095, u16::MAX] {
+                for decision in [
+                    Decision::pass(*reason),
+                    Decision::pass_set(*reason, set),
+                    Decision::steer(255, set).because(*reason),
+                    Decision::steer(0, set).because(*reason),
+                ] {
                     assert_eq!(Decision::from_word(decision.to_word()), Some(decision));
                 }
             }
         }
         assert_eq!(Decision::from_word(0x1f), None);
+        let passed = Decision::steer(3, 7).but_pass(Reason::EgressDown);
+        assert_eq!(passed, Decision::pass_set(Reason::EgressDown, 7));
     }
 
     #[test]

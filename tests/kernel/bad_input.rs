@@ -175,7 +175,7 @@ fn typo() -> Result<()> {
         &[],
         3,
         &[
-            "breakout.toml:11",
+            "breakout.toml:12",
             "unknown key \"gatway6\"",
             "did you mean \"gateway6\"?",
         ],

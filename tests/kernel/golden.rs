@@ -20,11 +20,11 @@ pub(crate) const TESTS: &[Test] = &[
 fn by_the_program() -> Result<()> {
     let mut bench = TestBench::new(Instance::Worldwide)?;
     for (proto, port, destination, set) in GOLDEN {
-        let query = Query {
-            destination: destination.parse()?,
-            proto: serde_json::from_value(Value::from(*proto))?,
-            port: *port,
-        };
+        let query = Query::new(
+            destination.parse()?,
+            serde_json::from_value(Value::from(*proto))?,
+            *port,
+        );
         for program in ["tc", "xdp"] {
             let outcome = bench.run(program, &query)?;
             ensure!(

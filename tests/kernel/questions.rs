@@ -5,14 +5,15 @@ use std::net::IpAddr;
 use anyhow::{Result, ensure};
 use breakout::datapath::Asker;
 use breakout::list::{Category, Instance, PortRange, embedded, read_file};
-use breakout::policy::{Action, Policy};
-use breakout::ruleset::{Covering, Ruleset, Slots, compile, winner};
+use breakout::policy::Action;
+use breakout::ruleset::{Covering, Found, Ruleset, compile};
 use breakout_common::question::{QUESTIONS, Question};
 use breakout_common::table::Transport;
-use breakout_common::verdict::{Decision, Reason, Verdict};
+use breakout_common::verdict::{Decision, Reason};
 use breakout_tests::programs;
-use breakout_tests::random::{
-    address_in, edge_of, routed_prefix, rule, tangled_prefix, tangled_ruleset,
+use breakout_tests::rulesets::{
+    add_conditions, address_in, by_default, client, edge_of, routed_prefix, rule, tangled_prefix,
+    tangled_ruleset,
 };
 use fastrand::Rng;
 use ipnet::IpNet;
@@ -41,7 +42,11 @@ fn ten_million() -> Result<()> {
         asked += ask(ruleset, calls.div_ceil(published.len()), &mut rng)?;
     }
     for _ in 0..calls {
-        asked += ask(&tangled_ruleset(&mut rng), 1, &mut rng)?;
+        let mut ruleset = tangled_ruleset(&mut rng);
+        if rng.bool() {
+            add_conditions(&mut rng, &mut ruleset);
+        }
+        asked += ask(&ruleset, 1, &mut rng)?;
     }
     println!("{asked} questions, all answered as the rules are written");
     Ok(())
@@ -79,7 +84,7 @@ fn a_million() -> Result<()> {
         rules.map(|(slot, prefixes)| rule(slot, Category::Optimize, prefixes, ports.clone()));
     let ruleset = Ruleset {
         rules: rules.collect(),
-        own: Vec::new(),
+        ..Ruleset::default()
     };
     let mut asker = Asker::load(programs::object(), &compile(&ruleset)?)?;
     for _ in 0..10usize.div_ceil(share) {
@@ -99,17 +104,14 @@ fn a_million() -> Result<()> {
             .map(|address| Question {
                 destination: (*address).into(),
                 key: Transport::Tcp.key(443),
+                client: client(&mut rng, &ruleset, address.is_ipv6()),
             })
             .collect();
         for (address, answer) in addresses.iter().zip(asker.ask(&questions)?) {
             let expected = match trie.get_lpm(&IpNet::from(*address)) {
                 _ if is_group(*address) => Decision::pass(Reason::GroupAddress),
                 None => Decision::pass(Reason::NoPrefix),
-                Some((_, slot)) => Decision {
-                    verdict: Verdict::Steer(0),
-                    reason: Reason::Steered,
-                    set: Some(*slot),
-                },
+                Some((_, slot)) => Decision::steer(0, *slot),
             };
             ensure!(
                 answer == expected.to_word(),
@@ -133,11 +135,7 @@ fn published() -> Result<Vec<Ruleset>> {
             lists.push(list);
         }
     }
-    let policy = Policy { egress: 0 };
-    lists
-        .iter()
-        .map(|list| Ruleset::new(std::slice::from_ref(list), &policy, &mut Slots::default()))
-        .collect()
+    lists.iter().map(by_default).collect()
 }
 
 /// Asks the kernel in so many calls. Returns the number of questions.
@@ -157,11 +155,14 @@ fn ask(ruleset: &Ruleset, calls: usize, rng: &mut Rng) -> Result<usize> {
             let covering = ruleset.covering(address);
             for _ in 0..KEYS {
                 let (transport, port) = key(rng, ruleset);
-                questions.push(Question {
+                let question = Question {
                     destination: address.into(),
                     key: transport.key(port),
-                });
-                expected.push(decision(ruleset, address, &covering, transport, port).to_word());
+                    client: client(rng, ruleset, address.is_ipv6()),
+                };
+                let decided = ruleset.decide(&covering, transport, port, &question.client);
+                questions.push(question);
+                expected.push(decision(ruleset, address, &covering, decided).to_word());
             }
         }
         let answers = asker.ask(&questions)?;
@@ -215,8 +216,7 @@ fn decision(
     ruleset: &Ruleset,
     address: IpAddr,
     covering: &[Covering<'_>],
-    transport: Transport,
-    port: u16,
+    decided: Option<Found<'_>>,
 ) -> Decision {
     if is_group(address) {
         return Decision::pass(Reason::GroupAddress);
@@ -227,16 +227,13 @@ fn decision(
     if covering.is_empty() {
         return Decision::pass(Reason::NoPrefix);
     }
-    let Some(found) = winner(covering, transport, port) else {
+    let Some(found) = decided else {
         return Decision::pass(Reason::NoPort);
     };
-    let (verdict, reason) = match found.rule.action {
-        Action::Steer(egress) => (Verdict::Steer(egress), Reason::Steered),
-        Action::Pass => (Verdict::Pass, Reason::Policy),
-    };
-    Decision {
-        verdict,
-        reason,
-        set: Some(found.rule.slot),
+    let slot = found.set.rule.slot;
+    match found.choice.map(|choice| (choice.action, choice.shadow)) {
+        Some((Action::Steer(egress), false)) => Decision::steer(egress, slot),
+        Some((Action::Steer(_), true)) => Decision::pass_set(Reason::Shadow, slot),
+        Some((Action::Pass, _)) | None => Decision::pass_set(Reason::Policy, slot),
     }
 }

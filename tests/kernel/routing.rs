@@ -133,11 +133,7 @@ fn added_egress() -> Result<()> {
 /// runs take it from their context.
 fn other_mark_bits() -> Result<()> {
     let mut bench = TestBench::new(Instance::Worldwide)?;
-    let query = Query {
-        destination: "52.113.0.1".parse()?,
-        proto: Proto::Udp,
-        port: 3478,
-    };
+    let query = Query::new("52.113.0.1".parse()?, Proto::Udp, 3478);
     let mark = bench.mark_after(&query, 0x12ff_0034)?;
     ensure!(mark == 0x1201_0034, "steered: {mark:#x}");
     let other = Query { port: 53, ..query };

@@ -12,12 +12,12 @@ use anyhow::{Context, Result, anyhow, ensure};
 use breakout_tests::daemon::{Daemon, Site};
 use breakout_tests::flow::{Flow, Transport};
 use breakout_tests::lab::{Lab, config_with_list};
-use breakout_tests::seen;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::RcvBufForce;
 use serde_json::json;
 use socket2::{Domain, Socket, Type};
 
+use crate::traffic::{self, Expected, Office, generate};
 use crate::{Test, setting};
 
 pub(crate) const TESTS: &[Test] = &[
@@ -33,8 +33,6 @@ pub(crate) const TESTS: &[Test] = &[
 /// Reloads, each of which switches to the other list, unless BREAKOUT_TEST_SWITCHES says how many: under software
 /// emulation each takes long.
 const RELOADS: usize = 1000;
-/// Rounds of packets after which the generator stops alone.
-const MAX_ROUNDS: u64 = 2_000_000;
 
 fn reloads() -> usize {
     setting("BREAKOUT_TEST_SWITCHES", RELOADS)
@@ -135,87 +133,16 @@ fn killed() -> Result<()> {
 
 /// Does some work while the generator sends at full rate, and sees where every packet went.
 fn under_traffic(mode: &str, work: impl FnOnce(&mut Office<'_>) -> Result<()>) -> Result<()> {
+    let ways: Vec<Expected> = (0..SENTINELS.len())
+        .map(|index| match index {
+            _ if BOTH.contains(&index) => Expected::Internet,
+            _ if NEITHER.contains(&index) => Expected::Wan,
+            _ => Expected::Both,
+        })
+        .collect();
     let lab = Lab::build()?;
-    let flows = flows();
-    lab.own(flows.iter().map(|flow| flow.destination.ip()))?;
-    let site = site(mode)?;
-    let mut daemon = Daemon::start(&site, &lab.gateway)?;
-    if mode == "redirect" {
-        daemon.wait_until(|_| site.next_hops_known(&lab.gateway))?;
-    }
-    let mut office = Office {
-        lab: &lab,
-        site: &site,
-        daemon: Some(daemon),
-    };
-    for end in [&lab.internet, &lab.wan] {
-        seen::watch(end, &flows)?;
-    }
-    let stop = Arc::new(AtomicBool::new(false));
-    let flag = Arc::clone(&stop);
-    let destinations: Vec<SocketAddr> = flows.iter().map(|flow| flow.destination).collect();
-    let generator = lab.client.spawn(move || generate(&destinations, &flag));
-    let worked = work(&mut office);
-    stop.store(true, Ordering::Relaxed);
-    let sent = generator.join().expect("the generator does not panic");
-    thread::sleep(Duration::from_millis(200));
-    let counted =
-        seen::packets(&lab.internet).and_then(|left| Ok((left, seen::packets(&lab.wan)?)));
-    worked?;
-    if let Some(daemon) = office.daemon.take() {
-        daemon.stop()?;
-    }
-    let (sent, (internet, wan)) = (sent? / flows.len() as u64, counted?);
-    ensure!(sent > 1000, "only {sent} rounds were sent");
-    for (index, flow) in flows.iter().enumerate() {
-        let key = seen::key(flow);
-        let (left, right) = (internet[&key], wan[&key]);
-        ensure!(
-            left + right == sent,
-            "{key}: {left} + {right} of {sent} arrived"
-        );
-        if BOTH.contains(&index) {
-            ensure!(
-                right == 0,
-                "{key} is in both lists, but {right} packets took the WAN"
-            );
-        } else if NEITHER.contains(&index) {
-            ensure!(
-                left == 0,
-                "{key} is in neither list, but {left} packets were steered"
-            );
-        } else {
-            ensure!(
-                left > 0 && right > 0,
-                "{key} never switched: {left}, {right}"
-            );
-        }
-    }
-    println!("{sent} packets to each of {} destinations", flows.len());
-    Ok(())
-}
-
-/// Where the controller runs that is the present one.
-struct Office<'a> {
-    lab: &'a Lab,
-    site: &'a Site,
-    daemon: Option<Daemon<'a>>,
-}
-
-impl Office<'_> {
-    /// Kills the controller where it is, and starts the next one.
-    fn replace(&mut self) -> Result<()> {
-        if let Some(daemon) = self.daemon.take() {
-            daemon.kill()?;
-        }
-        let next = Daemon::start(self.site, &self.lab.gateway);
-        if next.is_err() {
-            // Nobody else takes over what the killed one left.
-            self.site.output(&self.lab.gateway, &["unload"])?;
-        }
-        self.daemon = Some(next?);
-        Ok(())
-    }
+    let sentinels: Vec<_> = flows().into_iter().zip(ways).collect();
+    traffic::under_traffic(&lab, &site(mode)?, &sentinels, work)
 }
 
 /// Every packet has its number, so that their ways can be read in the order in which they were sent. Each packet to a
@@ -273,25 +200,6 @@ fn together() -> Result<()> {
     Ok(())
 }
 
-/// Sends numbered packets to all destinations in turn. Returns how many.
-fn generate(destinations: &[SocketAddr], stop: &AtomicBool) -> Result<u64> {
-    let v4 = UdpSocket::bind("0.0.0.0:0")?;
-    let v6 = UdpSocket::bind("[::]:0")?;
-    let mut number = 0u64;
-    for _ in 0..MAX_ROUNDS {
-        if stop.load(Ordering::Relaxed) {
-            break;
-        }
-        for destination in destinations {
-            let socket = if destination.is_ipv4() { &v4 } else { &v6 };
-            send(socket, &number.to_be_bytes(), destination)?;
-            number += 1;
-        }
-        thread::sleep(BREAK);
-    }
-    Ok(number)
-}
-
 /// The numbers of all packets that arrive, until some time after the generator has stopped.
 fn receive(stop: &AtomicBool) -> Result<Vec<u64>> {
     let sockets = ["0.0.0.0:443", "[::]:443"].map(|address| -> Result<UdpSocket> {
@@ -331,18 +239,4 @@ fn receive(stop: &AtomicBool) -> Result<Vec<u64>> {
             thread::sleep(Duration::from_micros(200));
         }
     }
-}
-
-/// The break after each round. Without one a busy machine lets the queues between the namespaces overflow, and a packet
-/// lost there says nothing of the switch.
-const BREAK: Duration = Duration::from_micros(20);
-
-/// Sends one packet. Where nobody listens, the answer to an earlier packet must not count as a failure of this one.
-fn send(socket: &UdpSocket, bytes: &[u8], destination: &SocketAddr) -> Result<()> {
-    for _ in 0..1000 {
-        if socket.send_to(bytes, destination).is_ok() {
-            return Ok(());
-        }
-    }
-    Err(std::io::Error::last_os_error()).with_context(|| format!("cannot send to {destination}"))
 }

@@ -7,10 +7,9 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, ensure};
 use breakout::list::{Category, Instance, List, read_file};
-use breakout::policy::Policy;
-use breakout::ruleset::{Ruleset, Slots};
 use breakout_tests::daemon::binary;
 use breakout_tests::golden::GOLDEN;
+use breakout_tests::rulesets::by_default;
 use libtest_mimic::{Arguments, Failed, Trial};
 use serde_json::Value;
 
@@ -118,11 +117,9 @@ fn worldwide() -> Result<()> {
 fn same_ruleset() -> Result<()> {
     let hash = |name| -> Result<String> {
         let list = published(name, Instance::Worldwide)?;
-        let ruleset = Ruleset::new(&[list], &Policy { egress: 0 }, &mut Slots::default())?;
-        Ok(ruleset.hash())
+        Ok(by_default(&list)?.hash())
     };
-    let built_in = [breakout::list::embedded(Instance::Worldwide)];
-    let built_in = Ruleset::new(&built_in, &Policy { egress: 0 }, &mut Slots::default())?;
+    let built_in = by_default(&breakout::list::embedded(Instance::Worldwide))?;
     let newer = hash("worldwide.2026-08-14.optimize-allow.json")?;
     ensure!(hash("worldwide.2025-11.json")? == newer);
     ensure!(built_in.hash() == newer, "the built-in list differs");

@@ -26,6 +26,7 @@ pub struct Lab {
 pub const CONFIG: &str = r#"
 [list]
 instance = "worldwide"
+source = "builtin"
 
 [[lan]]
 interface = "lan"
@@ -40,7 +41,7 @@ mode = "MODE"
 /// The configuration for a mode, with a list from the file `list.json` beside it.
 pub fn config_with_list(mode: &str) -> String {
     let config = CONFIG.replace("MODE", mode);
-    config.replace("[list]", "[list]\nfile = \"list.json\"")
+    config.replace("source = \"builtin\"", "file = \"list.json\"")
 }
 
 static COUNT: AtomicU32 = AtomicU32::new(0);

@@ -11,13 +11,14 @@
 
 pub mod capture;
 pub mod daemon;
+pub mod fake_service;
 pub mod flow;
 pub mod golden;
 pub mod lab;
 pub mod netns;
 pub mod programs;
-pub mod random;
 pub mod requirements;
+pub mod rulesets;
 pub mod seen;
 pub mod server;
 pub mod testrun;

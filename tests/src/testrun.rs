@@ -7,10 +7,11 @@ use breakout::config::XdpAttach;
 use breakout::datapath::{Bench, Counters, Egresses, LanPlan, Plan, Run, Size};
 use breakout::explain::{Query, frame};
 use breakout::list::{Instance, List, embedded};
-use breakout::policy::Policy;
-use breakout::ruleset::{Ruleset, Slots, compile};
+use breakout::ruleset::{Ruleset, compile};
 use breakout_common::egress::{Egress, NextHop};
 use breakout_common::verdict::Reason;
+
+use crate::rulesets::by_default;
 
 /// The mark that steered packets get on the bench, and its mask.
 pub const MARK: (u32, u32) = (0x0001_0000, 0x00ff_0000);
@@ -53,8 +54,7 @@ impl TestBench {
     ///
     /// When the kernel does not take them.
     pub fn with(list: &List, egress: Egress) -> Result<Self> {
-        let policy = Policy { egress: 0 };
-        let ruleset = Ruleset::new(std::slice::from_ref(list), &policy, &mut Slots::default())?;
+        let ruleset = by_default(list)?;
         let mut egresses = Egresses::default();
         let egress = Egress {
             mark: MARK.0,
@@ -72,6 +72,7 @@ impl TestBench {
             mac: [0; 6],
             xdp: Some(XdpAttach::Native),
             namespace: 0,
+            number: 0,
         };
         let bench = Bench::load(&Plan {
             lans: &[lan],
@@ -156,7 +157,7 @@ impl TestBench {
         Ok(Outcome {
             steered: reason.is_steer(),
             reason: *reason,
-            set: rule.map(|rule| rule.key.id),
+            set: rule.and_then(|rule| rule.key.id()),
         })
     }
 }

@@ -6,8 +6,7 @@ use aya_ebpf::programs::XdpContext;
 use breakout_common::classify::decide;
 use breakout_common::frame::FrameMut;
 use breakout_common::packet::walk;
-use breakout_common::question::Question;
-use breakout_common::table::Destination;
+use breakout_common::question::QuestionWords;
 use breakout_common::verdict::Decision;
 
 use crate::questions::{advance, answer, question};
@@ -23,10 +22,14 @@ pub(crate) fn ask(ctx: XdpContext) -> u32 {
     let number = advance(1);
     let mut packet = Packet::new(ctx.data(), ctx.data_end(), LEN);
     if let Some(words) = question(number)
-        && write(&mut packet, &Question::from_words(&words)).is_some()
+        && write(&mut packet, &words).is_some()
     {
+        let [.., lan, vlan] = words;
         let decision = match walk(&packet) {
-            Ok(headers) => decide(&LiveRuleset, &headers),
+            Ok(mut headers) => {
+                headers.vlan = vlan;
+                decide(&LiveRuleset, &packet, &headers, lan)
+            }
             Err(stop) => Decision::pass(stop.reason()),
         };
         answer(number, decision.to_word());
@@ -34,26 +37,31 @@ pub(crate) fn ask(ctx: XdpContext) -> u32 {
     XDP_PASS
 }
 
-/// Writes the shortest packet that the question stands for.
+/// Writes the shortest packet that the question stands for. Goes by its words: of an address of either family the
+/// compiler leaves a part undefined, and the verifier does not let that be moved about.
 #[inline(always)]
-fn write(packet: &mut Packet, question: &Question) -> Option<()> {
-    let protocol = if question.key >> 16 == 0 { 6 } else { 17 };
-    let [_, _, port_high, port_low] = question.key.to_be_bytes();
+fn write(packet: &mut Packet, words: &QuestionWords) -> Option<()> {
+    let [family, key, addresses @ .., _, _] = *words;
+    let protocol = if key >> 16 == 0 { 6 } else { 17 };
+    let [_, _, port_high, port_low] = key.to_be_bytes();
     let ports = [0, 0, port_high, port_low];
+    let [d0, d1, d2, d3, s0, s1, s2, s3] = addresses.map(u32::to_be_bytes);
     packet.write(0, [0; 12])?;
-    match question.destination {
-        Destination::V4(address) => {
-            let [a, b, c, d] = address.to_be_bytes();
-            packet.write(12, [8, 0, 0x45, 0, 0, 40, 0, 0, 0, 0, 64, protocol, 0, 0])?;
-            packet.write(26, [10, 0, 0, 1, a, b, c, d])?;
-            packet.write(34, ports)
-        }
-        Destination::V6(high, low) => {
-            packet.write(12, [0x86, 0xdd, 0x60, 0, 0, 0, 0, 20, protocol, 64])?;
-            packet.write(22, [0; 16])?;
-            packet.write(38, high.to_be_bytes())?;
-            packet.write(46, low.to_be_bytes())?;
-            packet.write(54, ports)
-        }
+    if family == 4 {
+        packet.write(12, [8, 0, 0x45, 0, 0, 40, 0, 0, 0, 0, 64, protocol, 0, 0])?;
+        packet.write(26, s0)?;
+        packet.write(30, d0)?;
+        packet.write(34, ports)
+    } else {
+        packet.write(12, [0x86, 0xdd, 0x60, 0, 0, 0, 0, 20, protocol, 64])?;
+        packet.write(22, s0)?;
+        packet.write(26, s1)?;
+        packet.write(30, s2)?;
+        packet.write(34, s3)?;
+        packet.write(38, d0)?;
+        packet.write(42, d1)?;
+        packet.write(46, d2)?;
+        packet.write(50, d3)?;
+        packet.write(54, ports)
     }
 }

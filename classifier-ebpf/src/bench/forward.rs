@@ -59,11 +59,11 @@ pub(crate) fn forward_fib(ctx: XdpContext) -> u32 {
     };
     // SAFETY: the struct is integers and unions of integers, for which all-zero bytes are valid.
     let mut query: FibLookup = unsafe { zeroed() };
-    query.family = FAMILIES[usize::from(headers.destination.is_v6())];
+    query.family = FAMILIES[usize::from(headers.is_v6())];
     query.l4_protocol = 17;
     // SAFETY: the context is the running program's.
     query.ifindex = unsafe { (*ctx.ctx).ingress_ifindex };
-    match headers.destination {
+    match headers.destination() {
         Destination::V4(address) => {
             let Some(source) = packet.read::<4>(headers.ip_offset + 12) else {
                 return XDP_PASS;
@@ -98,7 +98,7 @@ pub(crate) fn pass_all(_: XdpContext) -> u32 {
 pub(crate) fn parse_only(ctx: XdpContext) -> u32 {
     match walk(&packet(&ctx)) {
         // Uses all that was found.
-        Ok(headers) => match headers.destination {
+        Ok(headers) => match headers.destination() {
             Destination::V4(address) if address == headers.key => 0,
             Destination::V6(high, low) if high == low => 0,
             _ => XDP_PASS,

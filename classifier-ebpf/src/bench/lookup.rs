@@ -7,11 +7,11 @@ use aya_ebpf::btf_maps::LpmTrie;
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::macros::{btf_map, classifier};
 use aya_ebpf::programs::TcContext;
-use breakout_common::table::{Destination, Transport};
+use breakout_common::table::{Destination, Transport, lookup_v4, lookup_v6};
 
 use crate::globals::zero;
 use crate::questions::{address, advance};
-use crate::ruleset::ask;
+use crate::ruleset::LiveTable;
 
 /// Questions asked in one run. The verifier looks at every one of them.
 const PER_RUN: u32 = 8;
@@ -51,6 +51,16 @@ fn v6([a, b, c, d]: [u32; 4]) -> (u64, u64) {
     (half(a, b), half(c, d))
 }
 
+/// The word that the ruleset has for a destination.
+#[inline(always)]
+fn ask(destination: Destination) -> u32 {
+    let word = LiveTable::current().and_then(|table| match destination {
+        Destination::V4(address) => lookup_v4(&table, address, KEY),
+        Destination::V6(high, low) => lookup_v6(&table, high, low, KEY),
+    });
+    word.unwrap_or(0)
+}
+
 #[classifier]
 pub(crate) fn lookup_none_v4(_: TcContext) -> i32 {
     chain(|[address]| address)
@@ -63,14 +73,14 @@ pub(crate) fn lookup_none_v6(_: TcContext) -> i32 {
 
 #[classifier]
 pub(crate) fn lookup_table_v4(_: TcContext) -> i32 {
-    chain(|[address]| ask(Destination::V4(address), KEY).unwrap_or(0))
+    chain(|[address]| ask(Destination::V4(address)))
 }
 
 #[classifier]
 pub(crate) fn lookup_table_v6(_: TcContext) -> i32 {
     chain(|words| {
         let (high, low) = v6(words);
-        ask(Destination::V6(high, low), KEY).unwrap_or(0)
+        ask(Destination::V6(high, low))
     })
 }
 

@@ -5,8 +5,11 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
+pub(super) use super::orders::{BypassCommand, ListCommand};
+
 use crate::config::DEFAULT_PATH;
 use crate::explain::Proto;
+use crate::export::Format;
 
 const EXIT_CODES: &str = "Exit codes:
   0  success
@@ -17,7 +20,10 @@ const EXIT_CODES: &str = "Exit codes:
   5  not enough privileges
   6  no controller answers on the control socket
   7  an interface, gateway or kernel feature is missing
-  8  another controller is in the way";
+  8  another controller is in the way
+  9  something needs an operator's attention (status --check)
+ 10  the list was refused
+ 11  the list's source cannot be reached or does not answer as it should";
 
 /// Local internet breakout of Microsoft 365 on a Linux gateway.
 ///
@@ -85,8 +91,14 @@ pub enum Command {
     },
     /// Show what the running controller is doing.
     ///
+    /// With --check the exit code is 9 if something needs an operator's attention: a stale or refused list, updates that
+    /// are held, a bypass, an egress without a way out.
+    ///
     /// Example: breakout status
     Status {
+        /// Exit with 9 if something needs attention.
+        #[arg(long)]
+        check: bool,
         /// Print JSON.
         #[arg(long)]
         json: bool,
@@ -106,6 +118,13 @@ pub enum Command {
     ///
     /// Example: breakout explain 52.98.1.1 --proto tcp --port 443
     Explain(Explain),
+    /// Write the rules for what else a site has: browsers, firewalls, routers, tunnels.
+    ///
+    /// From the lists that are in force and the configured policy. Formats without ports say at their head what they match
+    /// beyond it.
+    ///
+    /// Example: breakout export --format nft
+    Export(Export),
     /// Say what Breakout would do with the traffic in a capture.
     ///
     /// Each packet goes through the program in this kernel by a test run, as root, or with --pure through the same function
@@ -114,7 +133,7 @@ pub enum Command {
     ///
     /// Example: breakout replay --pure office.pcapng
     Replay(Replay),
-    /// Look at the list of endpoint sets.
+    /// Look at the lists of endpoint sets, and say which is in force.
     #[command(subcommand)]
     List(ListCommand),
     /// Read configuration and list again and put them into force in one switch.
@@ -126,6 +145,43 @@ pub enum Command {
         /// Print JSON.
         #[arg(long)]
         json: bool,
+    },
+    /// Show what an edited configuration and the lists that wait would change, without changing anything.
+    ///
+    /// Example: breakout plan
+    Plan {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Read the configuration again and put the lists that wait into force.
+    ///
+    /// Lists wait with [list] apply = "manual", and after a rollback.
+    ///
+    /// Example: breakout apply
+    Apply {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Switch steering off for a time, and on again.
+    ///
+    /// Everything takes the ordinary path then, and is counted as `bypass` where it would be steered. It survives a restart of
+    /// the controller, and ends by itself.
+    ///
+    /// Example: breakout bypass on --for 30m
+    #[command(subcommand)]
+    Bypass(BypassCommand),
+    /// Show what was put into force: when, by whom and why.
+    ///
+    /// Example: breakout history --limit 20
+    History {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+        /// Only the newest so many changes.
+        #[arg(long, value_name = "N")]
+        limit: Option<usize>,
     },
     /// Remove what a controller that was killed has left in the kernel.
     ///
@@ -144,12 +200,41 @@ pub struct Explain {
     /// The destination port.
     #[arg(long, value_name = "N")]
     pub port: u16,
-    /// Answer offline from this list, a response of the endpoints web service.
-    #[arg(long, value_name = "FILE")]
+    /// The client's address, where rules ask for sources or a share.
+    #[arg(long, value_name = "ADDRESS")]
+    pub from: Option<IpAddr>,
+    /// The LAN interface that the client is behind, where rules ask for it [default: the first]
+    #[arg(long, value_name = "INTERFACE")]
+    pub lan: Option<String>,
+    /// The client's VLAN, where rules ask for it.
+    #[arg(long, value_name = "ID", value_parser = clap::value_parser!(u16).range(1..=4094))]
+    pub vlan: Option<u16>,
+    /// Answer offline from this list: a response of the endpoints web service, or the version of a kept list.
+    #[arg(long, value_name = "FILE|VERSION")]
     pub list: Option<PathBuf>,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+/// `breakout export`.
+#[derive(Debug, Args)]
+pub struct Export {
+    /// What to write.
+    #[arg(long, value_enum)]
+    pub format: Format,
+    /// Only this rule of the policy; may be given several times.
+    #[arg(long, value_name = "NAME")]
+    pub policy: Vec<String>,
+    /// From this list: a response of the endpoints web service, or the version of a kept list.
+    #[arg(long, value_name = "FILE|VERSION")]
+    pub list: Option<PathBuf>,
+    /// For pac: 1 for Optimize, 2 for Optimize and Allow.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=2))]
+    pub pac_type: u8,
+    /// For pac: what all the rest takes.
+    #[arg(long, value_name = "PROXY", default_value = "PROXY 10.10.10.10:8080")]
+    pub proxy: String,
 }
 
 /// `breakout replay`.
@@ -169,22 +254,6 @@ pub struct Replay {
     /// Stop after so many packets.
     #[arg(long, value_name = "N")]
     pub limit: Option<u64>,
-}
-
-/// `breakout list`.
-#[derive(Debug, Subcommand)]
-pub enum ListCommand {
-    /// Show the endpoint sets, their addresses and ports, and what is done with them.
-    ///
-    /// Example: breakout list show
-    Show {
-        /// Show this list instead of the one in force.
-        #[arg(long, value_name = "FILE")]
-        list: Option<PathBuf>,
-        /// Print JSON.
-        #[arg(long)]
-        json: bool,
-    },
 }
 
 #[cfg(test)]
@@ -215,7 +284,7 @@ mod tests {
             }
         }
         for (code, meaning) in Code::MEANINGS {
-            assert!(EXIT_CODES.contains(&format!("{code}  {meaning}")));
+            assert!(EXIT_CODES.contains(&format!("{code:>3}  {meaning}")));
         }
     }
 

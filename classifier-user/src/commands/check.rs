@@ -6,66 +6,124 @@ use anyhow::Result;
 use serde::Serialize;
 
 use super::arguments::ConfigArgument;
+use super::offline::Offline;
 use super::output::print_json;
-use crate::config;
+use crate::config::{self, ListSource};
 use crate::control::{ListSummary, Unusable};
-use crate::controller::{make_ruleset, offline_indices, read_list, summary};
+use crate::controller::summary;
 use crate::exit::{Code, WithCode};
-use crate::policy::Action;
-use crate::ruleset::{Slots, compile};
+use crate::policy::{Build, sign_in_notes};
+use crate::ruleset::{Rule, compile};
 
 #[derive(Serialize)]
 struct Report {
     config: String,
     list: ListSummary,
+    lists: Vec<ListSummary>,
     steered_sets: Vec<u32>,
+    rules: Vec<String>,
     ruleset_hash: String,
     table_bytes: usize,
     unusable: Vec<Unusable>,
+    warnings: Vec<String>,
 }
 
 pub(super) fn check(config: &ConfigArgument, list: Option<&Path>, json: bool) -> Result<()> {
     let path = config.path();
-    let config = config::load(&path).code(Code::Config)?;
-    let list = read_list(&config, list)?;
-    let ruleset = make_ruleset(
-        &config,
-        &list,
-        &offline_indices(&config),
-        &mut Slots::default(),
-    )
-    .code(Code::List)?;
-    let steered = ruleset
-        .rules
-        .iter()
-        .filter(|rule| matches!(rule.action, Action::Steer(_)));
+    let offline = Offline::load(config::load(&path).code(Code::Config)?, list)?;
+    let ruleset = &offline.ruleset;
+    let steered = ruleset.rules.iter().filter(|rule| rule.is_steered());
     let report = Report {
         config: path.display().to_string(),
-        list: summary(&list),
-        steered_sets: steered.map(|rule| rule.key.id).collect(),
+        list: offline.lists.first().map(summary).unwrap_or_default(),
+        lists: offline.lists.iter().map(summary).collect(),
+        steered_sets: steered.filter_map(|rule| rule.key.id()).collect(),
+        rules: ruleset.policy.clone(),
         ruleset_hash: ruleset.hash(),
-        table_bytes: compile(&ruleset).code(Code::List)?.words().len() * 4,
-        unusable: list.problems.iter().map(Unusable::from).collect(),
+        table_bytes: compile(ruleset).code(Code::List)?.words().len() * 4,
+        unusable: offline.lists.iter().flat_map(Unusable::of).collect(),
+        warnings: warnings(&offline)?,
     };
     if json {
         return print_json(&report);
     }
     println!("configuration {}: ok", report.config);
+    for list in &report.lists {
+        println!(
+            "list {} (version {}) from {}: ok, {} endpoint sets",
+            list.instance,
+            list.version.as_deref().unwrap_or("unknown"),
+            list.source,
+            list.sets,
+        );
+    }
     println!(
-        "list {} (version {}) from {}: ok, {} endpoint sets, {} steered to \"{}\"",
-        report.list.instance,
-        report.list.version.as_deref().unwrap_or("unknown"),
-        report.list.source,
-        report.list.sets,
-        report.steered_sets.len(),
-        config.default_egress(),
+        "policy of {} rules: {} endpoint sets are steered",
+        report.rules.len(),
+        ruleset
+            .rules
+            .iter()
+            .filter(|rule| rule.is_steered())
+            .count()
     );
-    if report.steered_sets.is_empty() {
-        println!("warning: nothing is steered: the list has no usable set in category Optimize");
+    for warning in &report.warnings {
+        println!("warning: {warning}");
     }
     println!("interfaces, gateways and the kernel were not looked at; `breakout run` does that");
     for unusable in &report.unusable {
-        println!("  endpoint set {}: {}", unusable.id, unusable.problem);
+        println!("  {unusable}");
     }
     Ok(())
+}
+
+fn warnings(offline: &Offline) -> Result<Vec<String>> {
+    let build = Build {
+        config: &offline.config,
+        egresses: &offline.indices,
+    };
+    let policy = build.policy().code(Code::Config)?;
+    let mut warnings = Vec::new();
+    if !offline.ruleset.rules.iter().any(Rule::is_steered) {
+        warnings
+            .push("nothing is steered: no usable endpoint set is steered by the policy".to_owned());
+    }
+    for (number, rule) in (0u16..).zip(&policy.rules) {
+        let mut choices = offline.ruleset.rules.iter().flat_map(|rule| &rule.choices);
+        if !choices.any(|choice| choice.policy == number) {
+            warnings.push(format!(
+                "policy \"{}\" decides nothing: it is about no endpoint set of the list, or rules before it decide for all of them",
+                rule.name
+            ));
+        }
+    }
+    for custom in &offline.config.custom {
+        let is_named = |rule: &config::PolicyConfig| rule.custom.contains(&custom.name);
+        if !offline.config.policy.iter().any(is_named) {
+            warnings.push(format!(
+                "[[custom]] \"{}\" is not used: no [[policy]] names it",
+                custom.name
+            ));
+        }
+    }
+    let list = &offline.config.list;
+    let watched = match list.list_source() {
+        ListSource::Watched(file) => Some(file),
+        _ => None,
+    };
+    for file in [watched.as_ref(), list.ca_file.as_ref()]
+        .into_iter()
+        .flatten()
+    {
+        if !file.is_file() {
+            warnings.push(format!("[list] there is no file {}", file.display()));
+        }
+    }
+    if offline.config.shadow {
+        warnings
+            .push("shadow = true: nothing is steered, it is only shown what would be".to_owned());
+    }
+    for list in &offline.lists {
+        warnings.extend(sign_in_notes(&policy, &list.sets));
+    }
+    Ok(warnings)
 }

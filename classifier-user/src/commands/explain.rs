@@ -1,28 +1,48 @@
 //! `breakout explain`.
 
-use std::path::Path;
-
-use anyhow::Result;
+use anyhow::{Context as _, Result, anyhow};
 
 use super::arguments::{ConfigArgument, Explain};
+use super::offline::{Offline, live, offline_config};
 use super::output::print_json;
-use crate::config::{self, Config};
-use crate::control::Client;
-use crate::controller::{make_ruleset, offline_indices, read_list};
+use crate::control::SetReport;
+use crate::controller::lan_number;
 use crate::exit::{Code, WithCode};
 use crate::explain::{Context, Explanation, Query, Source, explain as ask};
-use crate::ruleset::{Slots, compile};
+use crate::ruleset::compile;
 
 pub(super) async fn explain(config: &ConfigArgument, arguments: &Explain) -> Result<()> {
+    let list = arguments.list.as_deref();
+    let client = live(config, list).await?;
+    let offline = offline_config(config)?;
+    let lan = match &arguments.lan {
+        None => 0,
+        Some(name) => {
+            let mut lans = offline.lan.iter();
+            let number = lans.position(|lan| lan.interface == *name);
+            let number = number.with_context(|| format!("there is no [[lan]] {name}"));
+            u32::from(lan_number(number.code(Code::Config)?))
+        }
+    };
+    let is_v6 = arguments.destination.is_ipv6();
+    if let Some(from) = arguments.from.filter(|from| from.is_ipv6() != is_v6) {
+        let error = anyhow!(
+            "--from {from} is of another address family than {}",
+            arguments.destination
+        );
+        return Err(error).code(Code::Usage);
+    }
     let query = Query {
         destination: arguments.destination,
         proto: arguments.proto,
         port: arguments.port,
+        from: arguments.from,
+        lan,
+        vlan: arguments.vlan,
     };
-    let list = arguments.list.as_deref();
-    let answer = match live(config, list).await? {
+    let answer = match client {
         Some(mut client) => client.explain(query).await?,
-        None => offline(&offline_config(config)?, list, query)?,
+        None => answer_offline(&Offline::load(offline, list)?, query)?,
     };
     if arguments.json {
         return print_json(&answer);
@@ -31,51 +51,28 @@ pub(super) async fn explain(config: &ConfigArgument, arguments: &Explain) -> Res
     Ok(())
 }
 
-/// The running controller, unless a list was named or none can be asked; then it is said why the answer is offline.
-pub(super) async fn live(config: &ConfigArgument, list: Option<&Path>) -> Result<Option<Client>> {
-    if list.is_some() {
-        return Ok(None);
-    }
-    if config.is_absent() {
-        eprintln!(
-            "note: there is no {}, so no controller can be found; this answer is from the built-in list",
-            config.path().display()
-        );
-        return Ok(None);
-    }
-    let config = config::load(&config.path()).code(Code::Config)?;
-    match Client::connect(&config.control.socket).await {
-        Ok(client) => Ok(Some(client)),
-        Err(error) => {
-            eprintln!("note: {error}");
-            eprintln!("note: this answer is offline, from the configured list");
-            Ok(None)
-        }
-    }
-}
-
-/// The configuration for an offline answer: the defaults, if none is named and none is in the usual place.
-pub(super) fn offline_config(config: &ConfigArgument) -> Result<Config> {
-    if config.is_absent() {
-        return Ok(Config::default());
-    }
-    config::load(&config.path()).code(Code::Config)
-}
-
-fn offline(config: &Config, list: Option<&Path>, query: Query) -> Result<Explanation> {
-    let list = read_list(config, list)?;
-    let indices = offline_indices(config);
-    let ruleset = make_ruleset(config, &list, &indices, &mut Slots::default()).code(Code::List)?;
-    let image = compile(&ruleset).code(Code::List)?;
+fn answer_offline(offline: &Offline, query: Query) -> Result<Explanation> {
+    let image = compile(&offline.ruleset).code(Code::List)?;
     let context = Context {
         table: image.words(),
-        ruleset: &ruleset,
-        egresses: &indices,
-        list: (list.version.clone(), list.source.clone()),
+        ruleset: &offline.ruleset,
+        egresses: &offline.indices,
+        lists: &offline.lists,
         generation: None,
         ways_out: None,
     };
     Ok(ask(query, &context))
+}
+
+/// A set in a line, as in `Worldwide 11 (Skype, Optimize)`.
+pub(super) fn set_name(set: &SetReport) -> String {
+    match set.id {
+        Some(id) => format!(
+            "{} {id} ({}, {})",
+            set.instance, set.service_area, set.category
+        ),
+        None => format!("custom {}", set.service_area),
+    }
 }
 
 fn print(answer: &Explanation) {
@@ -89,28 +86,63 @@ fn print(answer: &Explanation) {
         answer.destination,
         answer.port
     );
-    println!("  reason        {} ({})", answer.reason, answer.description);
+    let line = |name: &str, text: &str| println!("  {name:<13} {text}");
+    line(
+        "reason",
+        &format!("{} ({})", answer.reason, answer.description),
+    );
     if let Some(set) = &answer.endpoint_set {
-        println!(
-            "  endpoint set  {} {} ({}, {})",
-            set.instance, set.id, set.service_area, set.category
+        line("endpoint set", &set_name(set));
+        let rule = answer.rule.as_deref();
+        let none = if answer.depends_on_client {
+            "none of those about it is for this client"
+        } else {
+            "none is about it"
+        };
+        line(
+            "rule",
+            &rule.map_or(none.to_owned(), |rule| format!("\"{rule}\"")),
         );
     }
     if let Some(prefix) = &answer.prefix {
-        println!("  prefix        {prefix}");
+        line("prefix", prefix);
     }
     if let Some(ports) = &answer.ports {
-        println!("  ports         {ports}");
+        line("ports", ports);
     }
-    println!(
-        "  list          version {} from {}",
-        answer.list_version.as_deref().unwrap_or("unknown"),
-        answer.list_source
+    if let Some(until) = answer.pending_until {
+        line(
+            "pending",
+            &format!("Microsoft uses the prefix from {until} on"),
+        );
+    }
+    if let Some(since) = answer.withdrawn_since {
+        line(
+            "withdrawn",
+            &format!("no longer published since {since}; kept up for its grace time"),
+        );
+    }
+    if answer.depends_on_client {
+        line(
+            "client",
+            "rules ask who it is: see --from, --lan and --vlan",
+        );
+    }
+    line(
+        "list",
+        &format!(
+            "version {} from {}",
+            answer.list_version.as_deref().unwrap_or("unknown"),
+            answer.list_source
+        ),
     );
     match (answer.source, answer.generation) {
         (Source::Live, Some(generation)) => {
-            println!("  asked         the table in the kernel, generation {generation}");
+            line(
+                "asked",
+                &format!("the table in the kernel, generation {generation}"),
+            );
         }
-        _ => println!("  asked         offline"),
+        _ => line("asked", "offline"),
     }
 }

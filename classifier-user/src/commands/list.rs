@@ -2,51 +2,275 @@
 
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
-use super::arguments::ConfigArgument;
-use super::explain::{live, offline_config};
+use super::arguments::{ConfigArgument, ListCommand};
+use super::changes::print_reloaded;
+use super::offline::{Offline, live, offline_config};
 use super::output::{print_json, table};
-use crate::control::ListReport;
-use crate::controller::{make_ruleset, offline_indices, read_list, report};
-use crate::exit::{Code, WithCode};
-use crate::ruleset::Slots;
+use super::{connect, connect_to};
+use crate::config::{self, Config};
+use crate::control::{FetchReport, ListOrder, ListReport};
+use crate::controller::{self, report};
+use crate::exit::{Code, WithCode, coded};
+use crate::list::{Kept, List, ListDelta, SetDelta};
 
-pub(super) async fn show(config: &ConfigArgument, list: Option<&Path>, json: bool) -> Result<()> {
-    let shown = match live(config, list).await? {
-        Some(mut client) => client.list().await?,
-        None => {
-            let config = offline_config(config)?;
-            let list = read_list(&config, list)?;
-            let indices = offline_indices(&config);
-            let ruleset = make_ruleset(&config, &list, &indices, &mut Slots::default());
-            report(&indices, &list, &ruleset.code(Code::List)?)
+pub(super) async fn list(config: &ConfigArgument, command: &ListCommand) -> Result<()> {
+    match command {
+        ListCommand::Show { list, json } => {
+            let shown = shown(config, list.as_deref()).await?;
+            if *json {
+                return print_json(&shown);
+            }
+            print(&shown);
+            Ok(())
         }
+        ListCommand::Fetch { json } => fetch(config, *json).await,
+        ListCommand::History { json } => history(&loaded(config)?, *json),
+        ListCommand::Diff {
+            before,
+            since,
+            json,
+        } => diff(&loaded(config)?, before, since, *json),
+        ListCommand::Pending { json } => pending(&shown(config, None).await?, *json),
+        ListCommand::Accept { version, json } => {
+            let version = version.clone();
+            change(config, ListOrder::Accept { version }, *json).await
+        }
+        ListCommand::Rollback { version, json } => {
+            let version = version.clone();
+            change(config, ListOrder::Rollback { version }, *json).await
+        }
+        ListCommand::Release { json } => change(config, ListOrder::Release, *json).await,
+    }
+}
+
+fn loaded(config: &ConfigArgument) -> Result<Config> {
+    config::load(&config.path()).code(Code::Config)
+}
+
+async fn change(config: &ConfigArgument, order: ListOrder, json: bool) -> Result<()> {
+    let done = connect(config).await?.change_list(&order).await?;
+    print_reloaded(&done, json)
+}
+
+async fn shown(config: &ConfigArgument, list: Option<&Path>) -> Result<ListReport> {
+    match live(config, list).await? {
+        Some(mut client) => client.list().await,
+        None => {
+            let offline = Offline::load(offline_config(config)?, list)?;
+            Ok(report(&offline.indices, &offline.lists, &offline.ruleset))
+        }
+    }
+}
+
+async fn fetch(config: &ConfigArgument, json: bool) -> Result<()> {
+    let config = loaded(config)?;
+    let report = match connect_to(&config).await {
+        Ok(mut client) => client.fetch().await?,
+        Err(_) => controller::fetch(&config).await?,
     };
     if json {
-        return print_json(&shown);
+        print_json(&report)?;
+    } else {
+        print_fetched(&report);
     }
-    print(&shown);
+    let outcome = |wanted: &str| report.instances.iter().any(|list| list.outcome == wanted);
+    let code = match (outcome("failed"), outcome("refused")) {
+        (true, _) => Code::Unreachable,
+        (_, true) => Code::Refused,
+        _ => return Ok(()),
+    };
+    Err(coded(
+        anyhow::anyhow!("not every list could be fetched and used"),
+        code,
+    ))
+}
+
+fn print_fetched(report: &FetchReport) {
+    for list in &report.instances {
+        println!(
+            "{}: {}, version {} in force{}",
+            list.instance,
+            list.outcome,
+            list.version.as_deref().unwrap_or("unknown"),
+            match &list.fetched {
+                Some(fetched) => format!(", {fetched} fetched"),
+                None => String::new(),
+            }
+        );
+        if let Some(why) = &list.why {
+            println!("  {why}");
+        }
+        for finding in list.findings.iter().filter(|finding| !finding.refuses) {
+            println!("  note: {finding}");
+        }
+    }
+}
+
+fn history(config: &Config, json: bool) -> Result<()> {
+    let kept = config.list.instances().into_iter();
+    let kept: Vec<Kept> = kept
+        .map(|instance| Kept::read_only(&config.state.directory, instance))
+        .collect();
+    if json {
+        let records: Vec<_> = kept.iter().flat_map(Kept::records).collect();
+        return print_json(&records);
+    }
+    let header = [
+        "",
+        "list",
+        "version",
+        "hash",
+        "fetched",
+        "judgement",
+        "from",
+    ];
+    let mut lines = table(&header, &[]);
+    for kept in &kept {
+        for record in kept.records() {
+            let is_in_force = kept.state().record == Some(record.number);
+            lines.add_row([
+                if is_in_force { "*" } else { "" }.to_owned(),
+                record.instance.to_string(),
+                record
+                    .version
+                    .clone()
+                    .unwrap_or_else(|| "unknown".to_owned()),
+                record.hash.get(..12).unwrap_or_default().to_owned(),
+                record.fetched.to_string(),
+                match (
+                    &record.failure,
+                    record.accepted,
+                    record.judgement.is_passed(),
+                ) {
+                    (Some(failure), ..) => format!("refused: {failure}"),
+                    (None, _, true) => "passed".to_owned(),
+                    (None, Some(at), false) => format!("accepted at {at}"),
+                    (None, None, false) => format!("refused: {}", record.judgement.refusal()),
+                },
+                record.source.clone(),
+            ]);
+        }
+        for damaged in kept.damaged() {
+            eprintln!("note: not used: {damaged}");
+        }
+    }
+    println!("{lines}");
+    Ok(())
+}
+
+/// A list by what a person calls it: a file, a kept version, the start of a hash, or `builtin`.
+fn named(config: &Config, name: &str) -> Result<List> {
+    let offline = Offline::load(config.clone(), Some(name.as_ref()))?;
+    match offline.lists.into_iter().next() {
+        Some(list) => Ok(list),
+        None => bail!("there is no list {name}"),
+    }
+}
+
+fn diff(config: &Config, before: &str, since: &str, json: bool) -> Result<()> {
+    let delta = ListDelta::between(&named(config, before)?, &named(config, since)?);
+    if json {
+        return print_json(&delta);
+    }
+    if delta.sets.is_empty() {
+        println!("no difference");
+    }
+    for set in &delta.sets {
+        print_delta(set);
+    }
+    Ok(())
+}
+
+fn print_delta(set: &SetDelta) {
+    let category = set.category.1.as_ref().or(set.category.0.as_ref());
+    println!(
+        "{} endpoint set {} ({}, {})",
+        set.change,
+        set.id,
+        set.service_area,
+        category.map_or("", String::as_str)
+    );
+    if let (Some(before), Some(since), true) = (&set.category.0, &set.category.1, set.is_move()) {
+        println!("  category {before} -> {since}");
+    }
+    if let Some((before, since)) = &set.ports {
+        println!("  ports {} -> {}", before.join(", "), since.join(", "));
+    }
+    let prefixes = |sign: &str, prefixes: &[ipnet::IpNet]| {
+        prefixes
+            .iter()
+            .for_each(|prefix| println!("  {sign} {prefix}"));
+    };
+    prefixes("+", &set.added);
+    prefixes("-", &set.removed);
+    set.added_urls.iter().for_each(|url| println!("  + {url}"));
+    set.removed_urls
+        .iter()
+        .for_each(|url| println!("  - {url}"));
+}
+
+fn pending(shown: &ListReport, json: bool) -> Result<()> {
+    let withdrawn: Vec<_> = (shown.endpoint_sets.iter())
+        .filter(|set| set.withdrawn.is_some())
+        .collect();
+    if json {
+        return print_json(
+            &serde_json::json!({ "pending": shown.pending_additions, "withdrawn": withdrawn }),
+        );
+    }
+    if shown.pending_additions.is_empty() && withdrawn.is_empty() {
+        println!("nothing is pending, and nothing is in its grace time");
+    }
+    for report in &shown.pending_additions {
+        println!(
+            "{} {}: from {} on, in force already",
+            report.instance, report.pending.id, report.pending.effective
+        );
+        report
+            .pending
+            .added
+            .iter()
+            .for_each(|added| println!("  + {added}"));
+    }
+    for set in withdrawn {
+        if let (Some(instance), Some(id), Some(since)) = (&set.instance, set.id, set.withdrawn) {
+            println!("{instance} {id}: withdrawn at {since}, in its grace time");
+            println!("  {}", set.ports.join(", "));
+            set.prefixes
+                .iter()
+                .for_each(|prefix| println!("  - {prefix}"));
+        }
+    }
     Ok(())
 }
 
 fn print(shown: &ListReport) {
-    println!(
-        "{} version {} from {}",
-        shown.summary.instance,
-        shown.summary.version.as_deref().unwrap_or("unknown"),
-        shown.summary.source
-    );
+    for list in &shown.lists {
+        println!(
+            "{} version {} from {}",
+            list.instance,
+            list.version.as_deref().unwrap_or("unknown"),
+            list.source
+        );
+    }
     println!();
-    let mut sets = table(
-        &["id", "area", "category", "egress", "ports", "prefixes"],
-        &[0],
-    );
+    let header = ["id", "area", "category", "egress", "ports", "prefixes"];
+    let mut sets = table(&header, &[0]);
+    let several = shown.lists.len() > 1;
     for set in &shown.endpoint_sets {
+        let id = set.id.map_or(String::new(), |id| id.to_string());
         sets.add_row([
-            set.id.to_string(),
+            match &set.instance {
+                Some(instance) if several => format!("{instance} {id}"),
+                _ => id,
+            },
             set.service_area.clone(),
-            set.category.clone(),
+            match set.withdrawn {
+                Some(_) => format!("{} (withdrawn)", set.category),
+                None => set.category.clone(),
+            },
             set.egress.clone().unwrap_or_else(|| "-".to_owned()),
             set.ports.join("\n"),
             set.prefixes.join("\n"),
@@ -54,9 +278,6 @@ fn print(shown: &ListReport) {
     }
     println!("{sets}");
     for unusable in &shown.unusable {
-        println!(
-            "not usable: endpoint set {}: {}",
-            unusable.id, unusable.problem
-        );
+        println!("not usable: {unusable}");
     }
 }

@@ -1,9 +1,13 @@
 //! What a person types: the command line and what each command does.
 
 mod arguments;
+mod changes;
 mod check;
 mod explain;
+mod export;
 mod list;
+mod offline;
+mod orders;
 mod output;
 mod replay;
 mod stats;
@@ -17,7 +21,6 @@ use crate::control::Client;
 use crate::controller;
 use crate::exit::{Code, WithCode};
 pub use arguments::{Arguments, Command};
-use output::print_json;
 
 /// Parses the command line and does what it says.
 ///
@@ -38,14 +41,29 @@ pub async fn main() -> Result<()> {
             .await
         }
         Command::Check { list, json } => check::check(config, list.as_deref(), *json),
-        Command::Status { json } => status::status(&mut connect(config).await?, *json).await,
+        Command::Status { json, check } => {
+            status::status(&mut connect(config).await?, *json, *check).await
+        }
         Command::Stats { json } => stats::stats(&mut connect(config).await?, *json).await,
         Command::Explain(explain) => explain::explain(config, explain).await,
+        Command::Export(arguments) => export::export(config, arguments),
         Command::Replay(arguments) => replay::replay(config, arguments),
-        Command::List(arguments::ListCommand::Show { list, json }) => {
-            list::show(config, list.as_deref(), *json).await
+        Command::List(command) => list::list(config, command).await,
+        Command::Plan { json } => changes::print_plan(&connect(config).await?.plan().await?, *json),
+        Command::Apply { json } => {
+            changes::print_reloaded(&connect(config).await?.apply().await?, *json)
         }
-        Command::Reload { json } => reload(&mut connect(config).await?, *json).await,
+        Command::Reload { json } => {
+            changes::print_reloaded(&connect(config).await?.reload().await?, *json)
+        }
+        Command::Bypass(bypass) => {
+            let done = connect(config).await?.bypass(bypass.order()).await?;
+            changes::print_reloaded(&done, bypass.is_json())
+        }
+        Command::History { json, limit } => {
+            let config = config::load(&config.path()).code(Code::Config)?;
+            changes::history(&config, *json, *limit)
+        }
         Command::Unload => {
             controller::require_privileges().code(Code::Permission)?;
             let config = config::load(&config.path()).code(Code::Config)?;
@@ -56,32 +74,13 @@ pub async fn main() -> Result<()> {
 
 /// Connects to the controller that the configuration names.
 async fn connect(config: &arguments::ConfigArgument) -> Result<Client> {
-    let config = config::load(&config.path()).code(Code::Config)?;
-    Client::connect(&config.control.socket)
-        .await
-        .map_err(|error| {
-            let code = error.code();
-            crate::exit::coded(error.into(), code)
-        })
+    connect_to(&config::load(&config.path()).code(Code::Config)?).await
 }
 
-async fn reload(client: &mut Client, json: bool) -> Result<()> {
-    let reloaded = client.reload().await?;
-    if json {
-        return print_json(&reloaded);
-    }
-    let version = reloaded.list.version.as_deref().unwrap_or("unknown");
-    println!(
-        "generation {} -> {}: {}; list {} version {version} from {}",
-        reloaded.from_generation,
-        reloaded.to_generation,
-        if reloaded.changed {
-            "what is matched or steered has changed"
-        } else {
-            "the same rules as before"
-        },
-        reloaded.list.instance,
-        reloaded.list.source,
-    );
-    Ok(())
+async fn connect_to(config: &config::Config) -> Result<Client> {
+    let client = Client::connect(&config.control.socket).await;
+    client.map_err(|error| {
+        let code = error.code();
+        crate::exit::coded(error.into(), code)
+    })
 }

@@ -8,12 +8,12 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::arguments::{ConfigArgument, Replay as Arguments};
-use super::explain::offline_config;
+use super::offline::{Offline, offline_config};
 use super::output::{bytes, table};
-use crate::controller::{make_ruleset, offline_indices, read_list, require_privileges};
+use crate::controller::require_privileges;
 use crate::exit::{Code, WithCode};
 use crate::replay::{Capture, Decided, Replay, Summary};
-use crate::ruleset::{Ruleset, Slots, compile};
+use crate::ruleset::{Ruleset, compile};
 
 /// How often it is said how far a long capture has been read, on a terminal.
 const PROGRESS: Duration = Duration::from_secs(1);
@@ -37,10 +37,8 @@ pub(super) fn replay(config: &ConfigArgument, arguments: &Arguments) -> Result<(
             )
             .code(Code::Permission)?;
     }
-    let config = offline_config(config)?;
-    let list = read_list(&config, arguments.list.as_deref())?;
-    let indices = offline_indices(&config);
-    let ruleset = make_ruleset(&config, &list, &indices, &mut Slots::default()).code(Code::List)?;
+    let offline = Offline::load(offline_config(config)?, arguments.list.as_deref())?;
+    let ruleset = offline.ruleset;
     let image = compile(&ruleset).code(Code::List)?;
     let mut replay = if arguments.pure {
         Replay::pure(&ruleset, image)
@@ -93,12 +91,12 @@ fn print_packet(
     ruleset: &Ruleset,
 ) -> Result<()> {
     let decision = decided.decision;
-    let rule = decision.set.and_then(|slot| ruleset.rule(slot));
+    let rule = decision.set().and_then(|slot| ruleset.rule(slot));
     let line = PacketLine {
         packet,
-        verdict: decision.verdict.name(),
-        reason: decision.reason.name(),
-        endpoint_set: rule.map(|rule| rule.key.id),
+        verdict: decision.verdict().name(),
+        reason: decision.reason().name(),
+        endpoint_set: rule.and_then(|rule| rule.key.id()),
         prefix: replay.prefix(&decided).map(|prefix| prefix.to_string()),
     };
     let text = serde_json::to_string(&line)?;
@@ -116,10 +114,10 @@ fn print_summary(summary: &Summary, ruleset: &Ruleset) -> Result<()> {
     ];
     let mut table = table(&header, &[3, 4, 5]);
     for (decision, line) in summary.lines() {
-        let rule = decision.set.and_then(|slot| ruleset.rule(slot));
+        let rule = decision.set().and_then(|slot| ruleset.rule(slot));
         table.add_row([
-            decision.verdict.name().to_owned(),
-            decision.reason.name().to_owned(),
+            decision.verdict().name().to_owned(),
+            decision.reason().name().to_owned(),
             rule.map_or(String::new(), |rule| {
                 format!("{} {} {}", rule.key, rule.service_area, rule.category)
             }),

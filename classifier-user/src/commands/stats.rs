@@ -30,9 +30,12 @@ pub(super) async fn stats(client: &mut Client, json: bool) -> Result<()> {
     );
     for set in &stats.endpoint_sets {
         sets.add_row([
-            format!("{} {}", set.instance, set.id),
-            set.service_area.clone(),
-            set.category.clone(),
+            match set.set.id {
+                Some(id) => format!("{} {id}", set.set.instance),
+                None => set.set.instance.clone(),
+            },
+            set.set.service_area.clone(),
+            set.set.category.clone(),
             set.egress.clone().unwrap_or_else(|| "-".to_owned()),
             set.count.packets.to_string(),
             bytes(set.count.bytes),

@@ -1,20 +1,31 @@
 //! `breakout status`.
 
-use anyhow::Result;
+use std::time::Duration;
+
+use anyhow::{Result, anyhow};
 
 use super::output::{bytes, print_json};
-use crate::control::{Client, EgressStatus, Status, WayOut};
+use crate::control::{Client, EgressStatus, FollowStatus, Status, WayOut};
+use crate::exit::{Code, coded};
+use crate::timestamp::for_people;
 
-pub(super) async fn status(client: &mut Client, json: bool) -> Result<()> {
+pub(super) async fn status(client: &mut Client, json: bool, check: bool) -> Result<()> {
     let status = client.status().await?;
     if json {
-        return print_json(&status);
+        print_json(&status)?;
+    } else {
+        print(&status);
     }
-    print(&status);
-    Ok(())
+    match status.alerts.as_slice() {
+        [first, ..] if check => Err(coded(anyhow!("{first}"), Code::Attention)),
+        _ => Ok(()),
+    }
 }
 
 fn print(status: &Status) {
+    for alert in &status.alerts {
+        println!("!! {alert}");
+    }
     println!(
         "breakout {} (process {}), up {} s{}, configuration {}",
         status.version,
@@ -37,14 +48,26 @@ fn print(status: &Status) {
         bytes(ruleset.table_bytes),
         ruleset.hash.get(..12).unwrap_or(&ruleset.hash),
     );
-    println!(
-        "list      {} version {} from {}, {} sets, {} problems",
-        status.list.instance,
-        status.list.version.as_deref().unwrap_or("unknown"),
-        status.list.source,
-        status.list.sets,
-        status.list.problems
-    );
+    for list in &status.lists {
+        println!(
+            "list      {} version {} from {}, {} sets, {} problems",
+            list.instance,
+            list.version.as_deref().unwrap_or("unknown"),
+            list.source,
+            list.sets,
+            list.problems
+        );
+        if list.pending + list.withdrawn > 0 {
+            println!(
+                "          {} additions pending, {} parts withdrawn and in their grace time",
+                list.pending, list.withdrawn
+            );
+        }
+        let follow = status.follow.iter();
+        follow
+            .filter(|follow| follow.instance == list.instance)
+            .for_each(print_follow);
+    }
     for lan in &status.lan {
         let xdp = lan.xdp.as_ref().map(|mode| format!(", XDP {mode}"));
         println!(
@@ -58,6 +81,31 @@ fn print(status: &Status) {
     }
     for (name, egress) in &status.egress {
         print_egress(name, egress);
+    }
+}
+
+fn print_follow(follow: &FollowStatus) {
+    let age = follow
+        .age_seconds
+        .map(|age| for_people(Duration::from_secs(age)));
+    println!(
+        "          known to be the newest {}, next look {}",
+        match (follow.last_success, age) {
+            (Some(_), Some(age)) => format!("{age} ago"),
+            _ => "never".to_owned(),
+        },
+        follow
+            .next
+            .map_or("now".to_owned(), |next| format!("at {next}")),
+    );
+    if let Some(error) = &follow.last_error {
+        println!("          failed {} times: {error}", follow.failures);
+    }
+    if let Some(waiting) = &follow.waiting {
+        println!("          {waiting} waits; see: breakout plan");
+    }
+    for damaged in &follow.damaged {
+        println!("          not used: {damaged}");
     }
 }
 

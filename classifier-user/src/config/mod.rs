@@ -1,24 +1,36 @@
 //! The configuration file: its shape, its defaults and what is checked without touching the system.
 
+mod list;
 mod parse;
+mod policy;
+#[cfg(test)]
+mod reference;
 mod validate;
+mod values;
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use list::{Apply, ListConfig, ListSource, SERVICE};
 pub use parse::{ConfigError, load, parse};
+pub use policy::{CustomConfig, PolicyConfig};
+pub use values::{OneOrMany, Ports, Share, Span};
 
 /// Where the configuration is looked for when none is named.
 pub const DEFAULT_PATH: &str = "/etc/breakout/breakout.toml";
 
 /// Everything an operator can set.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Which list is used.
+    /// Whether everything is decided and counted, but nothing steered.
+    #[serde(default)]
+    pub shadow: bool,
+    /// Which lists are used, and how they are followed.
     #[serde(default)]
     pub list: ListConfig,
     /// The interfaces where the clients are.
@@ -27,6 +39,12 @@ pub struct Config {
     /// The ways out, by name.
     #[serde(default)]
     pub egress: BTreeMap<String, EgressConfig>,
+    /// What is steered, for whom, and where to. Without any, Optimize goes to the egress `local`.
+    #[serde(default)]
+    pub policy: Vec<PolicyConfig>,
+    /// Endpoint sets of the operator's own.
+    #[serde(default)]
+    pub custom: Vec<CustomConfig>,
     /// Numbers that Breakout uses in the kernel's routing.
     #[serde(default)]
     pub routing: Routing,
@@ -38,31 +56,19 @@ pub struct Config {
     pub state: State,
 }
 
-/// `[list]`: which of Microsoft's lists is used.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ListConfig {
-    /// Worldwide, China, USGovDoD or USGovGCCHigh; case does not matter.
-    #[serde(default = "default_instance")]
-    pub instance: String,
-    /// A response of the web service, as saved by curl. Without it the built-in list is used.
-    #[serde(default)]
-    pub file: Option<PathBuf>,
-}
-
 /// `[[lan]]`: an interface where clients are.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Lan {
-    /// Its name.
+    /// An Ethernet interface where clients are.
     pub interface: String,
-    /// How the XDP program is attached, where an egress in redirect mode needs it.
+    /// How XDP is attached if an egress has mode `redirect`: `native`, or `generic` for tests.
     #[serde(default)]
     pub xdp: XdpAttach,
 }
 
 /// How an XDP program is attached.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum XdpAttach {
     /// In the driver, or not at all.
@@ -73,7 +79,7 @@ pub enum XdpAttach {
 }
 
 /// How steered packets get to an egress.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// TC marks them and the kernel routes them: netfilter, conntrack and NAT work as always.
@@ -84,10 +90,10 @@ pub enum Mode {
 }
 
 /// `[egress.NAME]`: a way out.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EgressConfig {
-    /// The interface.
+    /// The interface of a way out.
     pub interface: String,
     /// The IPv4 next hop. Learnt from the interface's routes when absent.
     #[serde(default)]
@@ -95,50 +101,37 @@ pub struct EgressConfig {
     /// The IPv6 next hop. Learnt from the interface's routes when absent.
     #[serde(default)]
     pub gateway6: Option<Ipv6Addr>,
-    /// Route or redirect.
+    /// `route` or `redirect`, see [gateway.md](gateway.md).
     #[serde(default)]
     pub mode: Mode,
 }
 
 /// `[routing]`: numbers that must not be anybody else's on this machine.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Routing {
     /// The bits of the firewall mark that belong to Breakout; at least five bits next to each other.
     pub mark_mask: u32,
     /// Priority of the `ip rule`s.
     pub rule_priority: u32,
-    /// The first routing table; each egress takes the next one.
+    /// The first routing table; each egress takes one, up to 16.
     pub table: u32,
 }
 
 /// `[control]`: the socket by which commands reach the controller.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Control {
-    /// Its path.
+    /// The path of the control socket.
     pub socket: PathBuf,
 }
 
 /// `[state]`: what has to survive a restart.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct State {
-    /// The directory.
+    /// What survives a restart; also names the directory of the pins.
     pub directory: PathBuf,
-}
-
-fn default_instance() -> String {
-    "worldwide".to_owned()
-}
-
-impl Default for ListConfig {
-    fn default() -> Self {
-        ListConfig {
-            instance: default_instance(),
-            file: None,
-        }
-    }
 }
 
 impl Default for Routing {
@@ -185,7 +178,12 @@ impl Config {
 
     /// The directory of the configuration file makes relative paths in it absolute.
     fn resolve_paths(&mut self, base: &Path) {
-        if let Some(file) = &mut self.list.file {
+        self.list.resolve_paths(base);
+        for file in self
+            .custom
+            .iter_mut()
+            .filter_map(|custom| custom.file.as_mut())
+        {
             *file = base.join(&*file);
         }
         self.control.socket = base.join(&self.control.socket);

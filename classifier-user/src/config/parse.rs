@@ -147,6 +147,7 @@ mode = "route"
         assert_eq!(full.control, config.control);
         assert_eq!(full.state, config.state);
         assert_eq!(full.lan, config.lan);
+        assert_eq!((full.list, full.shadow), (config.list, config.shadow));
     }
 
     #[test]

@@ -1,31 +1,160 @@
 //! Checks of the configuration that need nothing but the configuration.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use breakout_common::egress::MAX_EGRESSES;
+use ipnet::IpNet;
 
-use super::Config;
-use crate::list::Instance;
+use super::{Config, ListConfig, ListSource, SERVICE, Span};
+use crate::list::{Category, Instance};
 
 /// The longest interface name the kernel takes (IFNAMSIZ without the closing zero).
 const MAX_INTERFACE: usize = 15;
 
 pub(super) fn validate(config: &Config) -> Result<(), String> {
-    instance(&config.list.instance)?;
+    list(&config.list)?;
     lans(config)?;
     egresses(config)?;
+    policy(config)?;
     routing(config)
 }
 
-fn instance(name: &str) -> Result<(), String> {
-    if Instance::from_name(name).is_some() {
-        return Ok(());
+fn list(list: &ListConfig) -> Result<(), String> {
+    instances("list.instance", &list.instance)?;
+    let instances = list.instances();
+    if instances.iter().collect::<BTreeSet<_>>().len() < instances.len() {
+        return Err("list.instance names an instance twice".to_owned());
     }
-    let names = Instance::ALL.map(Instance::name);
-    Err(format!(
-        "list.instance = \"{name}\" is no instance; there are: {}",
-        names.join(", ")
-    ))
+    if instances.is_empty() {
+        return Err("list.instance names no instance".to_owned());
+    }
+    if instances.len() > 1
+        && matches!(
+            list.list_source(),
+            ListSource::Fixed(_) | ListSource::Watched(_)
+        )
+    {
+        return Err("a list in a file is of one instance; list.instance names several".to_owned());
+    }
+    if list.file.is_some() && list.source != SERVICE {
+        return Err("list.file and list.source are both given; one of them is enough".to_owned());
+    }
+    let is_microsofts = list.source.contains("//endpoints.office.com");
+    let shortest = if is_microsofts {
+        Span::hours(1)
+    } else {
+        Span(Duration::from_secs(1))
+    };
+    if list.interval < shortest {
+        return Err(format!(
+            "list.interval = \"{}\" is too short: Microsoft asks for one hour or more, a mirror may be asked every second",
+            String::from(list.interval)
+        ));
+    }
+    if list.keep < 2 {
+        return Err(format!(
+            "list.keep = {} leaves nothing to go back to: 2 or more",
+            list.keep
+        ));
+    }
+    if let Some(tenant) = list.tenant.as_deref().filter(|tenant| !is_label(tenant)) {
+        return Err(format!(
+            "list.tenant = \"{tenant}\" is no tenant name: letters, digits and hyphens"
+        ));
+    }
+    Ok(())
+}
+
+fn is_label(text: &str) -> bool {
+    let is_ordinary = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+    !text.is_empty() && text.bytes().all(is_ordinary)
+}
+
+fn instances(key: &str, names: &[String]) -> Result<(), String> {
+    for name in names {
+        if Instance::from_name(name).is_none() {
+            let there_are = Instance::ALL.map(Instance::name).join(", ");
+            return Err(format!(
+                "{key} = \"{name}\" is no instance; there are: {there_are}"
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn policy(config: &Config) -> Result<(), String> {
+    let mut names = BTreeSet::new();
+    for custom in &config.custom {
+        if custom.name.is_empty() || !names.insert(&custom.name) {
+            return Err(format!(
+                "[[custom]] \"{}\" needs a name of its own",
+                custom.name
+            ));
+        }
+        prefixes(&format!("[[custom]] \"{}\"", custom.name), &custom.prefixes)?;
+    }
+    let mut rules = BTreeSet::new();
+    for (number, rule) in (1..).zip(&config.policy) {
+        let key = match &rule.name {
+            Some(name) => format!("[[policy]] \"{name}\""),
+            None => format!("[[policy]] number {number}"),
+        };
+        if rule.name.as_ref().is_some_and(|name| !rules.insert(name)) {
+            return Err(format!("{key} is given twice"));
+        }
+        instances(&format!("{key}: instance"), &rule.instance)?;
+        for category in rule.category.iter() {
+            if !matches!(
+                Category::from(category.as_str()),
+                Category::Optimize | Category::Allow | Category::Default
+            ) {
+                return Err(format!(
+                    "{key}: category = \"{category}\"; there are: optimize, allow, default"
+                ));
+            }
+        }
+        if let Some(name) = rule.custom.iter().find(|name| !names.contains(name)) {
+            return Err(format!("{key}: there is no [[custom]] \"{name}\""));
+        }
+        if let Some(name) = rule
+            .lan
+            .iter()
+            .find(|name| !config.lan.iter().any(|lan| lan.interface == **name))
+        {
+            return Err(format!("{key}: there is no [[lan]] \"{name}\""));
+        }
+        if let Some(vlan) = rule.vlan.iter().find(|vlan| !(1..=4094).contains(*vlan)) {
+            return Err(format!("{key}: vlan = {vlan} is no VLAN id: 1 to 4094"));
+        }
+        if rule.action != "pass" && !config.egress.contains_key(&rule.action) {
+            let there_are: Vec<&str> = config.egress.keys().map(String::as_str).collect();
+            return Err(format!(
+                "{key}: action = \"{}\" is neither \"pass\" nor an [egress.NAME]; there are: {}",
+                rule.action,
+                there_are.join(", ")
+            ));
+        }
+        for source in rule.sources.iter() {
+            if source.network() != source.addr() {
+                return Err(format!(
+                    "{key}: source {source} has address bits beyond its prefix length"
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn prefixes(key: &str, prefixes: &[IpNet]) -> Result<(), String> {
+    for prefix in prefixes {
+        if prefix.network() != prefix.addr() || prefix.prefix_len() == 0 {
+            return Err(format!(
+                "{key}: {prefix} covers every address or has address bits beyond its prefix length"
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn lans(config: &Config) -> Result<(), String> {
@@ -57,6 +186,9 @@ fn egresses(config: &Config) -> Result<(), String> {
         ));
     }
     for (name, egress) in &config.egress {
+        if name == "pass" {
+            return Err("[egress.pass]: \"pass\" is what rules say for the ordinary path; choose another name".to_owned());
+        }
         interface_name(&format!("egress.{name}.interface"), &egress.interface)?;
         if config
             .lan

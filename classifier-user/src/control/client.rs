@@ -15,12 +15,14 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use super::{Failure, ListReport, Reloaded, Stats, Status};
+use super::{
+    BypassOrder, Failure, FetchReport, ListOrder, ListReport, Plan, Reloaded, Stats, Status,
+};
 use crate::exit::{Code, WithCode};
 use crate::explain::{Explanation, Query};
 
-/// How long a controller may take. A reload of a large list takes seconds.
-const TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a controller may take. A reload of a large list takes seconds, a fetch up to minutes.
+const TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Why a controller cannot be asked.
 #[derive(Debug, thiserror::Error)]
@@ -125,6 +127,51 @@ impl Client {
     /// When something in them is wrong; everything then stays as it is.
     pub async fn reload(&mut self) -> anyhow::Result<Reloaded> {
         self.request(Method::POST, "/v1/reload", &()).await
+    }
+
+    /// What a reload and the lists that wait would change.
+    ///
+    /// # Errors
+    ///
+    /// As for [`reload`](Self::reload).
+    pub async fn plan(&mut self) -> anyhow::Result<Plan> {
+        self.request(Method::GET, "/v1/plan", &()).await
+    }
+
+    /// Reads the configuration again and applies the lists that wait.
+    ///
+    /// # Errors
+    ///
+    /// As for [`reload`](Self::reload).
+    pub async fn apply(&mut self) -> anyhow::Result<Reloaded> {
+        self.request(Method::POST, "/v1/apply", &()).await
+    }
+
+    /// Switches steering off or on.
+    ///
+    /// # Errors
+    ///
+    /// When the switch fails; everything then stays as it is.
+    pub async fn bypass(&mut self, order: BypassOrder) -> anyhow::Result<Reloaded> {
+        self.request(Method::POST, "/v1/bypass", &order).await
+    }
+
+    /// Looks at the lists' source now.
+    ///
+    /// # Errors
+    ///
+    /// As for [`status`](Self::status). That the source fails is no error here.
+    pub async fn fetch(&mut self) -> anyhow::Result<FetchReport> {
+        self.request(Method::POST, "/v1/list/fetch", &()).await
+    }
+
+    /// Changes which list is in force.
+    ///
+    /// # Errors
+    ///
+    /// When it is not possible; everything then stays as it is.
+    pub async fn change_list(&mut self, order: &ListOrder) -> anyhow::Result<Reloaded> {
+        self.request(Method::POST, "/v1/list/change", order).await
     }
 
     async fn request<T: DeserializeOwned>(

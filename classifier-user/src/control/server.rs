@@ -14,8 +14,9 @@ use serde::Serialize;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Failure, Reply, Request};
+use super::{BypassOrder, Failure, ListOrder, Reply, Request};
 use crate::exit::{Code, WithCode, code_of};
+use crate::explain::Query;
 
 type Requests = mpsc::Sender<Request>;
 
@@ -63,6 +64,11 @@ impl Server {
             .route("/v1/list", get(list))
             .route("/v1/explain", post(explain))
             .route("/v1/reload", post(reload))
+            .route("/v1/plan", get(plan))
+            .route("/v1/apply", post(apply))
+            .route("/v1/bypass", post(bypass))
+            .route("/v1/list/fetch", post(fetch))
+            .route("/v1/list/change", post(change_list))
             .with_state(requests);
         let task = tokio::spawn(async move {
             if let Err(error) = axum::serve(listener, router).await {
@@ -99,10 +105,27 @@ async fn reload(State(requests): State<Requests>) -> Response {
     ask(requests, Request::Reload).await
 }
 
-async fn explain(
-    State(requests): State<Requests>,
-    Json(query): Json<crate::explain::Query>,
-) -> Response {
+async fn plan(State(requests): State<Requests>) -> Response {
+    ask(requests, Request::Plan).await
+}
+
+async fn apply(State(requests): State<Requests>) -> Response {
+    ask(requests, Request::Apply).await
+}
+
+async fn fetch(State(requests): State<Requests>) -> Response {
+    ask(requests, Request::Fetch).await
+}
+
+async fn bypass(State(requests): State<Requests>, Json(order): Json<BypassOrder>) -> Response {
+    ask(requests, |reply| Request::Bypass(order, reply)).await
+}
+
+async fn change_list(State(requests): State<Requests>, Json(order): Json<ListOrder>) -> Response {
+    ask(requests, |reply| Request::ChangeList(order, reply)).await
+}
+
+async fn explain(State(requests): State<Requests>, Json(query): Json<Query>) -> Response {
     ask(requests, |reply| Request::Explain(query, reply)).await
 }
 

@@ -63,7 +63,7 @@ pub(super) async fn look(
             name: name.clone(),
             config: egress.clone(),
             index,
-            mark: (u32::from(index) + 1) << config.routing.mark_mask.trailing_zeros(),
+            mark: mark_of(&config.routing, index),
             table: config.routing.table + u32::from(index),
             way_out,
         });
@@ -190,6 +190,11 @@ pub(super) fn empty_routing(numbers: &Routing) -> RoutingPlan {
 }
 
 /// For each egress index, whether there is a way out for IPv4 and IPv6.
+/// The firewall mark of an egress, within the mask.
+pub fn mark_of(routing: &Routing, index: u8) -> u32 {
+    (u32::from(index) + 1) << routing.mark_mask.trailing_zeros()
+}
+
 pub(super) fn ways_out(states: &[EgressState]) -> Vec<(bool, bool)> {
     let up = |state: &EgressState| match &state.way_out {
         Ok(ways) => (

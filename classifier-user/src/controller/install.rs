@@ -1,59 +1,29 @@
 //! Starting, reloading and stopping: each either succeeds or leaves things as they were.
 
-use std::mem::swap;
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow};
+use breakout_common::condition::MAX_GROUPS;
 use tokio::task::JoinSet;
 
-use super::egress::{self, EgressState};
+use super::applied::AppliedRulesets;
+use super::change::Cause;
+use super::egress;
+use super::sources::Sources;
 use super::state::{Persistent, StateDirectory, boot_id};
-use super::{Controller, Options, make_ruleset, read_list, summary};
+use super::{Controller, Options, make_ruleset};
 use crate::config::{self, Config, XdpAttach};
-use crate::control::Reloaded;
-use crate::datapath::{
-    DataPath, Egresses, FILTER_PRIORITY, Foreign, LanPlan, Plan, has_tcx, object,
-};
+use crate::datapath::{DataPath, FILTER_PRIORITY, Foreign, LanPlan, Plan, has_tcx, object};
 use crate::exit::{Code, WithCode};
 use crate::links::{Links, network_namespace};
-use crate::list::{Category, List};
-use crate::ruleset::{Image, Ruleset, Slots, compile};
+use crate::ruleset::{Image, Rule, compile};
+use crate::timestamp::Timestamp;
 
-/// Reads configuration and list, and makes sure that there is a data path to load.
-pub(super) fn read(options: &Options) -> Result<(Config, List)> {
+/// Reads the configuration, and makes sure that there is a data path to load.
+pub(super) fn read(options: &Options) -> Result<Config> {
     let config = config::load(&options.config).code(Code::Config)?;
-    let list = read_list(&config, options.list.as_deref())?;
-    for problem in &list.problems {
-        tracing::warn!(
-            "list {}: endpoint set {}: {}",
-            list.instance,
-            problem.id,
-            problem.problem
-        );
-    }
-    if !list
-        .sets
-        .iter()
-        .any(|set| set.category == Category::Optimize && set.is_usable())
-    {
-        tracing::warn!(
-            "nothing is steered: the list {} has no usable set in category Optimize",
-            list.source
-        );
-    }
     object().code(Code::System)?;
-    Ok((config, list))
-}
-
-/// What an installation is made from.
-struct Setup {
-    config: Config,
-    list: List,
-    ruleset: Ruleset,
-    slots: Slots,
-    lans: Vec<LanPlan>,
-    egresses: Vec<EgressState>,
-    published: Egresses,
+    Ok(config)
 }
 
 impl Controller {
@@ -61,9 +31,11 @@ impl Controller {
     pub(super) async fn start(
         options: Options,
         config: Config,
-        list: List,
+        sources: Sources,
         state: StateDirectory,
     ) -> Result<Self> {
+        let lists = sources.lists();
+        let applied = AppliedRulesets::open(&config.state.directory).code(Code::System)?;
         let links = Links::open().code(Code::System)?;
         let lans = look_at_lans(&links, &config).await?;
         let datapath = DataPath::open(&config.state.directory).code(Code::System)?;
@@ -87,7 +59,16 @@ impl Controller {
         }
         let mut slots = persistent.slots();
         let indices = &persistent.egresses;
-        let mut ruleset = make_ruleset(&config, &list, indices, &mut slots).code(Code::List)?;
+        let held = sources
+            .kept
+            .iter()
+            .find_map(|kept| kept.state().held.as_ref());
+        let as_of = held.map_or_else(Timestamp::now, |held| held.as_of);
+        let mut ruleset = make_ruleset(&config, &lists, indices, &mut slots, as_of)?;
+        if !ruleset.rules.iter().any(Rule::is_steered) {
+            tracing::warn!("nothing is steered: no usable endpoint set is steered by the policy");
+        }
+        ruleset.bypass = persistent.bypass.is_some();
         ruleset.own = links.own_addresses().await.code(Code::System)?;
         let image = compile(&ruleset).code(Code::List)?;
         let former = persistent.routing.replace(config.routing.clone());
@@ -96,12 +77,17 @@ impl Controller {
         persistent.boot = boot_id();
         state.save(&persistent)?;
         let generation = persistent.generation;
+        let before = ruleset.hash();
         let mut controller = Controller {
             published: egress::table(&egresses, config.routing.mark_mask),
             options,
             config,
-            list,
-            ruleset_hash: ruleset.hash(),
+            lists,
+            sources,
+            applied,
+            as_of,
+            looks: JoinSet::new(),
+            ruleset_hash: before.clone(),
             ruleset,
             slots,
             generation,
@@ -112,6 +98,7 @@ impl Controller {
             state,
             persistent,
             adopted,
+            retry_at: None,
             trace_readers: JoinSet::new(),
             lan_problem: None,
             started: Instant::now(),
@@ -124,6 +111,8 @@ impl Controller {
                     let plan = egress::routing(&controller.config, &controller.egresses);
                     controller.links.apply_routing(&plan).await?;
                 }
+                let cause = Cause::operator("start", "the controller was started");
+                controller.write_down(&cause, generation, &before);
                 Ok(controller)
             }
             // What a dead controller left goes on working; what is only ours goes away.
@@ -180,82 +169,6 @@ impl Controller {
         if let Err(error) = self.state.save(&self.persistent) {
             tracing::warn!("{error:#}; after a restart the generation may repeat");
         }
-    }
-
-    /// Reads configuration and list again and puts them into force.
-    ///
-    /// A new list is one switch of tables. New interfaces or modes are a new installation that takes over.
-    pub(super) async fn reload(&mut self) -> Result<Reloaded> {
-        let from_generation = self.generation;
-        let before = self.ruleset_hash.clone();
-        let (config, list) = read(&self.options)?;
-        if config.state != self.config.state
-            || config.control != self.config.control
-            || config.routing != self.config.routing
-        {
-            return Err(anyhow!(
-                "[state], [control] and [routing] cannot change in a reload; restart the controller for that"
-            ))
-            .code(Code::Config);
-        }
-        let mut slots = self.slots.clone();
-        self.persistent
-            .assign_egresses(&config)
-            .code(Code::Config)?;
-        let indices = &self.persistent.egresses;
-        let mut ruleset = make_ruleset(&config, &list, indices, &mut slots).code(Code::List)?;
-        ruleset.own = self.links.own_addresses().await?;
-        let mut image = compile(&ruleset).code(Code::List)?;
-        let lans = look_at_lans(&self.links, &config).await?;
-        let same_interfaces = lans == self.lans && config.egress == self.config.egress;
-        image.set_generation(self.generation.wrapping_add(1));
-        if same_interfaces && self.datapath.publish_ruleset(&image)? {
-            (self.config, self.list, self.ruleset, self.slots) = (config, list, ruleset, slots);
-            self.commit(from_generation.wrapping_add(1));
-        } else {
-            let egresses =
-                egress::look(&self.links, &config, &self.persistent.egresses, true).await?;
-            let published = egress::table(&egresses, config.routing.mark_mask);
-            let setup = Setup {
-                config,
-                list,
-                ruleset,
-                slots,
-                lans,
-                egresses,
-                published,
-            };
-            self.replace(setup, image).await?;
-        }
-        self.ruleset_hash = self.ruleset.hash();
-        Ok(Reloaded {
-            from_generation,
-            to_generation: self.generation,
-            changed: !same_interfaces || self.ruleset_hash != before,
-            list: summary(&self.list),
-        })
-    }
-
-    /// Installs another setup; if that fails, the one before stays in force.
-    async fn replace(&mut self, mut setup: Setup, image: Image) -> Result<()> {
-        self.exchange(&mut setup);
-        if let Err(error) = self.install(image).await {
-            self.exchange(&mut setup);
-            let plan = egress::routing(&self.config, &self.egresses);
-            self.links.apply_routing(&plan).await?;
-            return Err(error.context("not reloaded, nothing has changed"));
-        }
-        Ok(())
-    }
-
-    fn exchange(&mut self, setup: &mut Setup) {
-        swap(&mut self.config, &mut setup.config);
-        swap(&mut self.list, &mut setup.list);
-        swap(&mut self.ruleset, &mut setup.ruleset);
-        swap(&mut self.slots, &mut setup.slots);
-        swap(&mut self.lans, &mut setup.lans);
-        swap(&mut self.egresses, &mut setup.egresses);
-        swap(&mut self.published, &mut setup.published);
     }
 
     /// Removes everything: first the programs, so that no packet has a mark whose rule is gone.
@@ -358,7 +271,8 @@ async fn refuse_foreign_rules(links: &Links, config: &Config) -> Result<()> {
 pub(super) async fn look_at_lans(links: &Links, config: &Config) -> Result<Vec<LanPlan>> {
     let namespace = network_namespace().code(Code::System)?;
     let mut lans = Vec::with_capacity(config.lan.len());
-    for lan in &config.lan {
+    for (index, lan) in config.lan.iter().enumerate() {
+        let number = lan_number(index);
         let interface = links.interface(&lan.interface).await?;
         let interface = interface
             .with_context(|| {
@@ -379,7 +293,13 @@ pub(super) async fn look_at_lans(links: &Links, config: &Config) -> Result<Vec<L
             mac,
             xdp,
             namespace,
+            number,
         });
     }
     Ok(lans)
+}
+
+/// The number by which conditions tell a LAN interface from others. Those that no rule can name share one.
+pub fn lan_number(index: usize) -> u8 {
+    u8::try_from(index.min(MAX_GROUPS as usize)).unwrap_or(u8::MAX)
 }

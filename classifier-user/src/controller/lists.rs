@@ -1,34 +1,51 @@
-//! From configuration to ruleset: which list, and what the policy makes of it.
+//! From configuration to ruleset: which lists, and what the policy makes of them.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
-use crate::config::Config;
-use crate::control::{ListReport, ListSummary, ListedSet, Unusable};
+use super::state::Persistent;
+use crate::config::{Config, ListSource};
+use crate::control::{ListReport, ListSummary, ListedSet, PendingReport, Unusable};
 use crate::exit::{Code, WithCode};
-use crate::list::{Instance, List, embedded, read_file};
-use crate::policy::{Action, Policy};
-use crate::ruleset::{Ruleset, Slots};
+use crate::list::{Kept, List, embedded, read_file};
+use crate::policy::{Build, custom_sets};
+use crate::ruleset::{Rule, Ruleset, Slots};
+use crate::timestamp::Timestamp;
 
-/// The list that the configuration names: from `--list`, from `[list] file`, or built in.
+/// The lists that a configuration leads to without a controller: from `--list`, from `[list] file`, those that a controller
+/// has kept, or the built-in ones.
 ///
 /// # Errors
 ///
-/// When the file is no list.
-pub fn read_list(config: &Config, file: Option<&Path>) -> Result<List> {
-    let instance = Instance::from_name(&config.list.instance)
-        .with_context(|| format!("\"{}\" is no instance", config.list.instance))
-        .code(Code::Config)?;
-    match file.or(config.list.file.as_deref()) {
-        Some(file) => read_file(file, instance).code(Code::List),
-        None => Ok(embedded(instance)),
-    }
+/// When a named file is no list.
+pub fn read_lists(config: &Config, file: Option<&Path>) -> Result<Vec<List>> {
+    let source = match file {
+        Some(file) => ListSource::Fixed(file.to_owned()),
+        None => config.list.list_source(),
+    };
+    let instances = config.list.instances().into_iter();
+    let lists = instances.map(|instance| match &source {
+        ListSource::Fixed(file) => read_file(file, instance).code(Code::List),
+        ListSource::BuiltIn => Ok(embedded(instance)),
+        ListSource::Service(_) | ListSource::Watched(_) => {
+            Ok(Kept::read_only(&config.state.directory, instance).in_force())
+        }
+    });
+    lists.collect()
 }
 
-/// The indices that the egresses of a configuration get where no controller has given them any.
+/// The indices that a controller has given to the egresses of a configuration, or would give them.
 pub fn offline_indices(config: &Config) -> BTreeMap<String, u8> {
+    if let Some(mut persistent) = Persistent::read(&config.state.directory)
+        && !persistent.egresses.is_empty()
+        && persistent.assign_egresses(config).is_ok()
+    {
+        let is_configured = |name: &String| config.egress.contains_key(name);
+        persistent.egresses.retain(|name, _| is_configured(name));
+        return persistent.egresses;
+    }
     let names = config.egress.keys().cloned();
     let mut indices: BTreeMap<String, u8> = names.zip(0..).collect();
     // With a list and no configuration the default policy names an egress all the same.
@@ -46,22 +63,31 @@ pub fn egress_name(indices: &BTreeMap<String, u8>, index: u8) -> Option<String> 
         .map(|(name, _)| name.clone())
 }
 
-/// What the configuration's policy makes of a list.
+/// The names of the egresses that a rule may steer to; none if its packets pass.
+pub fn egress_names(indices: &BTreeMap<String, u8>, rule: &Rule) -> Option<String> {
+    let egresses = rule.egresses();
+    let names: Vec<String> = (egresses.iter())
+        .filter_map(|index| egress_name(indices, *index))
+        .collect();
+    (!names.is_empty()).then(|| names.join(", "))
+}
+
+/// What the configuration's policy makes of lists and custom sets.
 ///
 /// # Errors
 ///
-/// When there are too many endpoint sets.
+/// When there are too many endpoint sets or conditions, or a custom set cannot be read.
 pub fn make_ruleset(
     config: &Config,
-    list: &List,
-    indices: &BTreeMap<String, u8>,
+    lists: &[List],
+    egresses: &BTreeMap<String, u8>,
     slots: &mut Slots,
+    now: Timestamp,
 ) -> Result<Ruleset> {
-    let egress = indices.get(config.default_egress());
-    let policy = Policy {
-        egress: *egress.context("every egress has an index")?,
-    };
-    Ruleset::new(std::slice::from_ref(list), &policy, slots)
+    let policy = Build { config, egresses }.policy().code(Code::Config)?;
+    let custom = custom_sets(config).code(Code::Config)?;
+    let sets = lists.iter().flat_map(|list| &list.sets).chain(&custom);
+    Ruleset::new(sets, &policy, slots, now).code(Code::List)
 }
 
 /// A list in a line.
@@ -69,31 +95,36 @@ pub fn summary(list: &List) -> ListSummary {
     ListSummary {
         instance: list.instance.to_string(),
         version: list.version.clone(),
+        hash: list.hash(),
         source: list.source.clone(),
-        sets: list.sets.len(),
+        sets: list.published().count(),
         problems: list.problems.len(),
+        withdrawn: list.sets.len() - list.published().count(),
+        pending: list.pending_at(Timestamp::now()).count(),
     }
 }
 
-/// A list with all its endpoint sets and what is done with them.
-pub fn report(indices: &BTreeMap<String, u8>, list: &List, ruleset: &Ruleset) -> ListReport {
-    let sets = list.sets.iter().map(|set| {
-        let rule = ruleset.rules.iter().find(|rule| rule.key == set.key);
+/// Lists with all their endpoint sets and what is done with them.
+pub fn report(indices: &BTreeMap<String, u8>, lists: &[List], ruleset: &Ruleset) -> ListReport {
+    let sets = lists.iter().flat_map(|list| &list.sets).map(|set| {
+        let is_same = |rule: &&Rule| rule.key == set.key && rule.withdrawn == set.withdrawn;
+        let rule = ruleset.rules.iter().find(is_same);
         ListedSet {
-            id: set.key.id,
+            instance: set.key.instance().map(|instance| instance.to_string()),
+            id: set.key.id(),
             service_area: set.service_area.clone(),
             category: set.category.to_string(),
             prefixes: set.prefixes.iter().map(ToString::to_string).collect(),
             ports: set.ports.iter().map(ToString::to_string).collect(),
-            egress: rule.and_then(|rule| match rule.action {
-                Action::Steer(index) => egress_name(indices, index),
-                Action::Pass => None,
-            }),
+            egress: rule.and_then(|rule| egress_names(indices, rule)),
+            withdrawn: set.withdrawn,
         }
     });
     ListReport {
-        summary: summary(list),
+        summary: lists.first().map(summary).unwrap_or_default(),
+        lists: lists.iter().map(summary).collect(),
         endpoint_sets: sets.collect(),
-        unusable: list.problems.iter().map(Unusable::from).collect(),
+        unusable: lists.iter().flat_map(Unusable::of).collect(),
+        pending_additions: lists.iter().flat_map(PendingReport::of).collect(),
     }
 }

@@ -1,11 +1,18 @@
 //! The daemon: keeps the data path, the rules and the routes as configured, and answers on the control socket.
 
+mod applied;
+mod change;
+mod delta;
 mod egress;
 mod follow;
 mod install;
 mod lists;
+mod offline;
+mod orders;
 mod reports;
+mod sources;
 mod state;
+mod updates;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -23,16 +30,30 @@ use crate::exit::{Code, WithCode};
 use crate::links::{Changes, Links};
 use crate::list::List;
 use crate::ruleset::{Ruleset, Slots};
+use crate::timestamp::Timestamp;
+use applied::AppliedRulesets;
 use egress::EgressState;
+use sources::Sources;
 use state::{Persistent, StateDirectory};
+use updates::Done;
 
-pub use install::unload;
-pub use lists::{egress_name, make_ruleset, offline_indices, read_list, report, summary};
+pub use egress::mark_of;
+pub use install::{lan_number, unload};
+pub use lists::{
+    egress_name, egress_names, make_ruleset, offline_indices, read_lists, report, summary,
+};
+pub use offline::fetch;
 pub use state::require_privileges;
 
 /// How often the kernel's neighbour entries are used, so that they do not grow stale, and everything is looked at
 /// even if no change was told of.
 const REFRESH: Duration = Duration::from_secs(10);
+
+/// How often it is looked whether the time for something has come.
+const CLOCK: Duration = Duration::from_secs(1);
+
+/// How long what has failed is left alone.
+const RETRY: Duration = Duration::from_secs(30);
 
 /// How often the programs' log is read with `--trace`.
 const TRACE_INTERVAL: Duration = Duration::from_millis(50);
@@ -52,8 +73,14 @@ pub struct Options {
 struct Controller {
     options: Options,
     config: Config,
-    list: List,
+    lists: Vec<List>,
+    sources: Sources,
+    /// Looks at the lists' source that are being taken.
+    looks: JoinSet<Done>,
+    applied: AppliedRulesets,
     ruleset: Ruleset,
+    /// The time that its grace times were reckoned from.
+    as_of: Timestamp,
     /// Its hash, which takes long to compute for a large one.
     ruleset_hash: String,
     slots: Slots,
@@ -66,6 +93,8 @@ struct Controller {
     state: StateDirectory,
     persistent: Persistent,
     adopted: bool,
+    /// Before then nothing that has failed is tried again.
+    retry_at: Option<Instant>,
     trace_readers: JoinSet<()>,
     /// Why a LAN interface cannot be attached to, if so.
     lan_problem: Option<String>,
@@ -83,22 +112,21 @@ pub async fn run(options: Options) -> Result<()> {
     let mut hangup = signal(SignalKind::hangup())?;
     let changes = Links::watch().code(Code::System)?;
     let (sender, requests) = mpsc::channel(16);
-    let (config, list) = install::read(&options)?;
+    let config = install::read(&options)?;
     let state = StateDirectory::lock(&config.state.directory)?;
+    let sources = Sources::open(&config, options.list.as_deref())?;
+    change::warn_of_problems(&sources.lists());
     let server = Server::start(&config.control.socket, sender).code(Code::System)?;
-    let mut controller = Controller::start(options, config, list, state).await?;
+    let mut controller = Controller::start(options, config, sources, state).await?;
     if controller.adopted {
         tracing::info!("took over from an earlier controller");
     }
+    let lists: Vec<String> = controller.lists.iter().map(List::name).collect();
     tracing::info!(
         "ready: generation {}, {} endpoint sets, list {}",
         controller.generation,
         controller.ruleset.rules.len(),
-        controller
-            .list
-            .version
-            .as_deref()
-            .unwrap_or("of unknown version"),
+        lists.join(", "),
     );
     controller
         .serve(requests, changes, &mut stop, &mut hangup)
@@ -140,6 +168,8 @@ impl Controller {
     ) {
         let mut refresh = interval(REFRESH);
         refresh.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut clock = interval(CLOCK);
+        clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 () = stop.wait() => return,
@@ -157,6 +187,11 @@ impl Controller {
                     egress::refresh_neighbours(&self.links, &self.egresses).await;
                     self.follow().await;
                 }
+                _ = clock.tick() => self.on_time().await,
+                Some(done) = self.looks.join_next(), if !self.looks.is_empty() => match done {
+                    Ok(done) => self.looked(done).await,
+                    Err(error) => tracing::error!("a look at the lists' source failed: {error}"),
+                },
                 Some(request) = requests.recv() => self.answer(request).await,
             }
         }
@@ -169,14 +204,56 @@ impl Controller {
             Request::Stats(reply) => drop(reply.send(self.stats())),
             Request::List(reply) => {
                 let indices = &self.persistent.egresses;
-                drop(reply.send(Ok(report(indices, &self.list, &self.ruleset))));
+                drop(reply.send(Ok(report(indices, &self.lists, &self.ruleset))));
             }
             Request::Explain(query, reply) => drop(reply.send(self.explain(query))),
             Request::Reload(reply) => {
                 let outcome = self.reload().await;
                 drop(reply.send(outcome));
             }
+            Request::Plan(reply) => drop(reply.send(self.plan())),
+            Request::Apply(reply) => {
+                let outcome = self.apply().await;
+                drop(reply.send(outcome));
+            }
+            Request::Bypass(order, reply) => {
+                let outcome = self.bypass(order).await;
+                drop(reply.send(outcome));
+            }
+            Request::Fetch(reply) => self.look_now(reply),
+            Request::ChangeList(order, reply) => {
+                let outcome = self.change_list(order).await;
+                drop(reply.send(outcome));
+            }
         }
+    }
+
+    /// Does what its time has come for. What fails is tried again some time later.
+    async fn on_time(&mut self) {
+        if self
+            .retry_at
+            .is_none_or(|retry_at| retry_at <= Instant::now())
+        {
+            self.retry_at = None;
+            if let Err(error) = self.end_bypass().await {
+                tracing::error!("steering is not switched on again: {error:#}");
+                self.retry_later();
+            }
+            if let Err(error) = self.end_graces().await {
+                tracing::error!("withdrawn endpoints are kept up: {error:#}");
+                self.retry_later();
+            }
+            for kept in &mut self.sources.kept {
+                // It has been said that it cannot be written.
+                let _ = kept.save_again(&self.sources.disk);
+            }
+        }
+        self.look_if_due();
+    }
+
+    /// Leaves what has failed alone for some time.
+    fn retry_later(&mut self) {
+        self.retry_at = Some(Instant::now() + RETRY);
     }
 
     /// Forwards what the programs log to our own log.

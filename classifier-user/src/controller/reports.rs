@@ -1,24 +1,37 @@
 //! What the controller answers.
 
+use std::collections::HashSet;
+use std::time::Duration;
+
 use anyhow::Result;
 use breakout_common::table::GENERATION;
 use ipnet::IpNet;
 
 use super::egress::ways_out;
-use super::{Controller, egress_name, summary};
+use super::{Controller, egress_names, summary};
 use crate::config::XdpAttach;
-use crate::control::{LanStatus, ReasonCount, RulesetStatus, SetCount, Stats, Status};
+use crate::control::{
+    FollowStatus, LanStatus, ReasonCount, RefusedList, RulesetStatus, SetCount, SetReport, Stats,
+    Status,
+};
 use crate::explain::{Context, Explanation, Query, explain};
-use crate::policy::Action;
+use crate::list::{Kept, Record};
+use crate::timestamp::{Timestamp, for_people};
 
 impl Controller {
     pub(super) fn status(&self) -> Status {
         let steered = || {
             let rules = self.ruleset.rules.iter();
-            rules.filter(|rule| matches!(rule.action, Action::Steer(_)))
+            rules.filter(|rule| rule.is_steered())
         };
         let prefixes = || steered().flat_map(|rule| &rule.prefixes);
         let mask = self.config.routing.mark_mask;
+        let follow: Vec<FollowStatus> = self
+            .sources
+            .kept
+            .iter()
+            .map(|kept| self.followed(kept))
+            .collect();
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -33,7 +46,12 @@ impl Controller {
                 steered_v6: prefixes().filter(|net| matches!(net, IpNet::V6(_))).count(),
                 table_bytes: self.datapath.table_bytes(),
             },
-            list: summary(&self.list),
+            alerts: self.alerts(&follow),
+            shadow: self.config.shadow,
+            bypass: self.persistent.bypass.clone(),
+            list: self.lists.first().map(summary).unwrap_or_default(),
+            lists: self.lists.iter().map(summary).collect(),
+            follow,
             lan: self
                 .lans
                 .iter()
@@ -54,6 +72,83 @@ impl Controller {
         }
     }
 
+    /// How the list of an instance is followed.
+    fn followed(&self, kept: &Kept) -> FollowStatus {
+        let now = Timestamp::now();
+        let age = kept.schedule.age(now);
+        FollowStatus {
+            instance: kept.instance().to_string(),
+            source: self.sources.name(),
+            age_seconds: age.map(|age| age.as_secs()),
+            is_stale: age.is_some_and(|age| age > self.config.list.stale_after.0),
+            last_attempt: kept.schedule.last_attempt,
+            last_success: kept.schedule.last_success,
+            failures: kept.schedule.failures,
+            last_error: self
+                .sources
+                .problem
+                .clone()
+                .or_else(|| kept.schedule.last_error.clone()),
+            next: kept.schedule.next,
+            held: kept.state().held.as_ref().map(|held| held.since),
+            waiting: kept.waiting().map(Record::name),
+            refused: kept.refused().map(|record| RefusedList {
+                version: record.name(),
+                why: record.refusal(),
+            }),
+            withdrawn: kept.state().withdrawn.len(),
+            damaged: kept.damaged().to_vec(),
+        }
+    }
+
+    fn alerts(&self, follow: &[FollowStatus]) -> Vec<String> {
+        let mut alerts = Vec::new();
+        if let Some(bypass) = &self.persistent.bypass {
+            alerts.push(match bypass.until {
+                Some(until) => format!(
+                    "BYPASS: nothing is steered until {until} (since {})",
+                    bypass.since
+                ),
+                None => format!(
+                    "BYPASS: nothing is steered until `breakout bypass off` (since {})",
+                    bypass.since
+                ),
+            });
+        }
+        if self.config.shadow {
+            alerts.push("SHADOW: nothing is steered, it is only shown what would be".to_owned());
+        }
+        if let Some(problem) = &self.sources.problem {
+            alerts.push(format!("the lists are not followed: {problem}"));
+        }
+        for egress in &self.egresses {
+            if let Some(problem) = egress.problem() {
+                alerts.push(format!("egress {} is down: {problem}", egress.name));
+            }
+        }
+        for list in follow {
+            let instance = &list.instance;
+            if list.is_stale {
+                let age = for_people(Duration::from_secs(list.age_seconds.unwrap_or_default()));
+                alerts.push(format!(
+                    "list {instance} is stale: not known to be the newest for {age}"
+                ));
+            }
+            if let Some(refused) = &list.refused {
+                alerts.push(format!(
+                    "list {instance} {} is refused: {}",
+                    refused.version, refused.why
+                ));
+            }
+            if let Some(held) = list.held {
+                alerts.push(format!(
+                    "list {instance} is held since a rollback at {held}"
+                ));
+            }
+        }
+        alerts
+    }
+
     pub(super) fn stats(&self) -> Result<Stats> {
         let counters = self.datapath.counters()?;
         let reasons = counters.reasons.iter().map(|(reason, count)| ReasonCount {
@@ -62,15 +157,16 @@ impl Controller {
             count: *count,
             description: reason.description().to_owned(),
         });
-        let sets = self.ruleset.rules.iter().map(|rule| SetCount {
-            instance: rule.key.instance.to_string(),
-            id: rule.key.id,
-            service_area: rule.service_area.clone(),
-            category: rule.category.to_string(),
-            egress: match rule.action {
-                Action::Steer(index) => egress_name(&self.persistent.egresses, index),
-                Action::Pass => None,
-            },
+        // What is withdrawn of a set counts as the set.
+        let mut seen = HashSet::new();
+        let rules = self
+            .ruleset
+            .rules
+            .iter()
+            .filter(|rule| seen.insert(rule.slot));
+        let sets = rules.map(|rule| SetCount {
+            set: SetReport::from(rule),
+            egress: egress_names(&self.persistent.egresses, rule),
             count: counters
                 .sets
                 .get(usize::from(rule.slot))
@@ -90,7 +186,7 @@ impl Controller {
         let context = Context {
             ruleset: &self.ruleset,
             egresses: &self.persistent.egresses,
-            list: (self.list.version.clone(), self.list.source.clone()),
+            lists: &self.lists,
             generation: table.get(GENERATION as usize).copied(),
             ways_out: Some(&ways_out(&self.egresses)),
             table: &table,

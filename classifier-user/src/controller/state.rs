@@ -3,18 +3,19 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
-use std::io::{self, Read, Write};
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use breakout_common::egress::MAX_EGRESSES;
 use serde::{Deserialize, Serialize};
-use tempfile::NamedTempFile;
 
 use crate::config::{Config, Routing};
+use crate::control::BypassStatus;
+use crate::durable::{Disk, remove_unfinished};
 use crate::exit::{Code, WithCode};
-use crate::list::{Instance, SetKey};
+use crate::list::SetKey;
 use crate::ruleset::Slots;
 
 /// The state directory, locked for this process.
@@ -22,6 +23,9 @@ pub(super) struct StateDirectory {
     path: PathBuf,
     _lock: File,
 }
+
+/// The file of a state directory that the rest of this module is about.
+const FILE: &str = "state.json";
 
 /// The content of `state.json`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +48,9 @@ pub(super) struct Persistent {
     /// Inode of the network namespace that they are installed in.
     #[serde(default)]
     pub(super) namespace: u64,
+    /// If steering is switched off for a time.
+    #[serde(default)]
+    pub(super) bypass: Option<BypassStatus>,
     /// Interfaces whose clsact qdisc is ours to remove, on kernels before 6.6.
     pub(super) clsact: Vec<String>,
 }
@@ -51,12 +58,17 @@ pub(super) struct Persistent {
 /// One endpoint set's counter.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Slot {
-    instance: Instance,
-    id: u32,
+    #[serde(flatten)]
+    key: SetKey,
     slot: u16,
 }
 
 impl Persistent {
+    /// Reads the state of a controller, running or not, if there is any that can be read.
+    pub(super) fn read(directory: &Path) -> Option<Self> {
+        serde_json::from_slice(&fs::read(directory.join(FILE)).ok()?).ok()
+    }
+
     /// Gives each egress of a configuration an index that no other one has.
     pub(super) fn assign_egresses(&mut self, config: &Config) -> Result<()> {
         for name in config.egress.keys() {
@@ -83,22 +95,13 @@ impl Persistent {
 
     /// The slots as the ruleset wants them.
     pub(super) fn slots(&self) -> Slots {
-        Slots::from_assigned(self.slots.iter().map(|slot| {
-            let key = SetKey {
-                instance: slot.instance,
-                id: slot.id,
-            };
-            (key, slot.slot)
-        }))
+        let slots = self.slots.iter();
+        Slots::from_assigned(slots.map(|slot| (slot.key.clone(), slot.slot)))
     }
 
     /// Takes over the slots of a ruleset.
     pub(super) fn set_slots(&mut self, slots: &Slots) {
-        let entries = slots.iter().map(|(key, slot)| Slot {
-            instance: key.instance,
-            id: key.id,
-            slot,
-        });
+        let entries = slots.iter().map(|(key, slot)| Slot { key, slot });
         self.slots = entries.collect();
     }
 }
@@ -140,6 +143,7 @@ impl StateDirectory {
                 return Err(error).with_context(|| format!("cannot lock {}", file.display()));
             }
         }
+        remove_unfinished(path);
         lock.set_len(0)?;
         write!(lock, "{}", std::process::id())?;
         Ok(StateDirectory {
@@ -177,19 +181,14 @@ impl StateDirectory {
     ///
     /// When it cannot be written.
     pub(super) fn save(&self, state: &Persistent) -> Result<()> {
-        let write = || -> io::Result<()> {
-            let mut file = NamedTempFile::new_in(&self.path)?;
-            serde_json::to_writer_pretty(&mut file, state)?;
-            file.write_all(b"\n")?;
-            file.as_file().sync_all()?;
-            file.persist(self.file())?;
-            File::open(&self.path)?.sync_all()
-        };
-        write().with_context(|| format!("cannot write {}", self.file().display()))
+        let mut text = serde_json::to_string_pretty(state)?;
+        text.push('\n');
+        let written = Disk::reliable().write(&self.file(), text.as_bytes());
+        written.with_context(|| format!("cannot write {}", self.file().display()))
     }
 
     fn file(&self) -> PathBuf {
-        self.path.join("state.json")
+        self.path.join(FILE)
     }
 }
 
@@ -224,6 +223,7 @@ pub fn require_privileges() -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::list::Instance;
 
     #[test]
     fn state_survives_and_a_second_controller_is_refused() {
@@ -235,11 +235,8 @@ mod tests {
             boot: boot_id(),
             ..Persistent::default()
         };
-        let key = SetKey {
-            instance: Instance::China,
-            id: 3,
-        };
-        persistent.set_slots(&Slots::from_assigned([(key, 5)]));
+        let key = SetKey::published(Instance::China, 3);
+        persistent.set_slots(&Slots::from_assigned([(key.clone(), 5)]));
         state.save(&persistent).unwrap();
         assert_eq!(state.load(), Some(persistent.clone()));
         assert_eq!(persistent.slots().iter().next(), Some((key, 5)));

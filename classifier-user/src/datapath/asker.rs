@@ -9,7 +9,7 @@ use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions, TestRunResult, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use breakout_common::constants::Constants;
-use breakout_common::question::{QUESTIONS, Question, QuestionWords};
+use breakout_common::question::{QUESTIONS, Question, QuestionWords, address_to_words};
 use breakout_common::table::Destination;
 use ipnet::IpNet;
 
@@ -114,9 +114,7 @@ impl Asker {
         ensure!(!destinations.is_empty(), "there are no destinations");
         let mut words = Vec::with_capacity(QUESTIONS * 4);
         for destination in destinations.iter().cycle().take(QUESTIONS) {
-            let key = 0;
-            let destination = *destination;
-            let [_, _, address @ ..] = Question { destination, key }.to_words();
+            let address = address_to_words(*destination);
             let length = if destination.is_v6() { 4 } else { 1 };
             words.extend(&address[..length]);
         }

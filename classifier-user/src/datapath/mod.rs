@@ -58,6 +58,8 @@ pub struct LanPlan {
     pub xdp: Option<XdpAttach>,
     /// Inode of the network namespace, which together with the index identifies the interface.
     pub namespace: u64,
+    /// The number by which conditions tell it from other LAN interfaces.
+    pub number: u8,
 }
 
 impl LanPlan {

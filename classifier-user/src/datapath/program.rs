@@ -81,6 +81,7 @@ impl Programs {
             trace: u8::from(trace),
             tc_counts: u8::from(lan.xdp.is_none()),
             report: u8::from(report),
+            lan: lan.number,
             ..Constants::UNSET
         };
         let constants = constants.to_bytes();

@@ -16,19 +16,35 @@ impl Links {
     ///
     /// When the kernel does not answer.
     pub async fn own_addresses(&self) -> Result<Vec<IpAddr>> {
-        let mut messages = self.handle.address().get().execute();
-        let mut own = Vec::new();
-        while let Some(message) = messages
-            .try_next()
-            .await
-            .context("cannot list this machine's addresses")?
-        {
-            own.extend(network(&message).map(|net| net.addr()));
-            own.extend(broadcasts(&message));
+        let messages = self.address_messages().await?;
+        let mut own: Vec<IpAddr> = Vec::new();
+        for message in &messages {
+            own.extend(network(message).map(|net| net.addr()));
+            own.extend(broadcasts(message));
         }
         own.sort_unstable();
         own.dedup();
         Ok(own)
+    }
+
+    /// All networks that this network namespace has an address in, sorted.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not answer.
+    pub async fn own_networks(&self) -> Result<Vec<IpNet>> {
+        let messages = self.address_messages().await?;
+        let networks = messages.iter().filter_map(network);
+        let mut networks: Vec<IpNet> = networks.map(|net| net.trunc()).collect();
+        networks.sort_unstable();
+        networks.dedup();
+        Ok(networks)
+    }
+
+    async fn address_messages(&self) -> Result<Vec<AddressMessage>> {
+        let messages = self.handle.address().get().execute();
+        let messages = messages.try_collect().await;
+        messages.context("cannot list this machine's addresses")
     }
 }
 

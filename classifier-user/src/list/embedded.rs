@@ -50,7 +50,7 @@ mod tests {
             .sets
             .iter()
             .filter(|set| set.category == Category::Optimize)
-            .map(|set| set.key.id)
+            .filter_map(|set| set.key.id())
             .collect();
         assert_eq!(ids, [1, 11, 31]);
     }

@@ -3,19 +3,41 @@
 //! A [`List`] is what Microsoft published for one instance, or several instances together. It
 //! keeps what it cannot use as [`Problem`]s with the endpoint set's id, so that nothing is dropped silently.
 
+mod changes;
+mod delta;
 mod embedded;
+mod fetch;
+mod grace;
+mod judge;
+mod kept;
 mod parse;
 mod ports;
+mod record;
+mod schedule;
+mod service;
 
 use std::fmt;
 
 use breakout_common::table::Transport;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
+use crate::hex::hex;
+use crate::timestamp::Timestamp;
+
+pub use changes::pending;
+pub use delta::{ListDelta, SetDelta};
 pub use embedded::embedded;
-pub use parse::{ParseError, parse, read_file};
-pub use ports::parse_ports;
+pub use fetch::{Fetched, check};
+pub use grace::with_grace;
+pub use judge::{Finding, Judge, Judgement, covered};
+pub use kept::{Held, InForce, Kept, split_name};
+pub use parse::{ParseError, parse, parse_prefix, read_bytes, read_file};
+pub use ports::{parse_ports, parse_protocol_and_ports};
+pub use record::Record;
+pub use schedule::Schedule;
+pub use service::{FetchError, Limits, Service};
 
 /// One of Microsoft's clouds. The same endpoint set id means different things in different instances.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -64,8 +86,8 @@ impl fmt::Display for Instance {
 }
 
 /// Microsoft's category of an endpoint set. Later variants win over earlier ones.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
-#[serde(into = "String")]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(from = "String", into = "String")]
 pub enum Category {
     /// A category that Microsoft had not documented when this was written.
     Other(String),
@@ -75,6 +97,8 @@ pub enum Category {
     Allow,
     /// Must leave locally and directly.
     Optimize,
+    /// Not Microsoft's: a set of the operator's own.
+    Custom,
 }
 
 impl From<&str> for Category {
@@ -85,6 +109,12 @@ impl From<&str> for Category {
             "default" => Category::Default,
             _ => Category::Other(name.to_owned()),
         }
+    }
+}
+
+impl From<String> for Category {
+    fn from(name: String) -> Self {
+        name.as_str().into()
     }
 }
 
@@ -100,13 +130,15 @@ impl fmt::Display for Category {
             Category::Optimize => "Optimize",
             Category::Allow => "Allow",
             Category::Default => "Default",
+            Category::Custom => "Custom",
             Category::Other(name) => name,
         })
     }
 }
 
 /// A protocol with a range of destination ports, both ends included.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct PortRange {
     /// TCP or UDP.
     pub transport: Transport,
@@ -130,23 +162,91 @@ impl fmt::Display for PortRange {
     }
 }
 
+impl TryFrom<String> for PortRange {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        match parse_protocol_and_ports(&text)?.as_slice() {
+            [range] => Ok(*range),
+            _ => Err(format!("\"{text}\" is not one range of ports")),
+        }
+    }
+}
+
+impl From<PortRange> for String {
+    fn from(range: PortRange) -> Self {
+        range.to_string()
+    }
+}
+
 /// What identifies an endpoint set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
-pub struct SetKey {
-    /// The instance it belongs to.
-    pub instance: Instance,
-    /// Microsoft's id, unique within the instance.
-    pub id: u32,
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum SetKey {
+    /// One of Microsoft's.
+    Published {
+        /// The instance it belongs to.
+        instance: Instance,
+        /// Microsoft's id, unique within the instance.
+        id: u32,
+    },
+    /// One of the operator's own.
+    Custom {
+        /// Its name.
+        name: String,
+    },
+}
+
+impl SetKey {
+    /// The key of a published set.
+    pub const fn published(instance: Instance, id: u32) -> Self {
+        SetKey::Published { instance, id }
+    }
+
+    /// The instance of a published set.
+    pub const fn instance(&self) -> Option<Instance> {
+        match self {
+            SetKey::Published { instance, .. } => Some(*instance),
+            SetKey::Custom { .. } => None,
+        }
+    }
+
+    /// The id of a published set.
+    pub const fn id(&self) -> Option<u32> {
+        match self {
+            SetKey::Published { id, .. } => Some(*id),
+            SetKey::Custom { .. } => None,
+        }
+    }
+
+    /// The name of a custom set.
+    pub fn name(&self) -> Option<&str> {
+        match self {
+            SetKey::Published { .. } => None,
+            SetKey::Custom { name } => Some(name),
+        }
+    }
+
+    /// Whether both are of one instance, or the same custom set: of those a packet belongs to one at most.
+    pub fn same_origin(&self, other: &SetKey) -> bool {
+        match (self.instance(), other.instance()) {
+            (None, None) => self == other,
+            (instance, other) => instance == other,
+        }
+    }
 }
 
 impl fmt::Display for SetKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.instance, self.id)
+        match self {
+            SetKey::Published { instance, id } => write!(f, "{instance} {id}"),
+            SetKey::Custom { name } => write!(f, "custom {name}"),
+        }
     }
 }
 
 /// One row of the list.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndpointSet {
     /// Instance and id.
     pub key: SetKey,
@@ -164,6 +264,8 @@ pub struct EndpointSet {
     pub required: bool,
     /// Whether it is reachable over ExpressRoute.
     pub express_route: bool,
+    /// If Microsoft no longer publishes it: since when, as far as we know.
+    pub withdrawn: Option<Timestamp>,
 }
 
 impl EndpointSet {
@@ -171,15 +273,39 @@ impl EndpointSet {
     pub fn is_usable(&self) -> bool {
         !self.prefixes.is_empty() && !self.ports.is_empty()
     }
+
+    /// Whether users sign in there. Tenant restrictions and conditional access by address apply to that.
+    pub fn is_sign_in(&self) -> bool {
+        const HOSTS: [&str; 3] = [
+            "login.microsoftonline.com",
+            "login.microsoftonline.us",
+            "login.partner.microsoftonline.cn",
+        ];
+        self.key == SetKey::published(Instance::Worldwide, 56)
+            || self.urls.iter().any(|url| HOSTS.contains(&url.as_str()))
+    }
 }
 
 /// Something in a list that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Problem {
-    /// The endpoint set's id.
-    pub id: u32,
+    /// The endpoint set's id, if it can be read.
+    pub id: Option<u32>,
     /// What is wrong with it.
     pub problem: String,
+    /// Whether something is written in a way that cannot be understood, rather than of no use here.
+    pub is_damage: bool,
+}
+
+/// Additions that Microsoft has announced for a later day. They are in the list already.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pending {
+    /// The endpoint set's id.
+    pub id: u32,
+    /// The prefixes and URLs that are new.
+    pub added: Vec<String>,
+    /// The day from which on they are used.
+    pub effective: Timestamp,
 }
 
 /// A list of one instance, as published at one time.
@@ -191,13 +317,76 @@ pub struct List {
     pub version: Option<String>,
     /// Where the list was taken from, for people.
     pub source: String,
-    /// All sets, in the order published.
+    /// When it was fetched.
+    pub fetched: Option<Timestamp>,
+    /// The number under which it is kept, if it is.
+    pub record: Option<u32>,
+    /// All sets, in the order published, and behind them what is withdrawn but still in its grace time.
     pub sets: Vec<EndpointSet>,
     /// What cannot be used.
     pub problems: Vec<Problem>,
+    /// What is announced for later.
+    pub pending: Vec<Pending>,
+}
+
+/// A set's content, in one notation.
+fn canonical(set: &EndpointSet) -> String {
+    let sorted = |texts: Vec<String>| {
+        let mut texts = texts;
+        texts.sort_unstable();
+        texts.dedup();
+        texts.join(",")
+    };
+    format!(
+        "{} {} {} {} {} [{}] [{}] [{}]\n",
+        set.key,
+        set.service_area,
+        set.category,
+        set.required,
+        set.express_route,
+        sorted(set.prefixes.iter().map(ToString::to_string).collect()),
+        sorted(set.ports.iter().map(ToString::to_string).collect()),
+        sorted(set.urls.clone()),
+    )
 }
 
 impl List {
+    /// The sets that are published.
+    pub fn published(&self) -> impl Iterator<Item = &EndpointSet> {
+        self.sets.iter().filter(|set| set.withdrawn.is_none())
+    }
+
+    /// What is withdrawn but still in its grace time.
+    pub fn withdrawn(&self) -> impl Iterator<Item = &EndpointSet> {
+        self.sets.iter().filter(|set| set.withdrawn.is_some())
+    }
+
+    /// What is announced for after a time.
+    pub fn pending_at(&self, now: Timestamp) -> impl Iterator<Item = &Pending> {
+        self.pending
+            .iter()
+            .filter(move |pending| pending.effective > now)
+    }
+
+    /// Instance and version, for people.
+    pub fn name(&self) -> String {
+        match &self.version {
+            Some(version) => format!("{} {version}", self.instance),
+            None => format!("{} of unknown version", self.instance),
+        }
+    }
+
+    /// A hash of the published content, as hexadecimal digits: of all that is known of each set, in whatever order and notation it
+    /// was written.
+    pub fn hash(&self) -> String {
+        let mut lines: Vec<String> = self.published().map(canonical).collect();
+        // What could not be read is content as well.
+        let problems = self.problems.iter().filter(|problem| problem.is_damage);
+        lines.extend(problems.map(|problem| format!("{:?} {}\n", problem.id, problem.problem)));
+        lines.sort_unstable();
+        hex(&Sha256::digest(lines.concat()))
+    }
+
     /// The number of IPv4 and of IPv6 prefixes in the sets of one category.
     pub fn prefix_counts(&self, category: &Category) -> (usize, usize) {
         let of_category = self.sets.iter().filter(|set| set.category == *category);

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use breakout_common::table::Transport;
 use ipnet::IpNet;
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::{Category, EndpointSet, Instance, List, PortRange, Problem, SetKey, parse_ports};
 
@@ -57,27 +58,27 @@ pub enum ParseError {
     Duplicate(String, u32),
 }
 
-/// One row as the service writes it. Unknown fields are of no interest, missing ones are ordinary.
+/// One row as the service writes it. Unknown fields are of no interest; missing and empty ones are ordinary.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Row {
     id: u32,
     #[serde(default)]
-    service_area: String,
+    service_area: Option<String>,
     #[serde(default)]
-    urls: Vec<String>,
+    urls: Option<Vec<String>>,
     #[serde(default)]
-    ips: Vec<String>,
+    ips: Option<Vec<String>>,
     #[serde(default)]
-    tcp_ports: String,
+    tcp_ports: Option<String>,
     #[serde(default)]
-    udp_ports: String,
+    udp_ports: Option<String>,
     #[serde(default)]
-    express_route: bool,
+    express_route: Option<bool>,
     #[serde(default)]
-    category: String,
+    category: Option<String>,
     #[serde(default)]
-    required: bool,
+    required: Option<bool>,
 }
 
 /// Reads a file that holds the answer of `/endpoints/INSTANCE`.
@@ -86,7 +87,15 @@ struct Row {
 ///
 /// As [`parse`], and when the file cannot be read.
 pub fn read_file(path: &Path, instance: Instance) -> Result<List, ParseError> {
-    let name = path.display().to_string();
+    parse(&read_bytes(path)?, instance, &path.display().to_string())
+}
+
+/// Reads a file that may hold a list.
+///
+/// # Errors
+///
+/// When it cannot be read, or is too large.
+pub fn read_bytes(path: &Path) -> Result<Vec<u8>, ParseError> {
     let read_error = |error| ParseError::Read {
         path: path.to_owned(),
         error,
@@ -94,12 +103,11 @@ pub fn read_file(path: &Path, instance: Instance) -> Result<List, ParseError> {
     let size = fs::metadata(path).map_err(read_error)?.len();
     if size > MAX_FILE {
         return Err(ParseError::TooLarge {
-            source_name: name,
+            source_name: path.display().to_string(),
             size,
         });
     }
-    let bytes = fs::read(path).map_err(read_error)?;
-    parse(&bytes, instance, &name)
+    fs::read(path).map_err(read_error)
 }
 
 /// Parses the answer of `/endpoints/INSTANCE`. `source_name` says in errors where it came from.
@@ -114,7 +122,7 @@ pub fn parse(text: &[u8], instance: Instance, source_name: &str) -> Result<List,
     if text.trim_ascii_start().starts_with(b"<") {
         return Err(ParseError::Html(source_name.to_owned()));
     }
-    let rows: Vec<Row> = serde_json::from_slice(text).map_err(|error| {
+    let rows: Vec<Value> = serde_json::from_slice(text).map_err(|error| {
         if error.is_eof() {
             ParseError::CutOff(source_name.to_owned(), error)
         } else {
@@ -126,10 +134,21 @@ pub fn parse(text: &[u8], instance: Instance, source_name: &str) -> Result<List,
     let mut sets = Vec::with_capacity(count);
     let mut problems = Vec::new();
     for row in rows {
-        if !seen.insert(row.id) {
-            return Err(ParseError::Duplicate(source_name.to_owned(), row.id));
+        let id = row
+            .get("id")
+            .and_then(Value::as_u64)
+            .and_then(|id| id.try_into().ok());
+        match Row::deserialize(row) {
+            Ok(row) if seen.insert(row.id) => {
+                sets.push(endpoint_set(row, instance, &mut problems));
+            }
+            Ok(row) => return Err(ParseError::Duplicate(source_name.to_owned(), row.id)),
+            Err(error) => problems.push(Problem {
+                id,
+                problem: format!("the row cannot be understood: {error}"),
+                is_damage: true,
+            }),
         }
-        sets.push(endpoint_set(row, instance, &mut problems));
     }
     if !sets.iter().any(EndpointSet::is_usable) {
         return Err(ParseError::Empty(source_name.to_owned(), count));
@@ -138,56 +157,73 @@ pub fn parse(text: &[u8], instance: Instance, source_name: &str) -> Result<List,
         instance,
         version: None,
         source: source_name.to_owned(),
+        fetched: None,
+        record: None,
         sets,
         problems,
+        pending: Vec::new(),
     })
 }
 
 fn endpoint_set(row: Row, instance: Instance, problems: &mut Vec<Problem>) -> EndpointSet {
     let id = row.id;
-    let mut report = |problem: String| problems.push(Problem { id, problem });
-    let mut prefixes = Vec::with_capacity(row.ips.len());
-    for text in &row.ips {
+    let mut report = |problem: String, is_damage| {
+        problems.push(Problem {
+            id: Some(id),
+            problem,
+            is_damage,
+        });
+    };
+    let ips = row.ips.unwrap_or_default();
+    let mut prefixes = Vec::with_capacity(ips.len());
+    for text in &ips {
         match parse_prefix(text) {
             Ok(prefix) => prefixes.push(prefix),
-            Err(problem) => report(problem),
+            Err(problem) => report(problem, true),
         }
     }
     let mut ports: Vec<PortRange> = Vec::new();
     for (transport, text) in [
-        (Transport::Tcp, &row.tcp_ports),
-        (Transport::Udp, &row.udp_ports),
+        (Transport::Tcp, row.tcp_ports),
+        (Transport::Udp, row.udp_ports),
     ] {
-        match parse_ports(transport, text) {
+        match parse_ports(transport, &text.unwrap_or_default()) {
             Ok(ranges) => ports.extend(ranges),
-            Err(problem) => report(problem),
+            Err(problem) => report(problem, true),
         }
     }
     if !prefixes.is_empty() && ports.is_empty() {
-        report("has addresses but no ports, so it cannot be matched exactly".to_owned());
+        report(
+            "has addresses but no ports, so it cannot be matched exactly".to_owned(),
+            false,
+        );
     }
-    let category = Category::from(row.category.as_str());
+    let category = Category::from(row.category.unwrap_or_default().as_str());
     if let Category::Other(name) = &category
         && !prefixes.is_empty()
     {
-        report(format!(
-            "category \"{name}\" is not known, so it is not steered"
-        ));
+        let problem = format!("category \"{name}\" is not known, so it is not steered");
+        report(problem, false);
     }
     EndpointSet {
-        key: SetKey { instance, id },
-        service_area: row.service_area,
+        key: SetKey::published(instance, id),
+        service_area: row.service_area.unwrap_or_default(),
         category,
         prefixes,
         ports,
-        urls: row.urls,
-        required: row.required,
-        express_route: row.express_route,
+        urls: row.urls.unwrap_or_default(),
+        required: row.required.unwrap_or_default(),
+        express_route: row.express_route.unwrap_or_default(),
+        withdrawn: None,
     }
 }
 
 /// A prefix, or an address alone, which stands for itself.
-fn parse_prefix(text: &str) -> Result<IpNet, String> {
+///
+/// # Errors
+///
+/// Says what is wrong with the text.
+pub fn parse_prefix(text: &str) -> Result<IpNet, String> {
     let prefix: IpNet = text
         .parse()
         .or_else(|_| text.parse().map(|address: std::net::IpAddr| address.into()))
@@ -232,7 +268,7 @@ mod tests {
             {{"id":4,"ips":["1.2.3.0/24"],"tcpPorts":"80","category":"Optimise"}}]"#
         ))
         .unwrap();
-        let of = |id| list.problems.iter().filter(|p| p.id == id).count();
+        let of = |id| list.problems.iter().filter(|p| p.id == Some(id)).count();
         assert_eq!((of(1), of(2), of(3), of(4)), (0, 5, 1, 1));
         assert_eq!(list.sets[1].prefixes, ["1.2.3.4/32".parse().unwrap()]);
     }

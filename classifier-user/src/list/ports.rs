@@ -34,6 +34,32 @@ pub fn parse_ports(transport: Transport, text: &str) -> Result<Vec<PortRange>, S
     Ok(merged)
 }
 
+/// Parses `"tcp 80,443"`, `"udp 3478-3481"`, or a protocol alone for all of its ports.
+///
+/// # Errors
+///
+/// Says what is wrong with the text.
+pub fn parse_protocol_and_ports(text: &str) -> Result<Vec<PortRange>, String> {
+    let (protocol, ports) = text.trim().split_once(' ').unwrap_or((text.trim(), ""));
+    let transport = match protocol.to_ascii_lowercase().as_str() {
+        "tcp" => Transport::Tcp,
+        "udp" => Transport::Udp,
+        _ => {
+            return Err(format!(
+                "\"{text}\" does not start with tcp or udp, as in \"tcp 80,443\""
+            ));
+        }
+    };
+    match ports.trim() {
+        "" | "0-65535" => Ok(vec![PortRange {
+            transport,
+            first: 0,
+            last: u16::MAX,
+        }]),
+        ports => parse_ports(transport, ports),
+    }
+}
+
 fn parse_range(part: &str) -> Result<(u16, u16), String> {
     let (first, last) = part.split_once('-').unwrap_or((part, part));
     let port = |text: &str| match text.trim().parse::<u16>() {

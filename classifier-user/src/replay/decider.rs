@@ -8,7 +8,7 @@ use breakout_common::egress::{Egress, MAX_EGRESSES, NextHop};
 use breakout_common::fragment::{Key, key};
 use breakout_common::packet::{Stop, walk};
 use breakout_common::table::Outcome;
-use breakout_common::verdict::{Decision, Reason, Verdict};
+use breakout_common::verdict::{Decision, Reason};
 
 use super::Captured;
 use super::frame::for_test_run;
@@ -39,6 +39,7 @@ impl Decider {
             mac: [0; 6],
             xdp: None,
             namespace: 0,
+            number: 0,
         };
         let plan = Plan {
             lans: &[lan],
@@ -86,7 +87,7 @@ impl Pure {
     fn decide(&mut self, captured: &Captured) -> Decision {
         match walk(captured) {
             Ok(headers) => {
-                let decision = decide(self.image.words(), &headers);
+                let decision = decide(self.image.words(), captured, &headers, 0);
                 if let Some(key) = headers
                     .first_fragment()
                     .and_then(|first| key(captured, &first))
@@ -106,9 +107,14 @@ impl Pure {
     }
 
     fn remember(&mut self, key: Key, decision: &Decision) {
-        if let (Verdict::Steer(egress), Some(set)) = (decision.verdict, decision.set) {
+        if let (Some(egress), Some(set)) = (decision.egress(), decision.set()) {
             let egress = Some(egress);
-            self.fragments.insert(key, Outcome { set, egress });
+            let outcome = Outcome {
+                set,
+                egress,
+                hold: None,
+            };
+            self.fragments.insert(key, outcome);
         } else {
             self.fragments.remove(&key);
         }

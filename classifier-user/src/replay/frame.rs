@@ -3,9 +3,10 @@
 use std::cell::Cell;
 use std::net::IpAddr;
 
+use breakout_common::ethernet::ip_offset;
 use breakout_common::fragment::key;
 use breakout_common::frame::Frame;
-use breakout_common::packet::{Stop, ip_offset, walk};
+use breakout_common::packet::{Stop, walk};
 
 use super::Captured;
 

@@ -13,7 +13,7 @@ use breakout_common::table::Transport;
 use breakout_common::verdict::{Decision, Reason};
 use ipnet::IpNet;
 
-use crate::ruleset::{Image, Ruleset, winner};
+use crate::ruleset::{Image, Ruleset, matches};
 use decider::Decider;
 
 pub use capture::{Capture, Captured};
@@ -75,14 +75,14 @@ impl<'a> Replay<'a> {
     /// The prefix by which a packet was decided; for `no_port`, the longest one that covers the destination.
     pub fn prefix(&mut self, decided: &Decided) -> Option<IpNet> {
         let decision = decided.decision;
-        if decision.set.is_none() && decision.reason != Reason::NoPort {
+        if decision.set().is_none() && decision.reason() != Reason::NoPort {
             return None;
         }
         let (_, destination, key, _) = decided.flow?;
         let ruleset = self.ruleset;
-        let place = (destination, key, decision.set);
+        let place = (destination, key, decision.set());
         *self.prefixes.entry(place).or_insert_with(|| {
-            let Some(slot) = decision.set else {
+            let Some(slot) = decision.set() else {
                 return ruleset.covering_prefix(destination);
             };
             let covering = ruleset.covering(destination);
@@ -92,7 +92,8 @@ impl<'a> Replay<'a> {
                 Transport::Udp
             };
             let port = u16::try_from(key & 0xffff).unwrap_or(0);
-            let found = winner(&covering, transport, port).filter(|found| found.rule.slot == slot);
+            let mut matches = matches(&covering, transport, port).into_iter();
+            let found = matches.find(|found| found.rule.slot == slot);
             // A later fragment has no port; its packet's set is known all the same.
             let of_set = || {
                 covering

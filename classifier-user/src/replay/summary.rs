@@ -26,8 +26,8 @@ pub struct Summary {
 
 impl Summary {
     pub(super) fn add(&mut self, len: u32, flow: Option<Flow>, decision: Decision) {
-        let passes = decision.verdict == Verdict::Pass;
-        let place = (passes, decision.reason as u8, decision.set);
+        let passes = decision.verdict() == Verdict::Pass;
+        let place = (passes, decision.reason() as u8, decision.set());
         let empty = || (decision, Line::default());
         let (_, line) = self.lines.entry(place).or_insert_with(empty);
         line.packets += 1;

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
+use breakout_common::condition::{MAX_ENTRIES, MAX_INTERVALS};
 use breakout_common::table::{
     BLOCK, CLASS_COUNT, CLASSES, COUNT_SHIFT, GENERATION, LEAVES, LONG, MAGIC, MAX_LEAVES,
     MAX_WORDS, NO_PREFIX, OWN, OWN_LEAF, PAGE_KEYS, SEARCH_STEP, UNCOVERED_LEAF, USED, V4_ENTRIES,
@@ -13,6 +14,7 @@ use breakout_common::table::{
 };
 
 use super::Ruleset;
+use super::chains::{Chains, write_sources};
 use super::classes::Classes;
 use super::fold::{Cover, Covers};
 use super::intervals::{Address, Interval, intervals};
@@ -70,6 +72,24 @@ pub enum TooLarge {
         /// Combinations that there are.
         needed: usize,
     },
+    /// In rules that ask who the client is.
+    #[error(
+        "the ruleset is too large: for one destination there are {needed} conditions on clients (sources, LAN, VLAN, \
+         share), and a table can have {MAX_ENTRIES}. Bring rules together, or name fewer VLANs"
+    )]
+    Conditions {
+        /// Conditions that there are.
+        needed: usize,
+    },
+    /// In source prefixes.
+    #[error(
+        "the ruleset is too large: the policy's sources divide the addresses into {needed} ranges, and a table can have \
+         {MAX_INTERVALS}. Leave out sources"
+    )]
+    Sources {
+        /// Ranges that there are.
+        needed: usize,
+    },
 }
 
 /// The most classes that a table can have, which has 16 bits for each.
@@ -81,7 +101,7 @@ const MAX_CLASSES: usize = 1 << 16;
 ///
 /// When the table would be too large.
 pub fn compile(ruleset: &Ruleset) -> Result<Image, TooLarge> {
-    let mut covers = Covers::new(&ruleset.rules);
+    let mut covers = Covers::new(ruleset);
     let v4 = intervals::<u32>(&ruleset.rules, &mut covers);
     let v6 = intervals::<u128>(&ruleset.rules, &mut covers);
     if covers.is_too_large() {
@@ -90,7 +110,10 @@ pub fn compile(ruleset: &Ruleset) -> Result<Image, TooLarge> {
     let mut words = vec![0; LEAVES as usize];
     let classes = Classes::new(&ruleset.rules);
     write_class_count(&classes, &mut words)?;
-    let leaves = write_leaves(&covers, &classes, &mut words)?;
+    let mut chains = Chains::default();
+    let leaves = write_leaves(&covers, &classes, &mut chains, &mut words)?;
+    chains.write(LEAVES as usize, &mut words)?;
+    write_sources(&ruleset.sources, &mut words)?;
     write_class_pages(&classes, &mut words);
     let (mut own_v4, mut own_v6) = (Vec::new(), Vec::new());
     for address in &ruleset.own {
@@ -141,6 +164,7 @@ fn write_class_pages(classes: &Classes, words: &mut Vec<u32>) {
 fn write_leaves(
     covers: &Covers<'_>,
     classes: &Classes,
+    chains: &mut Chains,
     words: &mut Vec<u32>,
 ) -> Result<Vec<u32>, TooLarge> {
     let uncovered = vec![NO_PREFIX; classes.count()];
@@ -149,7 +173,7 @@ fn write_leaves(
     let mut by_content = HashMap::from([(uncovered, UNCOVERED_LEAF), (own, OWN_LEAF)]);
     let mut numbers = vec![UNCOVERED_LEAF];
     for cover in 1..covers.len() {
-        let leaf = covers.fold(to_word(cover), classes);
+        let leaf = covers.fold(to_word(cover), classes, chains);
         let next = to_word(by_content.len());
         numbers.push(*by_content.entry(leaf).or_insert_with_key(|leaf| {
             words.extend(leaf);
@@ -341,7 +365,7 @@ const fn to_key(bits: u128) -> u32 {
     (bits >> 96) as u32
 }
 
-fn to_word(value: usize) -> u32 {
+pub(super) fn to_word(value: usize) -> u32 {
     u32::try_from(value).expect("a table that fits into memory has fewer than 2^32 words")
 }
 

@@ -3,25 +3,45 @@
 use std::cmp::Reverse;
 use std::collections::HashMap;
 
-use breakout_common::table::{NO_PORT, Outcome};
+use breakout_common::table::{Hold, NO_PORT, Outcome};
 
-use super::Rule;
+use super::chains::{Chain, Chains, last_entry};
 use super::classes::Classes;
-use crate::policy::Action;
+use super::{Rule, Ruleset};
+use crate::policy::{Action, Choice};
 
-/// The order of precedence: higher category, then longer prefix, then lower id.
-pub(super) fn precedence(rule: &Rule, prefix_len: u8) -> impl Ord + use<> {
-    (rule.category.clone(), prefix_len, Reverse(rule.key))
+/// What is above the length of a prefix in the order of precedence: what is published wins over what is withdrawn, then the
+/// higher category over the lower one.
+fn rank(rule: &Rule) -> impl Ord + '_ {
+    (rule.withdrawn.is_none(), &rule.category)
 }
 
-/// What the rule does, as the table says it.
-pub(super) fn outcome(rule: &Rule) -> u32 {
+/// The order of precedence: rank, then longer prefix, then lower id.
+pub(super) fn precedence(rule: &Rule, prefix_len: u8) -> impl Ord + use<> {
+    (
+        rule.withdrawn.is_none(),
+        rule.category.clone(),
+        prefix_len,
+        Reverse(rule.key.clone()),
+    )
+}
+
+/// What a choice about the rule's set does, as the table says it. Without a choice the set passes.
+pub(super) fn outcome(rule: &Rule, choice: Option<&Choice>, bypass: bool) -> u32 {
+    let egress = match choice.map(|choice| choice.action) {
+        Some(Action::Steer(egress)) => Some(egress),
+        Some(Action::Pass) | None => None,
+    };
+    let shadow = choice.is_some_and(|choice| choice.shadow);
+    let hold = match (bypass, shadow) {
+        (true, _) => Some(Hold::Bypass),
+        (false, true) => Some(Hold::Shadow),
+        (false, false) => None,
+    };
     let outcome = Outcome {
         set: rule.slot,
-        egress: match rule.action {
-            Action::Pass => None,
-            Action::Steer(egress) => Some(egress),
-        },
+        hold: hold.filter(|_| egress.is_some()),
+        egress,
     };
     outcome.to_word()
 }
@@ -34,7 +54,7 @@ const MAX_SIZE: usize = 1 << 24;
 
 /// All combinations of covering rules that occur in a ruleset, each by its order of precedence.
 pub(super) struct Covers<'a> {
-    rules: &'a [Rule],
+    ruleset: &'a Ruleset,
     /// Indices of rules, the one that wins first.
     orders: Vec<Vec<u32>>,
     numbers: HashMap<Vec<u32>, Cover>,
@@ -44,9 +64,9 @@ pub(super) struct Covers<'a> {
 }
 
 impl<'a> Covers<'a> {
-    pub(super) fn new(rules: &'a [Rule]) -> Self {
+    pub(super) fn new(ruleset: &'a Ruleset) -> Self {
         Covers {
-            rules,
+            ruleset,
             orders: vec![Vec::new()],
             numbers: HashMap::from([(Vec::new(), 0)]),
             size: 0,
@@ -66,9 +86,8 @@ impl<'a> Covers<'a> {
         }
         let mut order = self.orders[outer as usize].clone();
         order.retain(|other| *other != rule);
-        // Its prefix is the longest so far, so it is the first of its category.
-        let category = |rule: u32| &self.rules[rule as usize].category;
-        let at = order.partition_point(|other| category(*other) > category(rule));
+        // Its prefix is the longest so far, so it is the first of its rank.
+        let at = order.partition_point(|other| rank(self.rule(*other)) > rank(self.rule(rule)));
         order.insert(at, rule);
         let next = Cover::try_from(self.orders.len()).expect("fewer covers than prefixes");
         let cover = *self.numbers.entry(order.clone()).or_insert(next);
@@ -80,16 +99,65 @@ impl<'a> Covers<'a> {
         cover
     }
 
-    /// Folds the rules of a cover into a leaf: by class, the outcome of the rule that wins.
-    pub(super) fn fold(&self, cover: Cover, classes: &Classes) -> Vec<u32> {
-        let mut leaf = vec![NO_PORT; classes.count()];
-        for rule in self.orders[cover as usize].iter().rev() {
-            let outcome = outcome(&self.rules[*rule as usize]);
+    /// Folds the rules of a cover into a leaf: by class, the outcome that the policy has for the sets that win, or the chain of
+    /// conditions that it depends on.
+    pub(super) fn fold(&self, cover: Cover, classes: &Classes, chains: &mut Chains) -> Vec<u32> {
+        let mut winners: Vec<Vec<u32>> = vec![Vec::new(); classes.count()];
+        for rule in &self.orders[cover as usize] {
+            let key = &self.rule(*rule).key;
             for class in classes.of_rule(*rule) {
-                leaf[*class as usize] = outcome;
+                let winners = &mut winners[*class as usize];
+                if !winners
+                    .iter()
+                    .any(|winner| self.rule(*winner).key.same_origin(key))
+                {
+                    winners.push(*rule);
+                }
             }
         }
-        leaf
+        let by_class = winners.iter().zip(0u32..);
+        by_class
+            .map(|(winners, class)| self.word(winners, class, classes, chains))
+            .collect()
+    }
+
+    /// The word of a class for which these rules win, the first one over the others.
+    fn word(&self, winners: &[u32], class: u32, classes: &Classes, chains: &mut Chains) -> u32 {
+        let Some(first) = winners.first() else {
+            return NO_PORT;
+        };
+        let mut choices: Vec<(u32, &Choice)> = Vec::new();
+        for winner in winners {
+            let all = self.rule(*winner).choices.iter().enumerate();
+            let about = all.filter(|(place, _)| classes.has_choice(*winner, *place, class));
+            choices.extend(about.map(|(_, choice)| (*winner, choice)));
+        }
+        // Stable, so that of two sets that one rule is about the one that wins comes first.
+        choices.sort_by_key(|(_, choice)| choice.policy);
+        let bypass = self.ruleset.bypass;
+        let mut chain = Chain::new();
+        for (winner, choice) in choices {
+            let outcome = outcome(self.rule(winner), Some(choice), bypass);
+            if choice.is_for_everyone() {
+                chain.push(last_entry(outcome));
+                break;
+            }
+            let conditions = choice.conditions.iter();
+            chain.extend(conditions.map(|condition| condition.to_entry(outcome)));
+        }
+        match chain.last() {
+            Some([outcome, ..]) if chain.len() == 1 && chain[0] == last_entry(*outcome) => *outcome,
+            Some(last) if *last == last_entry(last[0]) => chains.word(chain),
+            Some(_) => {
+                chain.push(last_entry(outcome(self.rule(*first), None, bypass)));
+                chains.word(chain)
+            }
+            None => outcome(self.rule(*first), None, bypass),
+        }
+    }
+
+    fn rule(&self, index: u32) -> &'a Rule {
+        &self.ruleset.rules[index as usize]
     }
 
     /// Whether there are more than memory shall be spent on. What is added then is not taken in.

@@ -1,5 +1,7 @@
 //! The address space of one family as a ruleset divides it.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
 use ipnet::IpNet;
 
 use super::Rule;
@@ -18,6 +20,9 @@ pub(super) trait Address: Copy + Ord {
 
     /// The next address, but for the last one.
     fn next(self) -> Option<Self>;
+
+    /// The address as such.
+    fn to_ip(self) -> IpAddr;
 }
 
 impl Address for u32 {
@@ -37,6 +42,10 @@ impl Address for u32 {
     fn next(self) -> Option<u32> {
         self.checked_add(1)
     }
+
+    fn to_ip(self) -> IpAddr {
+        Ipv4Addr::from_bits(self).into()
+    }
 }
 
 impl Address for u128 {
@@ -55,6 +64,10 @@ impl Address for u128 {
 
     fn next(self) -> Option<u128> {
         self.checked_add(1)
+    }
+
+    fn to_ip(self) -> IpAddr {
+        Ipv6Addr::from_bits(self).into()
     }
 }
 
@@ -84,11 +97,30 @@ pub(super) fn intervals<A: Address>(
     sweep.intervals
 }
 
+/// The address space of one family by the groups that source addresses are in, as bits.
+pub(super) fn source_intervals<A: Address>(groups: &[Vec<IpNet>]) -> Vec<Interval<A, u32>> {
+    let mut prefixes = Vec::new();
+    for (number, group) in (0u32..).zip(groups) {
+        let of_group = group.iter().filter_map(A::of);
+        prefixes.extend(of_group.map(|(first, prefix_len)| (first, prefix_len, 1 << number)));
+    }
+    prefixes.sort_unstable();
+    let mut sweep = Sweep::default();
+    for (first, prefix_len, group) in prefixes {
+        sweep.leave_before(Some(first));
+        let groups = sweep.cover() | group;
+        sweep.push(first, groups);
+        sweep.enclosing.push((first.last(prefix_len), groups));
+    }
+    sweep.leave_before(None);
+    sweep.intervals
+}
+
 /// Start, length and rule of each prefix, those that enclose others first; of several rules with the same prefix
 /// the one with the highest id first.
 fn sorted_prefixes<A: Address>(rules: &[Rule]) -> Vec<(A, u8, u32)> {
     let mut by_id: Vec<u32> = (0u32..).take(rules.len()).collect();
-    by_id.sort_by_key(|rule| std::cmp::Reverse(rules[*rule as usize].key));
+    by_id.sort_by(|a, b| rules[*b as usize].key.cmp(&rules[*a as usize].key));
     let mut prefixes = Vec::with_capacity(rules.iter().map(|rule| rule.prefixes.len()).sum());
     for (place, rule) in (0u32..).zip(&by_id) {
         let of_rule = rules[*rule as usize].prefixes.iter();

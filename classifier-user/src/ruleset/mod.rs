@@ -1,8 +1,10 @@
 //! What the policy makes of the lists, and its compilation to the table that the data path reads.
 
+mod chains;
 mod classes;
 mod compile;
 mod fold;
+mod hash;
 mod intervals;
 mod scan;
 
@@ -11,16 +13,16 @@ use std::net::IpAddr;
 
 use anyhow::{Result, bail};
 use ipnet::IpNet;
-use sha2::{Digest, Sha256};
 
-use crate::list::{Category, List, PortRange, SetKey};
-use crate::policy::{Action, Policy};
+use crate::list::{Category, EndpointSet, PortRange, SetKey};
+use crate::policy::{Action, Choice, Policy};
+use crate::timestamp::Timestamp;
 use breakout_common::counters::SET_SLOTS;
 
 pub use compile::{Image, TooLarge, compile};
-pub use scan::{Covering, Match, winner};
+pub use scan::{Covering, Found, Match, matches};
 
-/// An endpoint set with the policy's action and the slot of its counter.
+/// An endpoint set with what the policy says about it, and the slot of its counter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
     /// Which set.
@@ -35,8 +37,30 @@ pub struct Rule {
     pub prefixes: Vec<IpNet>,
     /// Protocols and destination ports.
     pub ports: Vec<PortRange>,
-    /// What is done with its packets.
-    pub action: Action,
+    /// Since when Microsoft no longer publishes it, if so. What is published wins over it.
+    pub withdrawn: Option<Timestamp>,
+    /// What the policy's rules say, in their order; what none of them is about passes.
+    pub choices: Vec<Choice>,
+}
+
+impl Rule {
+    /// The egresses that packets of the set may be steered to.
+    pub fn egresses(&self) -> Vec<u8> {
+        let mut egresses: Vec<u8> = (self.choices.iter())
+            .filter_map(|choice| match choice.action {
+                Action::Steer(egress) => Some(egress),
+                Action::Pass => None,
+            })
+            .collect();
+        egresses.sort_unstable();
+        egresses.dedup();
+        egresses
+    }
+
+    /// Whether any of its packets may be steered.
+    pub fn is_steered(&self) -> bool {
+        !self.egresses().is_empty()
+    }
 }
 
 /// All rules in force at one time.
@@ -44,32 +68,52 @@ pub struct Rule {
 pub struct Ruleset {
     /// The rules, in the order of the lists.
     pub rules: Vec<Rule>,
+    /// The source groups that conditions refer to.
+    pub sources: Vec<Vec<IpNet>>,
+    /// The names of the policy's rules.
+    pub policy: Vec<String>,
+    /// Whether steering is switched off for a time.
+    pub bypass: bool,
     /// Addresses of the gateway itself and the broadcast addresses of its networks. No rule applies to them.
     pub own: Vec<IpAddr>,
 }
 
 impl Ruleset {
-    /// Applies the policy to the lists. Sets that cannot be matched exactly are left out.
+    /// Applies the policy to endpoint sets. Left out are sets that cannot be matched exactly, and those that are only there
+    /// for rules that name them: custom and withdrawn ones.
     ///
     /// # Errors
     ///
     /// When there are more endpoint sets than counters.
-    pub fn new(lists: &[List], policy: &Policy, slots: &mut Slots) -> Result<Self> {
-        let sets = lists.iter().flat_map(|list| &list.sets);
+    pub fn new<'a>(
+        sets: impl IntoIterator<Item = &'a EndpointSet>,
+        policy: &Policy,
+        slots: &mut Slots,
+        now: Timestamp,
+    ) -> Result<Self> {
         let mut rules = Vec::new();
-        for set in sets.filter(|set| set.is_usable()) {
+        for set in sets.into_iter().filter(|set| set.is_usable()) {
+            let choices = policy.choices(set, now);
+            let is_published = set.key.id().is_some() && set.withdrawn.is_none();
+            if choices.is_empty() && !is_published {
+                continue;
+            }
             rules.push(Rule {
-                key: set.key,
-                slot: slots.assign(set.key)?,
+                slot: slots.assign(&set.key)?,
+                key: set.key.clone(),
                 service_area: set.service_area.clone(),
                 category: set.category.clone(),
                 prefixes: set.prefixes.clone(),
                 ports: set.ports.clone(),
-                action: policy.action(set),
+                withdrawn: set.withdrawn,
+                choices,
             });
         }
         Ok(Ruleset {
             rules,
+            sources: policy.sources.clone(),
+            policy: policy.rules.iter().map(|rule| rule.name.clone()).collect(),
+            bypass: false,
             own: Vec::new(),
         })
     }
@@ -78,45 +122,6 @@ impl Ruleset {
     pub fn rule(&self, slot: u16) -> Option<&Rule> {
         self.rules.iter().find(|rule| rule.slot == slot)
     }
-
-    /// A hash of what the rules match and do, as hexadecimal digits. The order of sets, prefixes and
-    /// ports, and everything that is only for people, does not matter; nor do the gateway's own addresses.
-    pub fn hash(&self) -> String {
-        let mut rules: Vec<&Rule> = self.rules.iter().collect();
-        rules.sort_by_key(|rule| rule.key);
-        let mut hasher = Sha256::new();
-        for rule in rules {
-            let mut ports: Vec<String> = rule.ports.iter().map(ToString::to_string).collect();
-            ports.sort_unstable();
-            hasher.update(format!(
-                "{} {} {:?} {ports:?}\n",
-                rule.key, rule.category, rule.action
-            ));
-            let mut prefixes: Vec<[u8; 18]> = rule.prefixes.iter().map(to_bytes).collect();
-            prefixes.sort_unstable();
-            prefixes.dedup();
-            hasher.update(prefixes.as_flattened());
-        }
-        let digest = hasher.finalize();
-        digest.iter().map(|byte| format!("{byte:02x}")).collect()
-    }
-}
-
-/// Family, length and network of a prefix, as bytes that sort.
-fn to_bytes(prefix: &IpNet) -> [u8; 18] {
-    let mut bytes = [0; 18];
-    bytes[1] = prefix.prefix_len();
-    match prefix.network() {
-        IpAddr::V4(address) => {
-            bytes[0] = 4;
-            bytes[2..6].copy_from_slice(&address.octets());
-        }
-        IpAddr::V6(address) => {
-            bytes[0] = 6;
-            bytes[2..].copy_from_slice(&address.octets());
-        }
-    }
-    bytes
 }
 
 /// Which endpoint set has which counter. A set keeps its slot for as long as the counters live.
@@ -135,11 +140,11 @@ impl Slots {
 
     /// All assigned slots.
     pub fn iter(&self) -> impl Iterator<Item = (SetKey, u16)> + '_ {
-        self.by_key.iter().map(|(key, slot)| (*key, *slot))
+        self.by_key.iter().map(|(key, slot)| (key.clone(), *slot))
     }
 
-    fn assign(&mut self, key: SetKey) -> Result<u16> {
-        if let Some(slot) = self.by_key.get(&key) {
+    fn assign(&mut self, key: &SetKey) -> Result<u16> {
+        if let Some(slot) = self.by_key.get(key) {
             return Ok(*slot);
         }
         let next = self.by_key.values().max().map_or(0, |slot| slot + 1);
@@ -149,7 +154,7 @@ impl Slots {
                  restart the controller with `breakout unload` in between to number them afresh"
             );
         }
-        self.by_key.insert(key, next);
+        self.by_key.insert(key.clone(), next);
         Ok(next)
     }
 }

@@ -33,7 +33,7 @@ fuzz_target!(|frame: &[u8]| {
                 assert!(rewrite(forwarded.as_mut_slice(), &headers, mac, [6; 6]).is_some());
                 let again = walk(forwarded.as_slice()).expect("what is forwarded is as whole as it was");
                 assert_eq!(again.ttl, headers.ttl - 1);
-                assert_eq!((again.destination, again.key), (headers.destination, headers.key));
+                assert_eq!((again.destination(), again.key), (headers.destination(), headers.key));
             }
         }
         Err(Stop::LaterFragment(later)) => {

@@ -75,12 +75,12 @@ fn reason(frame: &[u8]) -> Reason {
 #[test]
 fn plain_packets() {
     let v4 = walk(ethernet(0x0800, &ipv4_udp(0, 0x4000)).as_slice()).unwrap();
-    assert_eq!(v4.destination, Destination::V4(0x3471_0001));
+    assert_eq!(v4.destination(), Destination::V4(0x3471_0001));
     assert_eq!(v4.key, Transport::Udp.key(3478));
     assert_eq!((v4.ip_offset, v4.ip_len, v4.ttl), (14, 28, 64));
     assert_eq!(v4.marks, 0);
     let v6 = walk(ethernet(0x86dd, &ipv6_tcp(&[])).as_slice()).unwrap();
-    assert_eq!(v6.destination, Destination::V6(0x2603_1063_0000_0000, 1));
+    assert_eq!(v6.destination(), Destination::V6(0x2603_1063_0000_0000, 1));
     assert_eq!(v6.key, Transport::Tcp.key(443));
     assert_eq!((v6.ip_len, v6.ttl), (60, 64));
 }
@@ -311,7 +311,7 @@ proptest! {
     #[test]
     fn what_etherparse_builds_is_understood((frame, destination, transport, port) in built()) {
         let headers = walk(frame.as_slice()).unwrap();
-        prop_assert_eq!(headers.destination, destination);
+        prop_assert_eq!(headers.destination(), destination);
         prop_assert_eq!(headers.key, transport.key(port));
     }
 
@@ -334,7 +334,7 @@ proptest! {
         if let (Ok(headers), Some((destination, port))) =
             (walk(frame.as_slice()), by_etherparse(&frame))
         {
-            prop_assert_eq!(headers.destination, destination);
+            prop_assert_eq!(headers.destination(), destination);
             prop_assert_eq!(headers.key & 0xffff, u32::from(port));
         }
     }

@@ -76,7 +76,11 @@ fn check(asker: &mut Asker, image: &breakout::ruleset::Image, asked: &[Question]
     use breakout_common::table::Lookup;
     let answers = asker.ask(asked)?;
     for (question, answer) in asked.iter().zip(answers) {
-        let expected = by_answer(image.words().lookup(question.destination, question.key));
+        let expected = by_answer(
+            image
+                .words()
+                .lookup(question.destination, question.key, || None),
+        );
         ensure!(
             answer == expected.to_word(),
             "{question:x?}: {answer:x}, not {expected:?}"

@@ -24,11 +24,7 @@ pub(crate) fn run(report: &mut Report) -> Result<()> {
         ("IPv6, not steered", "2001:db8::1", 443),
         ("IPv6, steered", "2603:1006::1", 443),
     ] {
-        let packet = frame(Query {
-            destination: destination.parse()?,
-            proto: Proto::Tcp,
-            port,
-        });
+        let packet = frame(Query::new(destination.parse()?, Proto::Tcp, port));
         let samples = interleaved(report.rounds(), 4, |subject| {
             let each = match subject {
                 0 | 3 => asker.time_xdp("pass_all", &packet, RUNS)?,

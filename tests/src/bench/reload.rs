@@ -6,10 +6,10 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use breakout::datapath::Asker;
 use breakout::list::{EndpointSet, List};
-use breakout::policy::Policy;
-use breakout::ruleset::{Ruleset, Slots};
+use breakout::ruleset::Ruleset;
 use breakout_tests::netns::{Namespace, run as run_command};
 use breakout_tests::programs;
+use breakout_tests::rulesets::by_default;
 use fastrand::Rng;
 use ipnet::IpNet;
 
@@ -56,12 +56,7 @@ fn one(report: &mut Report, size: Size) -> Result<()> {
         let started = Instant::now();
         match subject {
             0 | 3 => {
-                let ruleset = Ruleset::new(
-                    std::slice::from_ref(list),
-                    &Policy { egress: 0 },
-                    &mut Slots::default(),
-                )?;
-                asker.publish(&image(&ruleset)?)?;
+                asker.publish(&image(&by_default(list)?)?)?;
             }
             1 => {
                 let script = scripts[turn % 2].to_string_lossy().into_owned();
@@ -139,6 +134,7 @@ fn to_list(ruleset: Ruleset) -> List {
         urls: Vec::new(),
         required: true,
         express_route: false,
+        withdrawn: None,
     });
     List {
         sets: sets.collect(),

@@ -4,11 +4,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::Result;
 use breakout::list::{Category, Instance, PortRange, embedded};
-use breakout::policy::Policy;
-use breakout::ruleset::{Image, Ruleset, Slots, compile};
+use breakout::ruleset::{Image, Ruleset, compile};
 use breakout_common::question::{QUESTIONS, Question};
 use breakout_common::table::{Answer, Lookup, Transport};
-use breakout_tests::random::{address_in, routed_prefix, rule};
+use breakout_tests::rulesets::{address_in, by_default, client, routed_prefix, rule};
 use fastrand::Rng;
 use ipnet::IpNet;
 
@@ -38,8 +37,7 @@ impl Size {
 /// A ruleset of one address family, or the real one of both.
 pub(crate) fn ruleset(size: Size, v6: bool, rng: &mut Rng) -> Result<Ruleset> {
     let Size::Random(count) = size else {
-        let list = embedded(Instance::Worldwide);
-        return Ruleset::new(&[list], &Policy { egress: 0 }, &mut Slots::default());
+        return by_default(&embedded(Instance::Worldwide));
     };
     let mut prefixes = vec![Vec::new(); usize::from(RULES)];
     let mut seen = std::collections::HashSet::with_capacity(count);
@@ -64,7 +62,7 @@ pub(crate) fn ruleset(size: Size, v6: bool, rng: &mut Rng) -> Result<Ruleset> {
     });
     Ok(Ruleset {
         rules: rules.collect(),
-        own: Vec::new(),
+        ..Ruleset::default()
     })
 }
 
@@ -85,8 +83,9 @@ pub(crate) fn questions(
 ) -> Vec<Question> {
     let prefixes = prefixes(ruleset, v6);
     let key = Transport::Tcp.key(443);
-    let covered =
-        |address: IpAddr| image.words().lookup(address.into(), key) != Some(Answer::NoPrefix);
+    let covered = |address: IpAddr| {
+        image.words().lookup(address.into(), key, || None) != Some(Answer::NoPrefix)
+    };
     let questions = (0..QUESTIONS).map(|_| {
         let address = if rng.usize(..100) < percent {
             let prefix = prefixes[rng.usize(..prefixes.len())];
@@ -99,6 +98,7 @@ pub(crate) fn questions(
         Question {
             destination: address.into(),
             key,
+            client: client(rng, ruleset, v6),
         }
     });
     questions.collect()

@@ -6,14 +6,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use breakout::datapath::Asker;
-use breakout::policy::Action;
 use breakout::ruleset::{Image, Ruleset};
 use breakout_common::table::{Answer, Destination, Lookup, Outcome, Transport};
 use breakout_tests::daemon::{Daemon, Site};
 use breakout_tests::lab::{CONFIG, Lab, config_with_list};
 use breakout_tests::netns::Namespace;
 use breakout_tests::programs;
-use breakout_tests::random::address_in;
+use breakout_tests::rulesets::address_in;
 use fastrand::Rng;
 use ipnet::IpNet;
 use serde_json::{Value, json};
@@ -102,7 +101,7 @@ impl Bench {
         });
         let labs = labs.collect::<Result<_>>()?;
         let steering = ruleset.rules.iter();
-        let steering = steering.filter(|rule| rule.action != Action::Pass);
+        let steering = steering.filter(|rule| rule.is_steered());
         Ok(Bench {
             labs,
             table: image(&ruleset)?,
@@ -133,7 +132,7 @@ impl Bench {
         let key = Transport::Udp.key(443);
         let is_steered = |destination: &Destination| {
             matches!(
-                self.table.words().lookup(*destination, key),
+                self.table.words().lookup(*destination, key, || None),
                 Some(Answer::Match(Outcome {
                     egress: Some(_),
                     ..
@@ -276,7 +275,7 @@ pub(crate) fn pin(core: usize) -> Result<()> {
 fn to_json(ruleset: &Ruleset) -> Value {
     let sets = ruleset.rules.iter().map(|rule| {
         json!({
-            "id": rule.key.id,
+            "id": rule.key.id(),
             "serviceArea": rule.service_area,
             "category": rule.category.to_string(),
             "ips": rule.prefixes.iter().map(ToString::to_string).collect::<Vec<_>>(),

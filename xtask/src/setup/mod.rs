@@ -4,6 +4,7 @@ mod compiler;
 mod components;
 mod linker;
 mod packages;
+mod routers;
 
 use std::fs;
 use std::process::ExitCode;
@@ -79,6 +80,7 @@ fn steps(purpose: Purpose, choice: Choice) -> Vec<Box<dyn Step>> {
     }
     if purpose == Purpose::Test {
         steps.push(Box::new(packages::machines()));
+        steps.push(Box::new(routers::Routers));
         steps.push(Box::new(components::Components));
     }
     steps.push(Box::new(linker::Linker));

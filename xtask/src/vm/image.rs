@@ -258,10 +258,11 @@ fn init_script(filter: Option<&str>) -> String {
     format!(
         "#!/bin/busybox sh\n\
          /bin/busybox --install -s /usr/sbin\n\
-         export PATH=/bin:/usr/sbin HOME=/tmp RUST_BACKTRACE=0 BREAKOUT_TEST_SWITCHES=10 BREAKOUT_TEST_CALLS=1 BREAKOUT_TEST_FRAMES=300\n\
+         export PATH=/bin:/usr/sbin HOME=/tmp RUST_BACKTRACE=0 BREAKOUT_TEST_SWITCHES=10 BREAKOUT_TEST_CALLS=1 BREAKOUT_TEST_FRAMES=300 BREAKOUT_TEST_SERVICE=0\n\
          mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev\n\
          mount -t tmpfs tmp /tmp; mount -t tmpfs run /run; mount -t bpf bpf /sys/fs/bpf\n\
          for m in {modules}; do modprobe $m 2>/dev/null; done\n\
+         mkdir -p /etc; echo 127.0.0.1 localhost > /etc/hosts\n\
          ip link set lo up\n\
          kernel-tests --color never --test-threads 1 --skip bulk_tcp {filter} 2>&1\n\
          echo the machine is done\n\

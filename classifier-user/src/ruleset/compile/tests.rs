@@ -2,36 +2,64 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use breakout_common::table::{Answer, Lookup, Transport};
+use breakout_common::condition::{Client, Condition, EVERYONE};
+use breakout_common::table::{Answer, Destination, Lookup, Transport};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
 use crate::list::{Category, Instance, PortRange, SetKey};
-use crate::policy::Action;
+use crate::policy::{Action, Choice};
 use crate::ruleset::Rule;
 use crate::ruleset::fold::outcome;
+use crate::timestamp::Timestamp;
+
+const CLIENT: Client = Client {
+    source: Destination::V4(0),
+    lan: 0,
+    vlan: 0,
+};
 
 fn ask(image: &Image, address: IpAddr, transport: Transport, port: u16) -> Answer {
-    image
-        .words()
-        .lookup(address.into(), transport.key(port))
-        .expect("the table is whole")
+    ask_from(image, address, transport, port, CLIENT)
 }
 
-/// What a leaf says where the rule wins.
+fn ask_from(
+    image: &Image,
+    address: IpAddr,
+    transport: Transport,
+    port: u16,
+    client: Client,
+) -> Answer {
+    let answer = image
+        .words()
+        .lookup(address.into(), transport.key(port), || Some(client));
+    answer.expect("the table is whole")
+}
+
+/// What a leaf says where the rule wins by its first choice.
 fn answer(rule: &Rule) -> Answer {
-    Answer::from_word(outcome(rule)).expect("an outcome is an answer")
+    let word = outcome(rule, rule.choices.first(), false);
+    Answer::from_word(word).expect("an outcome is an answer")
 }
 
 /// What the table should say, by the scan.
-fn expected(ruleset: &Ruleset, address: IpAddr, transport: Transport, port: u16) -> Answer {
+fn expected(
+    ruleset: &Ruleset,
+    address: IpAddr,
+    transport: Transport,
+    port: u16,
+    client: &Client,
+) -> Answer {
     if ruleset.own.contains(&address) {
         return Answer::Own;
     }
-    match ruleset.find(address, transport, port) {
-        Some(found) => answer(found.rule),
+    match ruleset.find(address, transport, port, client) {
+        Some(found) => {
+            let word = outcome(found.set.rule, found.choice, ruleset.bypass);
+            Answer::from_word(word).expect("an outcome is an answer")
+        }
         None if ruleset.covering_prefix(address).is_some() => Answer::NoPort,
         None => Answer::NoPrefix,
     }
@@ -61,8 +89,59 @@ fn ports() -> impl Strategy<Value = PortRange> {
     })
 }
 
+fn condition() -> impl Strategy<Value = Condition> {
+    let lans = prop_oneof![Just(u32::MAX), Just(1), Just(2), Just(6)];
+    let vlan = prop_oneof![Just(0u16), Just(0), Just(10), Just(20)];
+    let share = prop_oneof![Just(u16::MAX), Just(u16::MAX), any::<u16>()];
+    (0u32..4, lans, vlan, share).prop_map(|(group, lans, vlan, share)| Condition {
+        groups: if group == 3 { EVERYONE } else { 1 << group },
+        lans,
+        vlan,
+        share,
+    })
+}
+
+fn choices() -> impl Strategy<Value = Vec<Choice>> {
+    let conditions = prop_oneof![
+        3 => Just(vec![Condition::ANY]),
+        2 => vec(condition(), 1..3),
+    ];
+    let choice = (
+        0u16..6,
+        proptest::option::weighted(0.3, vec(ports(), 1..3)),
+        conditions,
+        prop_oneof![Just(Action::Pass), (0u8..4).prop_map(Action::Steer)],
+        any::<bool>(),
+    );
+    vec(choice, 0..4).prop_map(|choices| {
+        let choices = choices.into_iter();
+        let mut choices: Vec<Choice> = choices
+            .map(|(policy, ports, conditions, action, shadow)| Choice {
+                policy,
+                ports,
+                conditions,
+                action,
+                shadow,
+            })
+            .collect();
+        // A rule says one thing about a set.
+        choices.sort_by_key(|choice| choice.policy);
+        choices.dedup_by_key(|choice| choice.policy);
+        choices
+    })
+}
+
+fn key() -> impl Strategy<Value = SetKey> {
+    prop_oneof![
+        3 => (1u32..8).prop_map(|id| SetKey::published(Instance::Worldwide, id)),
+        1 => (1u32..8).prop_map(|id| SetKey::published(Instance::China, id)),
+        1 => (0u32..3).prop_map(|n| SetKey::Custom { name: format!("own {n}") }),
+    ]
+}
+
 fn ruleset() -> impl Strategy<Value = Ruleset> {
     let rule = (
+        key(),
         prop_oneof![
             Just(Category::Optimize),
             Just(Category::Allow),
@@ -70,27 +149,56 @@ fn ruleset() -> impl Strategy<Value = Ruleset> {
         ],
         vec(prefix(), 1..12),
         vec(ports(), 1..4),
-        prop_oneof![Just(Action::Pass), (0u8..4).prop_map(Action::Steer)],
+        choices(),
+        proptest::bool::weighted(0.2),
     );
     let own = vec(prefix().prop_map(|prefix| prefix.addr()), 0..3);
-    (vec(rule, 1..8), own).prop_map(|(rules, own)| Ruleset {
-        rules: (0u16..)
-            .zip(rules)
-            .map(|(slot, (category, prefixes, ports, action))| Rule {
-                key: SetKey {
-                    instance: Instance::Worldwide,
-                    id: u32::from(slot) + 1,
-                },
-                slot,
-                service_area: String::new(),
-                category,
-                prefixes,
-                ports,
-                action,
-            })
-            .collect(),
-        own,
-    })
+    let sources = vec(vec(prefix(), 1..6), 3);
+    (vec(rule, 1..8), own, sources, proptest::bool::weighted(0.1)).prop_map(
+        |(mut rules, own, sources, bypass)| {
+            // Each set is there once.
+            rules.sort_by(|a, b| a.0.cmp(&b.0));
+            rules.dedup_by(|a, b| a.0 == b.0);
+            Ruleset {
+                rules: (0u16..)
+                    .zip(rules)
+                    .map(
+                        |(slot, (key, category, prefixes, ports, choices, is_withdrawn))| Rule {
+                            category: match key {
+                                SetKey::Custom { .. } => Category::Custom,
+                                SetKey::Published { .. } => category,
+                            },
+                            key,
+                            slot,
+                            service_area: String::new(),
+                            prefixes,
+                            ports,
+                            withdrawn: is_withdrawn.then(Timestamp::default),
+                            choices,
+                        },
+                    )
+                    .collect(),
+                own,
+                sources,
+                bypass,
+                ..Ruleset::default()
+            }
+        },
+    )
+}
+
+/// Clients at the edges of the source prefixes, and others.
+fn clients(ruleset: &Ruleset) -> Vec<Client> {
+    let sources = ruleset.sources.iter().flatten().flat_map(edges);
+    let some = sources.step_by(3).take(6);
+    some.zip([(0, 0), (1, 10), (2, 20), (1, 0), (0, 20), (2, 10)])
+        .map(|(source, (lan, vlan))| Client {
+            source: source.into(),
+            lan,
+            vlan,
+        })
+        .chain([CLIENT])
+        .collect()
 }
 
 /// The first and last address of a prefix and its neighbours outside.
@@ -126,13 +234,14 @@ proptest! {
         addresses.extend(random_v4.into_iter().map(|bits| IpAddr::V4(bits.into())));
         addresses.extend(random_v6.into_iter().map(|bits| IpAddr::V6(bits.into())));
         addresses.extend(ruleset.own.iter().flat_map(|address| edges(&IpNet::from(*address))));
-        for address in addresses {
+        let clients = clients(&ruleset);
+        for (address, client) in addresses.into_iter().zip(clients.iter().cycle()) {
             for transport in [Transport::Tcp, Transport::Udp] {
                 for port in [0, 1, 2, 5, 11, 12, 79, 80, 81, 442, 443, 444, u16::MAX] {
                     prop_assert_eq!(
-                        ask(&image, address, transport, port),
-                        expected(&ruleset, address, transport, port),
-                        "{} {:?} {}", address, transport, port
+                        ask_from(&image, address, transport, port, *client),
+                        expected(&ruleset, address, transport, port, client),
+                        "{} {:?} {} from {:?}", address, transport, port, client
                     );
                 }
             }
@@ -143,10 +252,7 @@ proptest! {
 #[test]
 fn the_shorter_prefix_wins_where_the_longer_one_has_other_ports() {
     let rule = |id: u16, category, prefix: &str, port, action| Rule {
-        key: SetKey {
-            instance: Instance::Worldwide,
-            id: id.into(),
-        },
+        key: SetKey::published(Instance::Worldwide, id.into()),
         slot: id,
         service_area: String::new(),
         category,
@@ -156,14 +262,15 @@ fn the_shorter_prefix_wins_where_the_longer_one_has_other_ports() {
             first: port,
             last: port,
         }],
-        action,
+        withdrawn: None,
+        choices: vec![Choice::always(action)],
     };
     let ruleset = Ruleset {
         rules: vec![
             rule(1, Category::Optimize, "40.96.0.0/13", 443, Action::Steer(0)),
             rule(2, Category::Allow, "40.97.1.0/24", 25, Action::Pass),
         ],
-        own: Vec::new(),
+        ..Ruleset::default()
     };
     let image = compile(&ruleset).unwrap();
     let address = "40.97.1.5".parse().unwrap();
@@ -186,10 +293,7 @@ fn no_rules_make_a_table_that_covers_nothing() {
 /// A rule with TCP ports of its own.
 fn own_port(id: u16, prefixes: Vec<IpNet>) -> Rule {
     Rule {
-        key: SetKey {
-            instance: Instance::Worldwide,
-            id: id.into(),
-        },
+        key: SetKey::published(Instance::Worldwide, id.into()),
         slot: id,
         service_area: String::new(),
         category: Category::Optimize,
@@ -199,7 +303,8 @@ fn own_port(id: u16, prefixes: Vec<IpNet>) -> Rule {
             first: id + 1,
             last: id + 1,
         }],
-        action: Action::Steer(0),
+        withdrawn: None,
+        choices: vec![Choice::always(Action::Steer(0))],
     }
 }
 
@@ -212,7 +317,7 @@ fn what_does_not_fit_is_refused() {
     };
     let mut ruleset = Ruleset {
         rules: (0..4096).map(rule).collect(),
-        own: Vec::new(),
+        ..Ruleset::default()
     };
     let error = compile(&ruleset).unwrap_err();
     assert!(
@@ -236,7 +341,7 @@ fn too_many_ways_to_overlap_are_refused() {
     };
     let ruleset = Ruleset {
         rules: (0..17).map(rule).collect(),
-        own: Vec::new(),
+        ..Ruleset::default()
     };
     let error = compile(&ruleset).unwrap_err();
     assert!(
@@ -258,7 +363,7 @@ fn too_many_sets_on_the_same_addresses_are_refused() {
     }
     let ruleset = Ruleset {
         rules,
-        own: Vec::new(),
+        ..Ruleset::default()
     };
     assert_eq!(compile(&ruleset).unwrap_err(), TooLarge::Overlaps);
 }

@@ -1,10 +1,13 @@
-//! Rulesets, prefixes and addresses by chance, from a seed.
+//! Rulesets: of published lists, and with prefixes and addresses by chance, from a seed.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use breakout::list::{Category, Instance, PortRange, SetKey};
-use breakout::policy::Action;
-use breakout::ruleset::{Rule, Ruleset};
+use anyhow::Result;
+use breakout::list::{Category, Instance, List, PortRange, SetKey};
+use breakout::policy::{Action, Choice, Policy};
+use breakout::ruleset::{Rule, Ruleset, Slots};
+use breakout::timestamp::Timestamp;
+use breakout_common::condition::{Client, Condition, EVERYONE};
 use breakout_common::table::Transport;
 use fastrand::Rng;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -71,20 +74,28 @@ fn v6(bits: u128, length: u8) -> IpNet {
 /// A rule with these prefixes.
 pub fn rule(slot: u16, category: Category, prefixes: Vec<IpNet>, ports: Vec<PortRange>) -> Rule {
     Rule {
-        key: SetKey {
-            instance: Instance::Worldwide,
-            id: u32::from(slot) + 1,
-        },
+        key: SetKey::published(Instance::Worldwide, u32::from(slot) + 1),
         slot,
         service_area: "Random".to_owned(),
-        action: match category {
-            Category::Optimize => Action::Steer(0),
-            _ => Action::Pass,
+        choices: match category {
+            Category::Optimize => vec![Choice::always(Action::Steer(0))],
+            _ => Vec::new(),
         },
         category,
         prefixes,
         ports,
+        withdrawn: None,
     }
+}
+
+/// What the default policy makes of a list, with the egress of index 0.
+///
+/// # Errors
+///
+/// When it has too many endpoint sets.
+pub fn by_default(list: &List) -> Result<Ruleset> {
+    let (policy, now) = (Policy::optimize(0), Timestamp::default());
+    Ruleset::new(&list.sets, &policy, &mut Slots::default(), now)
 }
 
 /// A few rules with tangled prefixes and ports, and some addresses that are the gateway's own.
@@ -99,11 +110,76 @@ pub fn tangled_ruleset(rng: &mut Rng) -> Ruleset {
         let ports = (0..rng.usize(1..4)).map(|_| ports(rng)).collect();
         rule(slot, category, prefixes, ports)
     });
-    Ruleset {
+    let mut ruleset = Ruleset {
         rules: rules.collect(),
-        own: (0..rng.usize(0..4))
-            .map(|_| tangled_prefix(rng).addr())
-            .collect(),
+        ..Ruleset::default()
+    };
+    ruleset.own = (0..rng.usize(0..4))
+        .map(|_| tangled_prefix(rng).addr())
+        .collect();
+    ruleset
+}
+
+/// Adds a policy to a ruleset that asks who the clients are: sources, LAN, VLAN and share.
+pub fn add_conditions(rng: &mut Rng, ruleset: &mut Ruleset) {
+    let group = |rng: &mut Rng| (0..rng.usize(1..20)).map(|_| tangled_prefix(rng)).collect();
+    ruleset.sources = (0..rng.usize(1..32)).map(|_| group(rng)).collect();
+    for rule in &mut ruleset.rules {
+        rule.choices = (0..rng.u16(0..4))
+            .map(|policy| choice(rng, policy, ruleset.sources.len()))
+            .collect();
+        if rng.u8(0..8) == 0 {
+            rule.key = SetKey::published(Instance::China, u32::from(rule.slot) + 1);
+        }
+        if rng.u8(0..8) == 0 {
+            rule.withdrawn = Some(Timestamp::default());
+        }
+    }
+}
+
+fn choice(rng: &mut Rng, policy: u16, groups: usize) -> Choice {
+    let condition = |rng: &mut Rng| Condition {
+        groups: if rng.bool() {
+            1 << rng.usize(0..groups)
+        } else {
+            EVERYONE
+        },
+        lans: if rng.bool() { rng.u32(1..8) } else { u32::MAX },
+        vlan: if rng.u8(0..4) == 0 { rng.u16(1..4) } else { 0 },
+        share: if rng.bool() { rng.u16(..) } else { u16::MAX },
+    };
+    Choice {
+        policy,
+        ports: (rng.u8(0..3) == 0).then(|| vec![ports(rng)]),
+        conditions: match rng.u8(0..3) {
+            0 => vec![Condition::ANY],
+            _ => (0..rng.usize(1..4)).map(|_| condition(rng)).collect(),
+        },
+        action: if rng.u8(0..4) == 0 {
+            Action::Pass
+        } else {
+            Action::Steer(rng.u8(0..4))
+        },
+        shadow: rng.u8(0..6) == 0,
+    }
+}
+
+/// A client of a family, at the edge of a source prefix or anywhere.
+pub fn client(rng: &mut Rng, ruleset: &Ruleset, is_v6: bool) -> Client {
+    let near = rng
+        .choice(&ruleset.sources)
+        .and_then(|group| rng.choice(group));
+    let near = near.filter(|prefix| prefix.addr().is_ipv6() == is_v6 && rng.u8(0..8) > 0);
+    let source = match near {
+        Some(prefix) if rng.bool() => edge_of(rng, prefix),
+        Some(prefix) => address_in(rng, prefix),
+        None if is_v6 => Ipv6Addr::from_bits(rng.u128(..)).into(),
+        None => Ipv4Addr::from_bits(rng.u32(..)).into(),
+    };
+    Client {
+        source: source.into(),
+        lan: rng.u32(0..4),
+        vlan: rng.u32(0..4),
     }
 }
 

@@ -1,0 +1,93 @@
+//! Answers without a controller: the configuration, the lists and what the policy makes of them.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::Result;
+
+use super::arguments::ConfigArgument;
+use crate::config::{self, Config};
+use crate::control::Client;
+use crate::controller::{make_ruleset, offline_indices, read_lists};
+use crate::exit::{Code, WithCode};
+use crate::list::{Kept, List, embedded, split_name};
+use crate::ruleset::{Ruleset, Slots};
+use crate::timestamp::Timestamp;
+
+/// What a controller would put into force.
+pub(super) struct Offline {
+    pub(super) config: Config,
+    pub(super) lists: Vec<List>,
+    pub(super) indices: BTreeMap<String, u8>,
+    pub(super) ruleset: Ruleset,
+}
+
+impl Offline {
+    /// From a configuration, and from lists if some are named: a file, a kept version, or the start of a hash.
+    pub(super) fn load(config: Config, list: Option<&Path>) -> Result<Self> {
+        let lists = match list {
+            Some(name) if !name.exists() => named(&config, &name.to_string_lossy())?,
+            list => read_lists(&config, list)?,
+        };
+        let indices = offline_indices(&config);
+        let (mut slots, now) = (Slots::default(), Timestamp::now());
+        Ok(Offline {
+            ruleset: make_ruleset(&config, &lists, &indices, &mut slots, now)?,
+            config,
+            lists,
+            indices,
+        })
+    }
+}
+
+/// The kept list that is meant by a name.
+fn named(config: &Config, name: &str) -> Result<Vec<List>> {
+    if name == "builtin" {
+        return Ok(config.list.instances().into_iter().map(embedded).collect());
+    }
+    let mut outcome = Ok(Vec::new());
+    let (wanted, name) = split_name(name);
+    let instances = config.list.instances().into_iter();
+    for instance in instances.filter(|instance| wanted.is_none_or(|wanted| wanted == *instance)) {
+        let kept = Kept::read_only(&config.state.directory, instance);
+        match kept.find(name) {
+            Ok(record) => return Ok(vec![record.list().code(Code::List)?]),
+            Err(error) => {
+                let error = error.context(format!("there is no file {name}, and"));
+                outcome = Err(error).code(Code::List);
+            }
+        }
+    }
+    outcome
+}
+
+/// The running controller, unless a list was named or none can be asked; then it is said why the answer is offline.
+pub(super) async fn live(config: &ConfigArgument, list: Option<&Path>) -> Result<Option<Client>> {
+    if list.is_some() {
+        return Ok(None);
+    }
+    if config.is_absent() {
+        eprintln!(
+            "note: there is no {}, so no controller can be found; this answer is from the built-in list",
+            config.path().display()
+        );
+        return Ok(None);
+    }
+    let config = config::load(&config.path()).code(Code::Config)?;
+    match Client::connect(&config.control.socket).await {
+        Ok(client) => Ok(Some(client)),
+        Err(error) => {
+            eprintln!("note: {error}");
+            eprintln!("note: this answer is offline, from the configured list");
+            Ok(None)
+        }
+    }
+}
+
+/// The configuration for an offline answer: the defaults, if none is named and none is in the usual place.
+pub(super) fn offline_config(config: &ConfigArgument) -> Result<Config> {
+    if config.is_absent() {
+        return Ok(Config::default());
+    }
+    config::load(&config.path()).code(Code::Config)
+}

@@ -1,0 +1,133 @@
+//! `[list]`.
+
+use std::path::{Path, PathBuf};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{OneOrMany, Share, Span};
+use crate::list::Instance;
+
+/// Microsoft's web service.
+pub const SERVICE: &str = "https://endpoints.office.com";
+/// The name of the source that is the built-in list alone.
+const BUILT_IN: &str = "builtin";
+
+/// `[list]`: which of Microsoft's lists are used, and how they are followed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ListConfig {
+    /// Worldwide, China, USGovDoD or USGovGCCHigh, or several of them; case does not matter.
+    pub instance: OneOrMany<String>,
+    /// The web service or a mirror of it (a URL), a file that is watched (a path), or `builtin`.
+    pub source: String,
+    /// A response of the web service that is used as it is, instead of a source.
+    pub file: Option<PathBuf>,
+    /// Certificates to trust besides the system's, as PEM.
+    pub ca_file: Option<PathBuf>,
+    /// The URL of the proxy to fetch through; without it that of the environment's `https_proxy`, if any.
+    pub proxy: Option<String>,
+    /// The interface to fetch by; without it the one that the routes lead to.
+    pub interface: Option<String>,
+    /// How often the version is asked for: not below an hour from Microsoft's own service.
+    pub interval: Span,
+    /// Only these service areas; all without.
+    pub service_areas: OneOrMany<String>,
+    /// The tenant's name, for names in URLs.
+    pub tenant: Option<String>,
+    /// Whether IPv6 prefixes are asked for.
+    pub ipv6: bool,
+    /// Whether lists that pass judgement are applied at once (`auto`), or wait for `breakout apply` (`manual`).
+    pub apply: Apply,
+    /// How long prefixes and ports that Microsoft has withdrawn are kept up.
+    pub grace: Span,
+    /// How many lists, and how many rulesets, are kept.
+    pub keep: usize,
+    /// From what age on a list counts as stale.
+    pub stale_after: Span,
+    /// The largest share of prefixes or addresses that may go at once.
+    pub max_removed: Share,
+    /// The shortest IPv4 prefix that is believed.
+    pub shortest_v4: u8,
+    /// The shortest IPv6 prefix that is believed.
+    pub shortest_v6: u8,
+}
+
+/// What becomes of a list that passes judgement.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Apply {
+    /// It is applied at once.
+    #[default]
+    Auto,
+    /// It waits for `breakout apply`.
+    Manual,
+}
+
+/// Where lists come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ListSource {
+    /// The web service or a mirror, by its base URL without a slash at the end.
+    Service(String),
+    /// A file that is watched.
+    Watched(PathBuf),
+    /// A file that is used as it is.
+    Fixed(PathBuf),
+    /// What is built in.
+    BuiltIn,
+}
+
+impl Default for ListConfig {
+    fn default() -> Self {
+        ListConfig {
+            instance: OneOrMany(vec!["worldwide".to_owned()]),
+            source: SERVICE.to_owned(),
+            file: None,
+            ca_file: None,
+            proxy: None,
+            interface: None,
+            interval: Span::hours(1),
+            service_areas: OneOrMany::default(),
+            tenant: None,
+            ipv6: true,
+            apply: Apply::Auto,
+            grace: Span::hours(7 * 24),
+            keep: 20,
+            stale_after: Span::hours(7 * 24),
+            max_removed: Share::percent(30),
+            shortest_v4: 10,
+            shortest_v6: 28,
+        }
+    }
+}
+
+impl ListConfig {
+    /// The instances.
+    pub fn instances(&self) -> Vec<Instance> {
+        let names = self.instance.iter();
+        names.filter_map(|name| Instance::from_name(name)).collect()
+    }
+
+    /// Where the lists come from.
+    pub fn list_source(&self) -> ListSource {
+        if let Some(file) = &self.file {
+            return ListSource::Fixed(file.clone());
+        }
+        if self.source.starts_with("https://") || self.source.starts_with("http://") {
+            return ListSource::Service(self.source.trim_end_matches('/').to_owned());
+        }
+        if self.source == BUILT_IN {
+            return ListSource::BuiltIn;
+        }
+        ListSource::Watched(self.source.clone().into())
+    }
+
+    pub(super) fn resolve_paths(&mut self, base: &Path) {
+        for file in [&mut self.file, &mut self.ca_file].into_iter().flatten() {
+            *file = base.join(&*file);
+        }
+        if let ListSource::Watched(file) = self.list_source() {
+            self.source = base.join(file).display().to_string();
+        }
+    }
+}

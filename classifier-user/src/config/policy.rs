@@ -1,0 +1,81 @@
+//! `[[policy]]` and `[[custom]]`.
+
+use std::path::PathBuf;
+
+use ipnet::IpNet;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{OneOrMany, Ports, Share, Span};
+
+/// `[[policy]]`: one rule; the first one that matches a packet decides.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PolicyConfig {
+    /// What status, plan and explain call it.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// Instances it is about.
+    #[serde(default)]
+    pub instance: OneOrMany<String>,
+    /// Categories it is about.
+    #[serde(default)]
+    pub category: OneOrMany<String>,
+    /// Service areas it is about, as the list writes them; case does not matter.
+    #[serde(default)]
+    pub service_area: OneOrMany<String>,
+    /// Ids of the endpoint sets it is about.
+    #[serde(default)]
+    pub sets: OneOrMany<u32>,
+    /// Only sets whose connectivity Microsoft requires, or only others.
+    #[serde(default)]
+    pub required: Option<bool>,
+    /// Only sets that are reachable over ExpressRoute, or only others.
+    #[serde(default)]
+    pub express_route: Option<bool>,
+    /// `[[custom]]` sets it is about.
+    #[serde(default)]
+    pub custom: OneOrMany<String>,
+    /// Only these protocols and ports of the sets.
+    #[serde(default)]
+    pub ports: Option<Ports>,
+    /// Only clients with these source prefixes.
+    #[serde(default)]
+    #[schemars(with = "Vec<String>")]
+    pub sources: OneOrMany<IpNet>,
+    /// Only clients behind these `[[lan]]` interfaces.
+    #[serde(default)]
+    pub lan: OneOrMany<String>,
+    /// Only clients in these VLANs.
+    #[serde(default)]
+    pub vlan: OneOrMany<u16>,
+    /// Only this share of the clients, by a hash of their addresses.
+    #[serde(default)]
+    pub share: Option<Share>,
+    /// The egress to steer to, or `pass`.
+    pub action: String,
+    /// Decides and counts, but steers nothing.
+    #[serde(default)]
+    pub shadow: bool,
+    /// How long it goes on for what Microsoft no longer publishes, if not as long as `[list] grace`.
+    #[serde(default)]
+    pub grace: Option<Span>,
+}
+
+/// `[[custom]]`: an endpoint set of the operator's own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CustomConfig {
+    /// Its name, for `custom` in `[[policy]]`.
+    pub name: String,
+    /// Destination prefixes.
+    #[serde(default)]
+    #[schemars(with = "Vec<String>")]
+    pub prefixes: OneOrMany<IpNet>,
+    /// A file with more of them, one a line.
+    #[serde(default)]
+    pub file: Option<PathBuf>,
+    /// Protocols and ports; all of TCP and UDP without.
+    #[serde(default)]
+    pub ports: Option<Ports>,
+}

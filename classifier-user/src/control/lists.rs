@@ -1,0 +1,156 @@
+//! Lists in answers.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::list::{Finding, Kept, List, Pending};
+use crate::timestamp::Timestamp;
+
+/// A list in a line.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListSummary {
+    /// Its instance.
+    pub instance: String,
+    /// Microsoft's version, where it is known.
+    pub version: Option<String>,
+    /// Where it came from.
+    pub source: String,
+    /// Endpoint sets in it.
+    pub sets: usize,
+    /// The hash of its content.
+    pub hash: String,
+    /// What in it cannot be used.
+    pub problems: usize,
+    /// Parts of earlier lists that are kept up in their grace time.
+    pub withdrawn: usize,
+    /// Additions that are announced for later.
+    pub pending: usize,
+}
+
+/// The list in force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListReport {
+    /// The list of the first instance in a line.
+    #[serde(flatten)]
+    pub summary: ListSummary,
+    /// The lists of all instances.
+    pub lists: Vec<ListSummary>,
+    /// Their endpoint sets.
+    pub endpoint_sets: Vec<ListedSet>,
+    /// What in it cannot be used.
+    pub unusable: Vec<Unusable>,
+    /// What is announced for later.
+    pub pending_additions: Vec<PendingReport>,
+}
+
+/// Additions that are announced for later, and in force already.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PendingReport {
+    /// The instance.
+    pub instance: String,
+    /// What, and for when.
+    #[serde(flatten)]
+    pub pending: Pending,
+}
+
+impl PendingReport {
+    /// What of a list is announced for later.
+    pub fn of(list: &List) -> impl Iterator<Item = PendingReport> {
+        list.pending_at(Timestamp::now())
+            .map(|pending| PendingReport {
+                instance: list.instance.to_string(),
+                pending: pending.clone(),
+            })
+    }
+}
+
+/// What a look at the source has brought.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FetchReport {
+    /// By instance.
+    pub instances: Vec<Fetching>,
+}
+
+/// What a look at the source has brought for an instance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fetching {
+    /// The instance.
+    pub instance: String,
+    /// `unchanged`, `applied`, `waiting`, `refused` or `failed`.
+    pub outcome: String,
+    /// The version in force, where it is known.
+    pub version: Option<String>,
+    /// The version that was fetched, or the start of its hash.
+    pub fetched: Option<String>,
+    /// Why it was refused, waits or failed.
+    pub why: Option<String>,
+    /// What stands out in the list that was fetched.
+    pub findings: Vec<Finding>,
+}
+
+/// One endpoint set of the list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListedSet {
+    /// Its instance.
+    pub instance: Option<String>,
+    /// Its id.
+    pub id: Option<u32>,
+    /// Its service area.
+    pub service_area: String,
+    /// Its category.
+    pub category: String,
+    /// Its prefixes.
+    pub prefixes: Vec<String>,
+    /// Its protocols and ports.
+    pub ports: Vec<String>,
+    /// The egresses it may be steered to; none where it passes.
+    pub egress: Option<String>,
+    /// Since when it is withdrawn, if so.
+    pub withdrawn: Option<Timestamp>,
+}
+
+impl Fetching {
+    /// If there is no newer list than the one that is known: whether that is in force.
+    pub fn not_applied(&mut self, kept: &Kept) {
+        if let Some(record) = kept.refused() {
+            "refused".clone_into(&mut self.outcome);
+            self.fetched = Some(record.name());
+            self.why = Some(record.refusal());
+        } else if let Some(record) = kept.waiting() {
+            "waiting".clone_into(&mut self.outcome);
+            self.fetched = Some(record.name());
+        }
+    }
+}
+
+/// Something in a list that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unusable {
+    /// The instance.
+    pub instance: String,
+    /// The endpoint set's id, if it can be read.
+    pub id: Option<u32>,
+    /// What is wrong with it.
+    pub problem: String,
+}
+
+impl Unusable {
+    /// What of a list cannot be used.
+    pub fn of(list: &List) -> impl Iterator<Item = Unusable> {
+        list.problems.iter().map(|problem| Unusable {
+            instance: list.instance.to_string(),
+            id: problem.id,
+            problem: problem.problem.clone(),
+        })
+    }
+}
+
+impl fmt::Display for Unusable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.id {
+            Some(id) => write!(f, "endpoint set {} {id}: {}", self.instance, self.problem),
+            None => write!(f, "a row of {}: {}", self.instance, self.problem),
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! What the controller is doing, and what it has counted.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::ListSummary;
+use crate::datapath::Count;
+use crate::ruleset::Rule;
+use crate::timestamp::Timestamp;
+
+/// What the controller is doing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// The controller's version.
+    pub version: String,
+    /// Its process id.
+    pub pid: u32,
+    /// Seconds since it started.
+    pub uptime_seconds: u64,
+    /// Whether it took over from an earlier controller.
+    pub adopted: bool,
+    /// The configuration file.
+    pub config: String,
+    /// What an operator should look at; nothing if all is well.
+    pub alerts: Vec<String>,
+    /// The ruleset in force.
+    pub ruleset: RulesetStatus,
+    /// Whether the whole policy is only shown.
+    pub shadow: bool,
+    /// If steering is switched off for a time.
+    pub bypass: Option<BypassStatus>,
+    /// The list of the first instance.
+    pub list: ListSummary,
+    /// The lists of all instances.
+    pub lists: Vec<ListSummary>,
+    /// How the lists are followed; none that are used as they are.
+    pub follow: Vec<FollowStatus>,
+    /// The LAN interfaces.
+    pub lan: Vec<LanStatus>,
+    /// The egresses, by name.
+    pub egress: BTreeMap<String, EgressStatus>,
+}
+
+/// The ruleset in force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RulesetStatus {
+    /// Its generation.
+    pub generation: u32,
+    /// A hash of what it matches and does.
+    pub hash: String,
+    /// Endpoint sets that are steered.
+    pub steered_sets: usize,
+    /// Their IPv4 prefixes.
+    pub steered_v4: usize,
+    /// Their IPv6 prefixes.
+    pub steered_v6: usize,
+    /// Size of its table in the kernel.
+    pub table_bytes: u64,
+}
+
+/// Steering is switched off for a time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BypassStatus {
+    /// Since when.
+    pub since: Timestamp,
+    /// Until when, unless it is until further notice.
+    pub until: Option<Timestamp>,
+}
+
+/// How the list of an instance is followed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FollowStatus {
+    /// The instance.
+    pub instance: String,
+    /// Where it comes from.
+    pub source: String,
+    /// Seconds since the list was last known to be the newest.
+    pub age_seconds: Option<u64>,
+    /// Whether that is longer ago than `[list] stale_after`.
+    pub is_stale: bool,
+    /// The last attempt.
+    pub last_attempt: Option<Timestamp>,
+    /// The last attempt that succeeded.
+    pub last_success: Option<Timestamp>,
+    /// Attempts that have failed since.
+    pub failures: u32,
+    /// Why the last one failed, if it did.
+    pub last_error: Option<String>,
+    /// When the next one is due.
+    pub next: Option<Timestamp>,
+    /// Since when later lists wait, after a rollback.
+    pub held: Option<Timestamp>,
+    /// A good list that waits to be applied.
+    pub waiting: Option<String>,
+    /// The newest list, if the judge has refused it.
+    pub refused: Option<RefusedList>,
+    /// Endpoint sets, or parts of them, that are withdrawn and in their grace time.
+    pub withdrawn: usize,
+    /// Kept files that are damaged.
+    pub damaged: Vec<String>,
+}
+
+/// A list that was refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedList {
+    /// Its version, or the start of its hash.
+    pub version: String,
+    /// Why.
+    pub why: String,
+}
+
+/// An endpoint set in answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetReport {
+    /// Its instance, or `custom`.
+    pub instance: String,
+    /// Its id; none of a custom set.
+    pub id: Option<u32>,
+    /// Its service area; of a custom set its name.
+    pub service_area: String,
+    /// Its category.
+    pub category: String,
+}
+
+impl From<&Rule> for SetReport {
+    fn from(rule: &Rule) -> Self {
+        let instance = rule.key.instance();
+        SetReport {
+            instance: instance.map_or("custom".to_owned(), |instance| instance.to_string()),
+            id: rule.key.id(),
+            service_area: rule.service_area.clone(),
+            category: rule.category.to_string(),
+        }
+    }
+}
+
+/// A LAN interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LanStatus {
+    /// Its name.
+    pub interface: String,
+    /// How the XDP program is attached: `native`, `generic`, or not.
+    pub xdp: Option<String>,
+    /// Why nothing is steered from the LAN interfaces, if so.
+    pub problem: Option<String>,
+}
+
+/// An egress.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EgressStatus {
+    /// Its interface.
+    pub interface: String,
+    /// `route` or `redirect`.
+    pub mode: String,
+    /// The way out for IPv4.
+    pub v4: WayOut,
+    /// The way out for IPv6.
+    pub v6: WayOut,
+    /// Why there is no way out, if so.
+    pub problem: Option<String>,
+    /// Why XDP leaves everything to the kernel in redirect mode, if so.
+    pub by_kernel: Option<String>,
+    /// Firewall mark and mask, as `ip rule` writes them.
+    pub mark: String,
+    /// Its routing table.
+    pub table: u32,
+}
+
+/// The way out for one address family.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WayOut {
+    /// Whether packets are steered there.
+    pub up: bool,
+    /// The next hop; none on a point-to-point link.
+    pub gateway: Option<String>,
+    /// The next hop's MAC address, if it is known.
+    pub mac: Option<String>,
+}
+
+/// The counters.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stats {
+    /// The generation in force.
+    pub generation: u32,
+    /// By reason. Every reason is there, also those that never occurred.
+    pub reasons: Vec<ReasonCount>,
+    /// By endpoint set in force.
+    pub endpoint_sets: Vec<SetCount>,
+}
+
+/// One reason's counter.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReasonCount {
+    /// Its stable name.
+    pub reason: String,
+    /// `steer` or `pass`.
+    pub verdict: String,
+    /// Packets and bytes.
+    #[serde(flatten)]
+    pub count: Count,
+    /// What it means.
+    pub description: String,
+}
+
+/// One endpoint set's counter.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetCount {
+    /// The set.
+    #[serde(flatten)]
+    pub set: SetReport,
+    /// The egresses it may be steered to; none where the policy passes it.
+    pub egress: Option<String>,
+    /// Packets and bytes.
+    #[serde(flatten)]
+    pub count: Count,
+}

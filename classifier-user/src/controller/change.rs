@@ -1,0 +1,337 @@
+//! Putting something into force: another configuration, other lists, or a switch. It either succeeds as a whole or leaves
+//! things as they were.
+
+use std::mem::swap;
+
+use anyhow::{Result, anyhow};
+use tokio::task::JoinSet;
+
+use super::applied::{Applied, AppliedList};
+use super::install::look_at_lans;
+use super::sources::Sources;
+use super::{Controller, delta, egress, make_ruleset, summary};
+use crate::config::{self, Config};
+use crate::control::{Plan, Reloaded};
+use crate::datapath::{Egresses, LanPlan};
+use crate::exit::{Code, WithCode};
+use crate::journal::{self, Entry, Who};
+use crate::list::{List, with_grace};
+use crate::policy::{Build, Policy};
+use crate::ruleset::{Image, Ruleset, Slots, compile};
+use crate::timestamp::Timestamp;
+
+/// Why something is put into force.
+#[derive(Clone, Debug)]
+pub(super) struct Cause {
+    pub(super) who: Who,
+    /// See [`Entry::action`].
+    pub(super) action: &'static str,
+    pub(super) why: String,
+}
+
+impl Cause {
+    pub(super) fn operator(action: &'static str, why: impl Into<String>) -> Self {
+        Cause {
+            who: Who::Operator,
+            action,
+            why: why.into(),
+        }
+    }
+}
+
+/// What is to be in force.
+pub(super) struct Wanted {
+    pub(super) config: Config,
+    pub(super) lists: Vec<List>,
+    pub(super) bypass: bool,
+    /// The time that grace times are reckoned from.
+    pub(super) as_of: Timestamp,
+}
+
+/// What an installation is made from.
+struct Setup {
+    config: Config,
+    lists: Vec<List>,
+    ruleset: Ruleset,
+    slots: Slots,
+    lans: Vec<LanPlan>,
+    egresses: Vec<egress::EgressState>,
+    published: Egresses,
+}
+
+impl Controller {
+    /// Reads the configuration again, and the list if it is a file that is used as it is.
+    pub(super) async fn reload(&mut self) -> Result<Reloaded> {
+        let cause = Cause::operator("reload", "the configuration was read again");
+        self.reload_because(&cause).await
+    }
+
+    /// The same for another cause.
+    pub(super) async fn reload_because(&mut self, cause: &Cause) -> Result<Reloaded> {
+        let config = self.read_config()?;
+        let sources = self.sources_of(&config)?;
+        let lists = sources.as_ref().unwrap_or(&self.sources).lists();
+        let wanted = Wanted {
+            config,
+            lists,
+            bypass: self.ruleset.bypass,
+            as_of: self.as_of(),
+        };
+        let done = self.put_into_force(wanted, cause).await?;
+        if let Some(sources) = sources {
+            self.sources = sources;
+            // What is being looked at is not the source any more.
+            self.looks = JoinSet::new();
+        }
+        Ok(done)
+    }
+
+    /// What a reload and the lists that wait would change.
+    pub(super) fn plan(&self) -> Result<Plan> {
+        let config = self.read_config()?;
+        let sources = self.sources_of(&config)?;
+        let sources = sources.as_ref().unwrap_or(&self.sources);
+        let mut causes = Vec::new();
+        if config != self.config {
+            causes.push(format!(
+                "the configuration {} was edited",
+                self.options.config.display()
+            ));
+        }
+        let now = Timestamp::now();
+        let mut persistent = self.persistent.clone();
+        persistent.assign_egresses(&config).code(Code::Config)?;
+        let egresses = &persistent.egresses;
+        let build = Build {
+            config: &config,
+            egresses,
+        };
+        let policy = build.policy().code(Code::Config)?;
+        let lists = sources.kept.iter().map(|kept| match kept.waiting() {
+            Some(record) => {
+                causes.push(format!("list {} {} waits", kept.instance(), record.name()));
+                Ok(with_grace(
+                    &kept.in_force(),
+                    record.list()?,
+                    now,
+                    longest_grace(&policy),
+                ))
+            }
+            None => Ok(kept.in_force()),
+        });
+        let mut lists = lists.collect::<Result<Vec<List>>>()?;
+        if lists.is_empty() {
+            lists = sources.lists();
+        }
+        let mut slots = self.slots.clone();
+        let ruleset = make_ruleset(&config, &lists, egresses, &mut slots, now)?;
+        compile(&ruleset).code(Code::List)?;
+        if causes.is_empty() && ruleset.hash() != self.ruleset_hash {
+            causes.push(
+                "a file that the configuration names was edited, or a grace time is over"
+                    .to_owned(),
+            );
+        }
+        Ok(Plan {
+            causes,
+            from_hash: self.ruleset_hash.clone(),
+            to_hash: ruleset.hash(),
+            delta: delta::between(&self.ruleset, &ruleset, egresses),
+        })
+    }
+
+    /// The configuration as the file has it now, if it can be put into force without a restart.
+    pub(super) fn read_config(&self) -> Result<Config> {
+        let config = config::load(&self.options.config).code(Code::Config)?;
+        if config.state != self.config.state
+            || config.control != self.config.control
+            || config.routing != self.config.routing
+        {
+            return Err(anyhow!(
+                "[state], [control] and [routing] cannot change in a reload; restart the controller for that"
+            ))
+            .code(Code::Config);
+        }
+        Ok(config)
+    }
+
+    /// The sources of a configuration, unless they are those that are open and need no reading again.
+    pub(super) fn sources_of(&self, config: &Config) -> Result<Option<Sources>> {
+        let is_open = self.sources.is_followed() && self.sources.problem.is_none();
+        if config.list == self.config.list && is_open {
+            return Ok(None);
+        }
+        let sources = Sources::open(config, self.options.list.as_deref())?;
+        warn_of_problems(&sources.lists());
+        Ok(Some(sources))
+    }
+
+    /// The policy of a configuration.
+    pub(super) fn policy(&self, config: &Config) -> Result<Policy> {
+        let egresses = &self.persistent.egresses;
+        Build { config, egresses }.policy().code(Code::Config)
+    }
+
+    /// The time that grace times are reckoned from: now, or after a rollback when the ruleset was made.
+    pub(super) fn as_of(&self) -> Timestamp {
+        let mut kept = self.sources.kept.iter();
+        let held = kept.find_map(|kept| kept.state().held.as_ref());
+        held.map_or_else(Timestamp::now, |held| held.as_of)
+    }
+
+    /// Puts something into force, in one switch of tables if the interfaces and modes stay, else by a new installation that
+    /// takes over.
+    pub(super) async fn put_into_force(
+        &mut self,
+        wanted: Wanted,
+        cause: &Cause,
+    ) -> Result<Reloaded> {
+        let from_generation = self.generation;
+        let from_hash = self.ruleset_hash.clone();
+        let was_bypassed = self.ruleset.bypass;
+        let Wanted {
+            config,
+            lists,
+            bypass,
+            as_of,
+        } = wanted;
+        let mut slots = self.slots.clone();
+        let mut persistent = self.persistent.clone();
+        persistent.assign_egresses(&config).code(Code::Config)?;
+        let indices = &persistent.egresses;
+        let mut ruleset = make_ruleset(&config, &lists, indices, &mut slots, as_of)?;
+        ruleset.own = self.links.own_addresses().await?;
+        ruleset.bypass = bypass;
+        let delta = delta::between(&self.ruleset, &ruleset, indices);
+        let mut image = compile(&ruleset).code(Code::List)?;
+        // What needs no other interfaces works without those that are gone just now.
+        let lans = if config == self.config && !matches!(cause.action, "reload" | "apply") {
+            self.lans.clone()
+        } else {
+            look_at_lans(&self.links, &config).await?
+        };
+        let same_interfaces = lans == self.lans && config.egress == self.config.egress;
+        let to_hash = ruleset.hash();
+        let same_rules = to_hash == from_hash
+            && ruleset.bypass == self.ruleset.bypass
+            && ruleset.own == self.ruleset.own
+            && cause.action == "list";
+        image.set_generation(self.generation.wrapping_add(1));
+        if same_interfaces && same_rules {
+            // Another version of the same rules: nothing to switch.
+            (self.config, self.lists, self.ruleset, self.slots) = (config, lists, ruleset, slots);
+        } else if same_interfaces && self.datapath.publish_ruleset(&image)? {
+            (self.config, self.lists, self.ruleset, self.slots) = (config, lists, ruleset, slots);
+            self.commit(from_generation.wrapping_add(1));
+        } else {
+            let egresses = egress::look(&self.links, &config, &persistent.egresses, true).await?;
+            let published = egress::table(&egresses, config.routing.mark_mask);
+            let setup = Setup {
+                config,
+                lists,
+                ruleset,
+                slots,
+                lans,
+                egresses,
+                published,
+            };
+            self.replace(setup, image).await?;
+        }
+        self.persistent.egresses = persistent.egresses;
+        self.ruleset_hash = to_hash.clone();
+        self.as_of = as_of;
+        self.write_down(cause, from_generation, &from_hash);
+        Ok(Reloaded {
+            from_generation,
+            to_generation: self.generation,
+            changed: !same_interfaces || to_hash != from_hash || was_bypassed != bypass,
+            from_hash,
+            to_hash,
+            list: self.lists.first().map(summary).unwrap_or_default(),
+            lists: self.lists.iter().map(summary).collect(),
+            delta,
+            notes: Vec::new(),
+        })
+    }
+
+    /// Adds to the journal and keeps the ruleset. The data path is right already, so a full disk is no reason to fail.
+    pub(super) fn write_down(&mut self, cause: &Cause, from_generation: u32, from_hash: &str) {
+        let entry = Entry {
+            at: Timestamp::now(),
+            who: cause.who,
+            action: cause.action.to_owned(),
+            from_generation,
+            to_generation: self.generation,
+            from_hash: from_hash.to_owned(),
+            to_hash: self.ruleset_hash.clone(),
+            lists: self.lists.iter().map(List::name).collect(),
+            why: cause.why.clone(),
+        };
+        let path = journal::path(&self.config.state.directory);
+        if let Err(error) = journal::append(&path, &entry) {
+            tracing::warn!("cannot write {}: {error}", path.display());
+        }
+        let applied = Applied {
+            generation: self.generation,
+            hash: self.ruleset_hash.clone(),
+            at: entry.at,
+            as_of: self.as_of,
+            who: cause.who,
+            why: cause.why.clone(),
+            lists: self.applied_lists(),
+            rules: delta::lines(&self.ruleset, &self.persistent.egresses),
+        };
+        let keep = self.config.list.keep;
+        if let Err(error) = self.applied.add(&self.sources.disk, applied, keep) {
+            tracing::warn!("{error:#}; this ruleset cannot be gone back to");
+        }
+    }
+
+    pub(super) fn applied_lists(&self) -> Vec<AppliedList> {
+        let lists = self.lists.iter().map(|list| AppliedList {
+            instance: list.instance,
+            record: list.record,
+            version: list.version.clone(),
+            hash: list.hash(),
+            withdrawn: list.withdrawn().cloned().collect(),
+        });
+        lists.collect()
+    }
+
+    /// Installs another setup; if that fails, the one before stays in force.
+    async fn replace(&mut self, mut setup: Setup, image: Image) -> Result<()> {
+        self.exchange(&mut setup);
+        if let Err(error) = self.install(image).await {
+            self.exchange(&mut setup);
+            let plan = egress::routing(&self.config, &self.egresses);
+            self.links.apply_routing(&plan).await?;
+            return Err(error.context("nothing has changed"));
+        }
+        Ok(())
+    }
+
+    fn exchange(&mut self, setup: &mut Setup) {
+        swap(&mut self.config, &mut setup.config);
+        swap(&mut self.lists, &mut setup.lists);
+        swap(&mut self.ruleset, &mut setup.ruleset);
+        swap(&mut self.slots, &mut setup.slots);
+        swap(&mut self.lans, &mut setup.lans);
+        swap(&mut self.egresses, &mut setup.egresses);
+        swap(&mut self.published, &mut setup.published);
+    }
+}
+
+/// The longest grace time of any rule.
+pub(super) fn longest_grace(policy: &Policy) -> std::time::Duration {
+    let graces = policy.rules.iter().map(|rule| rule.grace);
+    graces.max().unwrap_or_default()
+}
+
+/// Logs what of the lists cannot be used.
+pub(super) fn warn_of_problems(lists: &[List]) {
+    for list in lists {
+        for problem in crate::control::Unusable::of(list) {
+            tracing::warn!("list {}: {problem}", list.name());
+        }
+    }
+}

@@ -1,0 +1,290 @@
+//! Where lists come from: those that are used as they are, and those that are followed and kept.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result};
+
+use crate::config::{Config, ListSource};
+use crate::durable::Disk;
+use crate::exit::{Code, WithCode};
+use crate::list::{
+    FetchError, Fetched, Instance, Kept, Limits, List, Schedule, Service, check, embedded,
+    read_file,
+};
+use crate::timestamp::Timestamp;
+
+/// How often a watched file is looked at.
+const WATCH: Duration = Duration::from_secs(1);
+
+/// What a look at the source has brought, by instance.
+pub(super) type Looked = Vec<(Instance, Result<Option<Fetched>, FetchError>)>;
+
+/// The lists' source as configured.
+pub(super) struct Sources {
+    source: ListSource,
+    /// The kept lists, if the source is followed.
+    pub(super) kept: Vec<Kept>,
+    fixed: Vec<List>,
+    service: Option<Service>,
+    /// Why the service cannot be asked, if so.
+    pub(super) problem: Option<String>,
+    interval: Duration,
+    /// What the watched file was when it was last read.
+    seen: Option<(SystemTime, u64)>,
+    pub(super) disk: Disk,
+}
+
+impl Sources {
+    /// Opens the source of a configuration, or the file that takes its place.
+    ///
+    /// # Errors
+    ///
+    /// When a file that is to be used as it is is no list, or the state directory cannot be written.
+    pub(super) fn open(config: &Config, file: Option<&Path>) -> Result<Self> {
+        let source = match file {
+            Some(file) => ListSource::Fixed(file.to_owned()),
+            None => config.list.list_source(),
+        };
+        let mut sources = Sources {
+            kept: Vec::new(),
+            fixed: Vec::new(),
+            service: None,
+            problem: None,
+            interval: match source {
+                ListSource::Watched(_) => WATCH,
+                _ => config.list.interval.0,
+            },
+            seen: None,
+            source,
+            disk: Disk::reliable(),
+        };
+        for instance in config.list.instances() {
+            match &sources.source {
+                ListSource::Fixed(file) => sources
+                    .fixed
+                    .push(read_file(file, instance).code(Code::List)?),
+                ListSource::BuiltIn => sources.fixed.push(embedded(instance)),
+                ListSource::Service(_) | ListSource::Watched(_) => {
+                    sources.kept.push(open_kept(config, instance)?);
+                }
+            }
+        }
+        if let ListSource::Service(base) = &sources.source {
+            let service = client_id(&config.state.directory).and_then(|client_id| {
+                Service::new(&config.list, base, &client_id, Limits::default())
+            });
+            match service {
+                Ok(service) => sources.service = Some(service),
+                Err(error) => {
+                    tracing::warn!("the lists are not followed: {error:#}");
+                    sources.problem = Some(format!("{error:#}"));
+                }
+            }
+        }
+        let source = format!(
+            "{} {}",
+            sources.name(),
+            sources.service.as_ref().map_or("", Service::query)
+        );
+        for kept in &mut sources.kept {
+            if kept.schedule.source != source {
+                // Another source knows nothing of when the one before was asked.
+                kept.schedule = Schedule {
+                    source: source.clone(),
+                    ..Schedule::default()
+                };
+            }
+        }
+        Ok(sources)
+    }
+
+    /// The lists in force, one of each instance.
+    pub(super) fn lists(&self) -> Vec<List> {
+        if self.kept.is_empty() {
+            return self.fixed.clone();
+        }
+        self.kept.iter().map(Kept::in_force).collect()
+    }
+
+    /// Whether the lists are followed.
+    pub(super) fn is_followed(&self) -> bool {
+        !self.kept.is_empty()
+    }
+
+    /// Where they come from, for people.
+    pub(super) fn name(&self) -> String {
+        match &self.source {
+            ListSource::Service(base) => base.clone(),
+            ListSource::Watched(file) | ListSource::Fixed(file) => file.display().to_string(),
+            ListSource::BuiltIn => "built-in".to_owned(),
+        }
+    }
+
+    pub(super) fn kept(&self, instance: Instance) -> Option<&Kept> {
+        self.kept.iter().find(|kept| kept.instance() == instance)
+    }
+
+    /// The kept lists of an instance, to be changed, and the disk to write to.
+    pub(super) fn kept_mut(&mut self, instance: Instance) -> Result<(&mut Kept, &Disk)> {
+        let kept = self
+            .kept
+            .iter_mut()
+            .find(|kept| kept.instance() == instance);
+        let kept = kept.with_context(|| format!("{instance} is not followed"))?;
+        Ok((kept, &self.disk))
+    }
+
+    /// The instances whose source is to be looked at now.
+    pub(super) fn due(&self, now: Timestamp) -> Vec<Instance> {
+        let due = self.kept.iter().filter(|kept| kept.schedule.is_due(now));
+        due.map(Kept::instance).collect()
+    }
+
+    /// A look at the source for some instances, to be taken beside everything else.
+    pub(super) fn look(&self, instances: &[Instance]) -> Look {
+        Look {
+            watched: match &self.source {
+                ListSource::Watched(file) => Some((file.clone(), self.seen)),
+                _ => None,
+            },
+            service: self.service.clone(),
+            instances: instances.to_vec(),
+            known: self.known(instances),
+        }
+    }
+
+    fn known(&self, instances: &[Instance]) -> BTreeMap<Instance, String> {
+        let query = self.service.as_ref().map_or("", Service::query);
+        let kept = self
+            .kept
+            .iter()
+            .filter(|kept| instances.contains(&kept.instance()));
+        kept.filter_map(|kept| Some((kept.instance(), kept.known_version(query)?.to_owned())))
+            .collect()
+    }
+
+    /// Notes when the source was looked at, and when it is next.
+    pub(super) fn note(
+        &mut self,
+        instance: Instance,
+        outcome: Result<(), &FetchError>,
+        now: Timestamp,
+    ) {
+        let (interval, jitter) = (self.interval, jitter(&self.source));
+        let is_service = matches!(self.source, ListSource::Service(_));
+        let Ok((kept, disk)) = self.kept_mut(instance) else {
+            return;
+        };
+        kept.schedule.since.get_or_insert(now);
+        match outcome {
+            Ok(()) => kept.schedule.succeeded(now, interval, jitter),
+            Err(error) => kept.schedule.failed(now, error, interval, jitter),
+        }
+        // A watched file is looked at every second, which is nothing to write down.
+        if is_service && let Err(error) = kept.save_schedule(disk) {
+            tracing::warn!("{error:#}; after a restart the service is asked earlier");
+        }
+    }
+
+    /// Notes what a watched file was when it was read.
+    pub(super) fn note_seen(&mut self, seen: Option<(SystemTime, u64)>) {
+        self.seen = seen.or(self.seen);
+    }
+}
+
+fn open_kept(config: &Config, instance: Instance) -> Result<Kept> {
+    let kept = Kept::open(&config.state.directory, instance).code(Code::System)?;
+    for damaged in kept.damaged() {
+        tracing::warn!("not used: {damaged}");
+    }
+    Ok(kept)
+}
+
+/// Between 0 and 1, another one each time; none for a file.
+fn jitter(source: &ListSource) -> f64 {
+    match source {
+        ListSource::Service(_) => {
+            f64::from(uuid::Uuid::new_v4().as_fields().0) / f64::from(u32::MAX)
+        }
+        _ => 0.0,
+    }
+}
+
+/// A look at the source.
+pub(super) struct Look {
+    watched: Option<(PathBuf, Option<(SystemTime, u64)>)>,
+    service: Option<Service>,
+    instances: Vec<Instance>,
+    known: BTreeMap<Instance, String>,
+}
+
+impl Look {
+    /// Takes it. Returns as well what a watched file was like.
+    pub(super) async fn take(self) -> (Looked, Option<(SystemTime, u64)>) {
+        if let Some((file, seen)) = &self.watched {
+            let (outcome, seen) = read_watched(file, *seen);
+            let looked = self.instances.first().map(|instance| (*instance, outcome));
+            return (looked.into_iter().collect(), seen);
+        }
+        let mut looked = Vec::with_capacity(self.instances.len());
+        for instance in &self.instances {
+            if let Some(service) = &self.service {
+                let known = self.known.get(instance).map(String::as_str);
+                looked.push((*instance, check(service, *instance, known).await));
+            }
+        }
+        (looked, None)
+    }
+}
+
+/// Reads a watched file if it is not what it was.
+#[expect(clippy::type_complexity, reason = "used in one place")]
+fn read_watched(
+    file: &Path,
+    seen: Option<(SystemTime, u64)>,
+) -> (
+    Result<Option<Fetched>, FetchError>,
+    Option<(SystemTime, u64)>,
+) {
+    let failed = |error: std::io::Error| FetchError::Transport {
+        url: file.display().to_string(),
+        reason: error.to_string(),
+        was_noticed: false,
+    };
+    let now = match fs::metadata(file).and_then(|data| Ok((data.modified()?, data.len()))) {
+        Ok(now) => now,
+        Err(error) => return (Err(failed(error)), None),
+    };
+    if Some(now) == seen {
+        return (Ok(None), None);
+    }
+    let fetched = crate::list::read_bytes(file).map(|endpoints| {
+        Some(Fetched {
+            version: None,
+            source: file.display().to_string(),
+            query: String::new(),
+            endpoints,
+            changes: Vec::new(),
+        })
+    });
+    let fetched = fetched.map_err(|error| failed(std::io::Error::other(error)));
+    (fetched, Some(now))
+}
+
+/// The GUID by which the service tells this machine from others: made at the first use, and kept.
+pub(super) fn client_id(state_directory: &Path) -> Result<String> {
+    let path = state_directory.join("client-id");
+    if let Ok(text) = fs::read_to_string(&path)
+        && let Ok(id) = text.trim().parse::<uuid::Uuid>()
+    {
+        return Ok(id.to_string());
+    }
+    let id = uuid::Uuid::new_v4().to_string();
+    Disk::reliable()
+        .write(&path, format!("{id}\n").as_bytes())
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(id)
+}

@@ -1,0 +1,124 @@
+//! The journal: a line for every change that was put into force, never changed afterwards.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::timestamp::Timestamp;
+
+/// Who made a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Who {
+    /// A command.
+    Operator,
+    /// The controller, because the list has changed.
+    Service,
+    /// The controller, because a time was over.
+    Timer,
+}
+
+/// One change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// When.
+    pub at: Timestamp,
+    /// Who.
+    pub who: Who,
+    /// What was done: `start`, `list`, `reload`, `apply`, `rollback`, `accept`, `release`, `grace`, `bypass`.
+    pub action: String,
+    /// The generation before.
+    pub from_generation: u32,
+    /// The generation since.
+    pub to_generation: u32,
+    /// The ruleset's hash before.
+    pub from_hash: String,
+    /// The ruleset's hash since.
+    pub to_hash: String,
+    /// The lists since, as `Worldwide 2026033100`.
+    pub lists: Vec<String>,
+    /// Why, in a sentence.
+    pub why: String,
+}
+
+/// The file of a state directory.
+pub fn path(state_directory: &Path) -> PathBuf {
+    state_directory.join("journal.jsonl")
+}
+
+/// Adds a line.
+///
+/// # Errors
+///
+/// When it cannot be written.
+pub fn append(path: &Path, entry: &Entry) -> io::Result<()> {
+    let mut file = File::options()
+        .create(true)
+        .read(true)
+        .append(true)
+        .open(path)?;
+    let mut line = Vec::new();
+    if file.seek(SeekFrom::End(0))? > 0 {
+        file.seek(SeekFrom::End(-1))?;
+        let mut last = [0];
+        file.read_exact(&mut last)?;
+        // A line that a crash has cut off stays, but alone.
+        if last != *b"\n" {
+            line.push(b'\n');
+        }
+    }
+    serde_json::to_writer(&mut line, entry)?;
+    line.push(b'\n');
+    file.write_all(&line)?;
+    file.sync_data()
+}
+
+/// Reads all lines, the oldest first, and counts those that are damaged.
+///
+/// # Errors
+///
+/// When the file is there and cannot be read.
+pub fn read(path: &Path) -> io::Result<(Vec<Entry>, usize)> {
+    let text = match std::fs::read_to_string(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+        text => text?,
+    };
+    let (mut entries, mut damaged) = (Vec::new(), 0);
+    for line in text.lines() {
+        match serde_json::from_str(line) {
+            Ok(entry) => entries.push(entry),
+            Err(_) => damaged += 1,
+        }
+    }
+    Ok((entries, damaged))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_that_was_cut_off_costs_only_itself() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = path(directory.path());
+        let entry = Entry {
+            at: Timestamp::from_seconds(5),
+            who: Who::Operator,
+            action: "reload".to_owned(),
+            from_generation: 1,
+            to_generation: 2,
+            from_hash: "a".to_owned(),
+            to_hash: "b".to_owned(),
+            lists: vec!["Worldwide 2026033100".to_owned()],
+            why: "an edited configuration".to_owned(),
+        };
+        assert_eq!(read(&path).unwrap(), (Vec::new(), 0));
+        append(&path, &entry).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, format!("{text}{}", &text[..20])).unwrap();
+        append(&path, &entry).unwrap();
+        assert_eq!(read(&path).unwrap(), (vec![entry.clone(), entry], 1));
+    }
+}

@@ -1,0 +1,342 @@
+//! The client of Microsoft's web service, <https://learn.microsoft.com/microsoft-365/enterprise/microsoft-365-ip-web-service>.
+
+use std::fmt::Write;
+use std::fs;
+use std::path::Path;
+use std::sync::Once;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result};
+use reqwest::header::{ACCEPT, LOCATION, RETRY_AFTER};
+use reqwest::{Certificate, Client, Proxy, Response, StatusCode, redirect};
+use serde::Deserialize;
+
+use super::Instance;
+use crate::config::ListConfig;
+
+/// How long an answer may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Connecting, with TLS.
+    pub connect: Duration,
+    /// Silence.
+    pub read: Duration,
+    /// All in all.
+    pub total: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            connect: Duration::from_secs(10),
+            read: Duration::from_secs(15),
+            total: Duration::from_secs(60),
+        }
+    }
+}
+
+/// The longest answer that is taken, unpacked. The real ones are below 100 KiB.
+const MAX_ANSWER: usize = 8 << 20;
+/// What to wait after 429 if the service does not say.
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// Why an answer could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// The service was not reached, or broke off.
+    #[error("cannot fetch {url}: {reason}")]
+    Transport {
+        /// What was asked for.
+        url: String,
+        /// What went wrong.
+        reason: String,
+        /// Whether the service got the request.
+        was_noticed: bool,
+    },
+    /// It answered with an error.
+    #[error("{url} answered {status}{}", wait.map_or(String::new(), |wait| format!("; it asks to wait {} s", wait.as_secs())))]
+    Status {
+        /// What was asked for.
+        url: String,
+        /// The HTTP status.
+        status: StatusCode,
+        /// How long it wants to be left alone.
+        wait: Option<Duration>,
+    },
+    /// It leads elsewhere.
+    #[error(
+        "{url} redirects to {to}. A log-in page of the network may be in the way; if it is right, set [list] source to it"
+    )]
+    Redirect {
+        /// What was asked for.
+        url: String,
+        /// Where it leads.
+        to: String,
+    },
+    /// The answer has no end.
+    #[error("the answer of {url} is longer than {} MiB; no list is", MAX_ANSWER >> 20)]
+    TooLong {
+        /// What was asked for.
+        url: String,
+    },
+    /// The answer is something else.
+    #[error("{url} did not answer with {expected}: {reason}")]
+    Answer {
+        /// What was asked for.
+        url: String,
+        /// What it should be.
+        expected: &'static str,
+        /// What it is.
+        reason: String,
+    },
+}
+
+impl FetchError {
+    /// How long the service wants to be left alone, if it said so.
+    pub fn wait(&self) -> Option<Duration> {
+        match self {
+            FetchError::Status { wait, .. } => *wait,
+            _ => None,
+        }
+    }
+
+    /// Whether the service got a request, so that it counts there.
+    pub fn was_noticed(&self) -> bool {
+        !matches!(
+            self,
+            FetchError::Transport {
+                was_noticed: false,
+                ..
+            }
+        )
+    }
+}
+
+/// The web service, or a mirror of it.
+#[derive(Clone, Debug)]
+pub struct Service {
+    client: Client,
+    base: String,
+    client_id: String,
+    query: String,
+}
+
+/// What `/version/INSTANCE` answers.
+#[derive(Deserialize)]
+struct Version {
+    latest: String,
+}
+
+impl Service {
+    /// A client for the service at `base`, which names this machine by `client_id`, a GUID.
+    ///
+    /// # Errors
+    ///
+    /// When the certificates or the proxy of the configuration cannot be used.
+    pub fn new(config: &ListConfig, base: &str, client_id: &str, limits: Limits) -> Result<Self> {
+        static PROVIDER: Once = Once::new();
+        PROVIDER.call_once(|| {
+            // It fails only where one is installed already, which is as good.
+            let _ = rustls::crypto::ring::default_provider().install_default();
+        });
+        let mut client = Client::builder()
+            .user_agent(concat!("breakout/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(limits.connect)
+            .read_timeout(limits.read)
+            .timeout(limits.total)
+            .redirect(redirect::Policy::none())
+            .https_only(base.starts_with("https://"))
+            .pool_max_idle_per_host(0);
+        if let Some(file) = &config.ca_file {
+            client = client.tls_certs_merge(certificates(file)?);
+        }
+        if let Some(proxy) = &config.proxy {
+            let proxy = Proxy::all(proxy).with_context(|| format!("[list] proxy = \"{proxy}\""))?;
+            client = client.proxy(proxy);
+        }
+        if let Some(interface) = &config.interface {
+            client = client.interface(interface);
+        }
+        Ok(Service {
+            client: client.build().context("cannot set up TLS")?,
+            base: base.to_owned(),
+            client_id: client_id.to_owned(),
+            query: query(config),
+        })
+    }
+
+    /// What is asked for beyond the instance, as it stands in the URL.
+    pub fn query(&self) -> &str {
+        &self.query
+    }
+
+    /// Where answers come from, for people.
+    pub fn base(&self) -> &str {
+        &self.base
+    }
+
+    /// The newest version of an instance's list.
+    ///
+    /// # Errors
+    ///
+    /// See [`FetchError`].
+    pub async fn version(&self, instance: Instance) -> Result<String, FetchError> {
+        let url = format!(
+            "{}/version/{instance}?clientrequestid={}",
+            self.base, self.client_id
+        );
+        let text = self.get(&url).await?;
+        let wrong = |reason| FetchError::Answer {
+            url: shown(&url),
+            expected: "a version",
+            reason,
+        };
+        let version: Version = serde_json::from_slice(&text)
+            .map_err(|error| wrong(format!("{error}{}", beginning(&text))))?;
+        if version.latest.len() != 10 || !version.latest.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(wrong(format!("\"{}\" has not ten digits", version.latest)));
+        }
+        Ok(version.latest)
+    }
+
+    /// An instance's list, as it is sent.
+    ///
+    /// # Errors
+    ///
+    /// See [`FetchError`].
+    pub async fn endpoints(&self, instance: Instance) -> Result<Vec<u8>, FetchError> {
+        let url = format!(
+            "{}/endpoints/{instance}?clientrequestid={}{}",
+            self.base, self.client_id, self.query
+        );
+        self.get(&url).await
+    }
+
+    /// What has changed in an instance's list since a version, as it is sent.
+    ///
+    /// # Errors
+    ///
+    /// See [`FetchError`].
+    pub async fn changes(&self, instance: Instance, since: &str) -> Result<Vec<u8>, FetchError> {
+        let url = format!(
+            "{}/changes/{instance}/{since}?clientrequestid={}",
+            self.base, self.client_id
+        );
+        self.get(&url).await
+    }
+
+    async fn get(&self, url: &str) -> Result<Vec<u8>, FetchError> {
+        let sent = self
+            .client
+            .get(url)
+            .header(ACCEPT, "application/json")
+            .send();
+        let response = sent.await.map_err(|error| transport(url, &error))?;
+        let status = response.status();
+        if status.is_redirection() {
+            let to = response.headers().get(LOCATION);
+            return Err(FetchError::Redirect {
+                url: shown(url),
+                to: String::from_utf8_lossy(to.map_or(b"nowhere", |to| to.as_bytes())).into_owned(),
+            });
+        }
+        if !status.is_success() {
+            return Err(FetchError::Status {
+                url: shown(url),
+                status,
+                wait: wait(&response),
+            });
+        }
+        body(url, response).await
+    }
+}
+
+async fn body(url: &str, mut response: Response) -> Result<Vec<u8>, FetchError> {
+    let mut body = Vec::new();
+    while let Some(chunk) = response
+        .chunk()
+        .await
+        .map_err(|error| transport(url, &error))?
+    {
+        if body.len() + chunk.len() > MAX_ANSWER {
+            return Err(FetchError::TooLong { url: shown(url) });
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
+}
+
+/// How long the service wants to be left alone: `Retry-After` in seconds or as a date (RFC 9110, section 10.2.3), an hour
+/// after 429 in any case.
+fn wait(response: &Response) -> Option<Duration> {
+    let after = response.headers().get(RETRY_AFTER);
+    let after = after.and_then(|value| value.to_str().ok()).map(str::trim);
+    let asked = after.and_then(|text| match text.parse() {
+        Ok(seconds) => Some(Duration::from_secs(seconds)),
+        Err(_) => httpdate::parse_http_date(text)
+            .ok()?
+            .duration_since(SystemTime::now())
+            .ok(),
+    });
+    match response.status() {
+        StatusCode::TOO_MANY_REQUESTS => Some(asked.unwrap_or_default().max(HOUR)),
+        status if status.is_server_error() => asked,
+        _ => None,
+    }
+}
+
+fn transport(url: &str, error: &reqwest::Error) -> FetchError {
+    let mut reason = String::new();
+    let mut source: Option<&dyn std::error::Error> = std::error::Error::source(error);
+    if error.is_timeout() {
+        reason.push_str("it took too long");
+    }
+    while let Some(cause) = source {
+        let separator = if reason.is_empty() { "" } else { ": " };
+        let _ = write!(reason, "{separator}{cause}");
+        source = cause.source();
+    }
+    FetchError::Transport {
+        url: shown(url),
+        reason,
+        was_noticed: !error.is_connect(),
+    }
+}
+
+/// A URL without what is only for the service.
+fn shown(url: &str) -> String {
+    url.split('?').next().unwrap_or(url).to_owned()
+}
+
+/// How an answer begins that is not what it should be.
+fn beginning(text: &[u8]) -> String {
+    let text = String::from_utf8_lossy(&text[..text.len().min(60)]).into_owned();
+    format!(", it begins with {text:?}")
+}
+
+fn certificates(file: &Path) -> Result<Vec<Certificate>> {
+    let text =
+        fs::read(file).with_context(|| format!("cannot read [list] ca_file {}", file.display()))?;
+    let certificates = Certificate::from_pem_bundle(&text)
+        .with_context(|| format!("[list] ca_file {} has no certificates", file.display()))?;
+    anyhow::ensure!(
+        !certificates.is_empty(),
+        "[list] ca_file {} has no certificates",
+        file.display()
+    );
+    Ok(certificates)
+}
+
+fn query(config: &ListConfig) -> String {
+    let mut query = String::new();
+    if !config.service_areas.is_empty() {
+        let _ = write!(query, "&ServiceAreas={}", config.service_areas.join(","));
+    }
+    if let Some(tenant) = &config.tenant {
+        let _ = write!(query, "&TenantName={tenant}");
+    }
+    if !config.ipv6 {
+        query.push_str("&NoIPv6=true");
+    }
+    query
+}

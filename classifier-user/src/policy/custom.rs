@@ -1,0 +1,74 @@
+//! The operator's own endpoint sets.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use breakout_common::table::Transport;
+use ipnet::IpNet;
+
+use crate::config::Config;
+use crate::list::{Category, EndpointSet, PortRange, SetKey, parse_prefix};
+
+/// The `[[custom]]` sets of a configuration, with the prefixes from their files.
+///
+/// # Errors
+///
+/// When a file cannot be read, or a line of it is no prefix.
+pub fn custom_sets(config: &Config) -> Result<Vec<EndpointSet>> {
+    let sets = config.custom.iter().map(|custom| {
+        let mut prefixes = custom.prefixes.0.clone();
+        if let Some(file) = &custom.file {
+            prefixes.extend(read_prefixes(file)?);
+        }
+        prefixes.sort_unstable();
+        prefixes.dedup();
+        if prefixes.is_empty() {
+            bail!("[[custom]] \"{}\" has no prefixes", custom.name);
+        }
+        Ok(EndpointSet {
+            key: SetKey::Custom {
+                name: custom.name.clone(),
+            },
+            service_area: custom.name.clone(),
+            category: Category::Custom,
+            prefixes,
+            ports: custom
+                .ports
+                .clone()
+                .map_or_else(every_port, |ports| ports.0),
+            urls: Vec::new(),
+            required: false,
+            express_route: false,
+            withdrawn: None,
+        })
+    });
+    sets.collect()
+}
+
+/// One prefix a line; what follows a `#` is a comment.
+fn read_prefixes(file: &Path) -> Result<Vec<IpNet>> {
+    let text = fs::read_to_string(file).with_context(|| {
+        format!(
+            "cannot read the prefixes of a [[custom]] set: {}",
+            file.display()
+        )
+    })?;
+    let lines = text.lines().enumerate().map(|(number, line)| {
+        let line = line.split('#').next().unwrap_or_default().trim();
+        let prefix = (!line.is_empty()).then(|| parse_prefix(line));
+        prefix
+            .transpose()
+            .map_err(|problem| anyhow::anyhow!("{}:{}: {problem}", file.display(), number + 1))
+    });
+    lines.filter_map(Result::transpose).collect()
+}
+
+fn every_port() -> Vec<PortRange> {
+    let ranges = [Transport::Tcp, Transport::Udp].map(|transport| PortRange {
+        transport,
+        first: 0,
+        last: u16::MAX,
+    });
+    ranges.into()
+}

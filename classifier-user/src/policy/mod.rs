@@ -1,0 +1,212 @@
+//! The operator's choice: which endpoint sets are steered, for which clients, and to which egress.
+
+mod build;
+mod custom;
+
+use std::time::Duration;
+
+use breakout_common::condition::Condition;
+use ipnet::IpNet;
+
+use crate::list::{Category, EndpointSet, Instance, PortRange};
+use crate::timestamp::Timestamp;
+
+pub use build::{Build, sign_in_notes};
+pub use custom::custom_sets;
+
+/// What is done with packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Action {
+    /// The ordinary path.
+    Pass,
+    /// The egress with this index.
+    Steer(u8),
+}
+
+/// Rules in order, of which the first one that matches a packet decides. What none matches passes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// The rules.
+    pub rules: Vec<PolicyRule>,
+    /// The source groups that the rules' conditions refer to.
+    pub sources: Vec<Vec<IpNet>>,
+}
+
+/// One rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PolicyRule {
+    /// Its name.
+    pub name: String,
+    /// Which sets it is about.
+    pub selector: Selector,
+    /// Which of their ports, if not all.
+    pub ports: Option<Vec<PortRange>>,
+    /// Which clients: one of these applies.
+    pub conditions: Vec<Condition>,
+    /// What is done.
+    pub action: Action,
+    /// Whether it only shows what it would do.
+    pub shadow: bool,
+    /// How long it goes on for what Microsoft no longer publishes.
+    pub grace: Duration,
+}
+
+/// Which endpoint sets a rule is about. An empty part means any.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Selector {
+    /// Instances.
+    pub instances: Vec<Instance>,
+    /// Categories.
+    pub categories: Vec<Category>,
+    /// Service areas, in lower case.
+    pub service_areas: Vec<String>,
+    /// Ids.
+    pub sets: Vec<u32>,
+    /// Whether Microsoft must, or must not, require connectivity.
+    pub required: Option<bool>,
+    /// Whether they must, or must not, be reachable over ExpressRoute.
+    pub express_route: Option<bool>,
+    /// Custom sets, which are about themselves only.
+    pub custom: Vec<String>,
+}
+
+/// What one rule of the policy says about one endpoint set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// The index of the rule, which is its place in the order.
+    pub policy: u16,
+    /// Which of the set's ports, if not all.
+    pub ports: Option<Vec<PortRange>>,
+    /// Which clients: one of these applies.
+    pub conditions: Vec<Condition>,
+    /// What is done.
+    pub action: Action,
+    /// Whether it is only shown.
+    pub shadow: bool,
+}
+
+impl Choice {
+    /// A choice for every packet, by the first rule.
+    pub fn always(action: Action) -> Self {
+        Choice {
+            policy: 0,
+            ports: None,
+            conditions: vec![Condition::ANY],
+            action,
+            shadow: false,
+        }
+    }
+
+    /// Whether it holds whoever sends the packet.
+    pub fn is_for_everyone(&self) -> bool {
+        self.conditions == [Condition::ANY]
+    }
+}
+
+impl Policy {
+    /// The default policy: Optimize is steered to one egress, everything else passes.
+    pub fn optimize(egress: u8) -> Self {
+        Policy {
+            rules: vec![PolicyRule {
+                name: "default".to_owned(),
+                selector: Selector {
+                    categories: vec![Category::Optimize],
+                    ..Selector::default()
+                },
+                ports: None,
+                conditions: vec![Condition::ANY],
+                action: Action::Steer(egress),
+                shadow: false,
+                grace: DEFAULT_GRACE,
+            }],
+            sources: Vec::new(),
+        }
+    }
+
+    /// What the rules say about an endpoint set, in their order.
+    pub fn choices(&self, set: &EndpointSet, now: Timestamp) -> Vec<Choice> {
+        let mut choices: Vec<Choice> = Vec::new();
+        for (index, rule) in (0u16..).zip(&self.rules) {
+            if !rule.is_about(set) || !rule.still_holds(set, now) {
+                continue;
+            }
+            choices.push(Choice {
+                policy: index,
+                ports: rule.ports.clone(),
+                conditions: rule.conditions.clone(),
+                action: rule.action,
+                shadow: rule.shadow,
+            });
+            if rule.ports.is_none() && rule.conditions == [Condition::ANY] {
+                break;
+            }
+        }
+        choices
+    }
+}
+
+/// How long a rule goes on for what Microsoft no longer publishes, unless it says otherwise.
+pub const DEFAULT_GRACE: Duration = Duration::from_secs(7 * 86_400);
+
+impl PolicyRule {
+    /// Whether the rule is about an endpoint set. Sign-in is steered only by rules that name the set.
+    pub fn is_about(&self, set: &EndpointSet) -> bool {
+        self.selector.selects(set) && !self.leaves_out_sign_in(set)
+    }
+
+    /// Whether the rule would steer sign-in if it named the set.
+    pub fn leaves_out_sign_in(&self, set: &EndpointSet) -> bool {
+        set.is_sign_in()
+            && self.selector.selects(set)
+            && self.action != Action::Pass
+            && self.selector.sets.is_empty()
+    }
+
+    fn still_holds(&self, set: &EndpointSet, now: Timestamp) -> bool {
+        set.withdrawn
+            .is_none_or(|since| now < since.after(self.grace))
+    }
+}
+
+impl Selector {
+    /// Whether an endpoint set is meant.
+    pub fn selects(&self, set: &EndpointSet) -> bool {
+        let any_or = |is_empty: bool, contains: bool| is_empty || contains;
+        match (set.key.instance(), set.key.id()) {
+            (Some(instance), Some(id)) => {
+                let area = set.service_area.to_ascii_lowercase();
+                self.is_about_published()
+                    && any_or(
+                        self.instances.is_empty(),
+                        self.instances.contains(&instance),
+                    )
+                    && any_or(
+                        self.categories.is_empty(),
+                        self.categories.contains(&set.category),
+                    )
+                    && any_or(
+                        self.service_areas.is_empty(),
+                        self.service_areas.contains(&area),
+                    )
+                    && any_or(self.sets.is_empty(), self.sets.contains(&id))
+                    && self.required.is_none_or(|wanted| wanted == set.required)
+                    && self
+                        .express_route
+                        .is_none_or(|wanted| wanted == set.express_route)
+            }
+            _ => (self.custom.iter()).any(|name| set.key.name() == Some(name)),
+        }
+    }
+
+    /// Whether it is about Microsoft's sets at all.
+    fn is_about_published(&self) -> bool {
+        let published = Selector {
+            custom: Vec::new(),
+            ..self.clone()
+        };
+        self.custom.is_empty() || published != Selector::default()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,158 @@
+//! Which sets a policy's rules are about.
+
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::config::parse;
+use crate::list::embedded;
+
+const BASE: &str = "[[lan]]\ninterface = \"lan\"\n[[lan]]\ninterface = \"guests\"\n\
+                    [egress.local]\ninterface = \"inet\"\n[egress.lte]\ninterface = \"wwan0\"\n";
+
+fn policy(rules: &str) -> Policy {
+    let config = parse(&format!("{BASE}{rules}"), "c").unwrap();
+    let egresses = BTreeMap::from([("local".to_owned(), 0), ("lte".to_owned(), 1)]);
+    let build = Build {
+        config: &config,
+        egresses: &egresses,
+    };
+    build.policy().unwrap()
+}
+
+/// The ids of the Worldwide sets that are steered to each egress.
+fn steered(policy: &Policy, egress: u8) -> Vec<u32> {
+    let list = embedded(Instance::Worldwide);
+    let sets = list.sets.iter().filter(|set| {
+        let choices = policy.choices(set, Timestamp::default());
+        choices.first().map(|choice| choice.action) == Some(Action::Steer(egress))
+    });
+    sets.filter_map(|set| set.key.id()).collect()
+}
+
+#[test]
+fn without_rules_optimize_goes_local() {
+    assert_eq!(steered(&policy(""), 0), [1, 11, 31]);
+}
+
+#[test]
+fn the_first_rule_that_matches_decides() {
+    let policy = policy(
+        "[[policy]]\nservice_area = \"skype\"\naction = \"lte\"\n\
+         [[policy]]\nsets = [2]\naction = \"pass\"\n\
+         [[policy]]\ncategory = [\"optimize\", \"allow\"]\nservice_area = \"EXCHANGE\"\naction = \"local\"",
+    );
+    assert_eq!(steered(&policy, 1), [11, 12]);
+    assert_eq!(steered(&policy, 0), [1, 9, 10]);
+    assert_eq!(policy.rules[1].name, "rule 2");
+}
+
+#[test]
+fn sets_are_chosen_by_what_they_are() {
+    for (selector, expected) in [
+        ("instance = \"china\"", vec![]),
+        ("instance = [\"China\", \"worldwide\"]\nsets = [1]", vec![1]),
+        ("required = true\ncategory = \"optimize\"", vec![1, 11, 31]),
+        ("required = false", vec![2]),
+        (
+            "express_route = true\nservice_area = \"Skype\"",
+            vec![11, 12],
+        ),
+        ("custom = \"own\"", vec![]),
+        ("custom = \"own\"\nsets = [9]", vec![9]),
+    ] {
+        let custom = "[[custom]]\nname = \"own\"\nprefixes = [\"192.0.2.0/24\"]\n";
+        let policy = policy(&format!(
+            "{custom}[[policy]]\n{selector}\naction = \"local\""
+        ));
+        assert_eq!(steered(&policy, 0), expected, "{selector}");
+    }
+}
+
+#[test]
+fn sign_in_is_steered_only_by_its_number() {
+    let all = policy("[[policy]]\ncategory = \"allow\"\naction = \"local\"");
+    assert!(!steered(&all, 0).contains(&56));
+    assert!(steered(&all, 0).contains(&46));
+    let list = embedded(Instance::Worldwide);
+    assert!(
+        sign_in_notes(&all, &list.sets)[0].contains("does not steer endpoint set Worldwide 56")
+    );
+    let named = policy("[[policy]]\nsets = [56]\naction = \"local\"");
+    assert_eq!(steered(&named, 0), [56]);
+    assert!(sign_in_notes(&named, &list.sets)[0].contains("tenant restrictions"));
+    assert!(sign_in_notes(&policy(""), &list.sets).is_empty());
+}
+
+#[test]
+fn conditions_are_as_configured() {
+    let policy = policy(
+        "[[policy]]\nsources = [\"10.2.0.0/16\", \"10.1.0.0/16\"]\nlan = \"guests\"\nvlan = [10, 20]\n\
+         share = \"50 %\"\nshadow = true\ngrace = \"1 day\"\naction = \"local\"\n\
+         [[policy]]\nsources = [\"10.1.0.0/16\", \"10.2.0.0/16\"]\nports = \"tcp 443\"\naction = \"local\"",
+    );
+    assert_eq!(policy.sources.len(), 1, "the same sources are one group");
+    let [first, second] = policy.rules[0].conditions[..] else {
+        panic!("a condition for each VLAN");
+    };
+    assert_eq!(
+        (first.groups, first.lans, first.vlan, first.share),
+        (1, 2, 10, 32_767)
+    );
+    assert_eq!(second.vlan, 20);
+    assert!(policy.rules[0].shadow);
+    assert_eq!(policy.rules[0].grace, Duration::from_secs(86_400));
+    assert_eq!(policy.rules[1].ports.as_ref().unwrap().len(), 1);
+    assert_eq!(policy.rules[1].grace, DEFAULT_GRACE);
+}
+
+#[test]
+fn each_rule_keeps_what_is_withdrawn_for_its_own_time() {
+    let policy = policy(
+        "[[policy]]\nsets = [1]\ngrace = \"1 day\"\naction = \"lte\"\n[[policy]]\nsets = [1]\naction = \"local\"",
+    );
+    let since = Timestamp::from_seconds(1_000_000);
+    let set = EndpointSet {
+        withdrawn: Some(since),
+        ..embedded(Instance::Worldwide).sets[0].clone()
+    };
+    let actions = |hours: u64| -> Vec<Action> {
+        let now = since.after(Duration::from_secs(hours * 3600));
+        policy
+            .choices(&set, now)
+            .iter()
+            .map(|choice| choice.action)
+            .collect()
+    };
+    assert_eq!(actions(23), [Action::Steer(1)]);
+    assert_eq!(actions(24), [Action::Steer(0)]);
+    assert_eq!(actions(7 * 24), []);
+}
+
+#[test]
+fn rules_that_make_no_sense_are_refused() {
+    for (rule, part) in [
+        ("action = \"nowhere\"", "there are: local, lte"),
+        (
+            "category = \"Optimise\"\naction = \"local\"",
+            "there are: optimize",
+        ),
+        ("lan = \"eth7\"\naction = \"local\"", "no [[lan]] \"eth7\""),
+        ("vlan = 4095\naction = \"local\"", "1 to 4094"),
+        (
+            "custom = \"none\"\naction = \"local\"",
+            "no [[custom]] \"none\"",
+        ),
+        (
+            "sources = [\"10.1.0.1/16\"]\naction = \"local\"",
+            "beyond its prefix length",
+        ),
+        ("share = \"0 %\"\naction = \"local\"", "no share"),
+        ("ports = \"443\"\naction = \"local\"", "tcp or udp"),
+        ("instance = \"Germany\"\naction = \"local\"", "no instance"),
+    ] {
+        let error = parse(&format!("{BASE}[[policy]]\n{rule}"), "c")
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains(part), "{rule}: {error}");
+    }
+}

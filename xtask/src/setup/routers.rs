@@ -1,0 +1,80 @@
+//! BIRD and FRRouting, whose parsers read what is exported for them. They are unpacked, not installed: installing them
+//! would start them.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::Step;
+use crate::paths;
+use crate::process::run_logged;
+
+const PACKAGES: [&str; 2] = ["bird2", "frr"];
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// The two, with the libraries that they need.
+pub(crate) struct Routers;
+
+fn place() -> PathBuf {
+    paths::root().join("target/routers")
+}
+
+impl Step for Routers {
+    fn title(&self) -> String {
+        "BIRD and FRRouting, unpacked, to check exports with their parsers".to_owned()
+    }
+
+    fn missing(&self) -> Vec<String> {
+        let root = place().join("root");
+        if root.join("usr/sbin/bird").is_file() && root.join("usr/bin/vtysh").is_file() {
+            return Vec::new();
+        }
+        let (place, packages) = (place(), PACKAGES.join(" "));
+        vec![
+            format!(
+                "apt-get install --yes --no-install-recommends --download-only \
+                 -o Dir::Cache::archives={} {packages}",
+                place.display()
+            ),
+            format!(
+                "for deb in {0}/*.deb; do dpkg-deb --extract $deb {0}/root; done",
+                place.display()
+            ),
+        ]
+    }
+
+    fn install(&self) -> Result<()> {
+        let place = place();
+        fs::create_dir_all(place.join("partial"))?;
+        run_logged(Command::new("apt-get").arg("update"), LIMIT)?;
+        let mut download = Command::new("apt-get");
+        download
+            .args([
+                "install",
+                "--yes",
+                "--no-install-recommends",
+                "--download-only",
+                "-o",
+            ])
+            .arg(format!("Dir::Cache::archives={}", place.display()))
+            .args(PACKAGES);
+        run_logged(&mut download, LIMIT)
+            .context("is this Debian 12 with a reachable package mirror?")?;
+        for entry in fs::read_dir(&place)?.flatten() {
+            let path = entry.path();
+            if path.extension().is_some_and(|extension| extension == "deb") {
+                let mut unpack = Command::new("dpkg-deb");
+                unpack.arg("--extract").arg(&path).arg(place.join("root"));
+                run_logged(&mut unpack, LIMIT)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn needs_root(&self) -> bool {
+        true
+    }
+}
