@@ -1,15 +1,15 @@
 //! From a frame to the decision on it, for both programs.
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
-use breakout_common::classify::{by_outcome, decide};
+use breakout_common::classify::rule;
 use breakout_common::egress::{EGRESS_WORDS, Egress, NextHop};
 use breakout_common::fragment::{self, Fragment};
 use breakout_common::packet::{Headers, Stop, walk};
-use breakout_common::table::Outcome;
 use breakout_common::verdict::{Decision, Reason};
 
 use crate::globals;
 use crate::maps::{FRAGMENTS, egress};
+use crate::path::decide_way;
 use crate::reader::Packet;
 use crate::ruleset::LiveRuleset;
 
@@ -38,14 +38,15 @@ impl Decided {
 pub(crate) fn decide_frame(packet: &Packet) -> Result<Decided, Stop> {
     match walk(packet) {
         Ok(headers) => {
-            let decision = decide(&LiveRuleset, packet, &headers, u32::from(globals::lan()));
+            let ruling = rule(&LiveRuleset, packet, &headers, u32::from(globals::lan()));
+            let decision = decide_way(packet, &headers, &ruling);
             if let Some(first) = headers.first_fragment() {
                 remember(packet, &first, &decision);
             }
             Ok(with_egress(decision, headers.is_v6(), Some(headers)))
         }
         Err(Stop::LaterFragment(later)) => Ok(match recall(packet, &later) {
-            Some(outcome) => with_egress(by_outcome(outcome), later.v6_header.is_some(), None),
+            Some(first) => with_egress(first, later.v6_header.is_some(), None),
             None => Decided::pass(Reason::LaterFragment),
         }),
         Err(stop) => Err(stop),
@@ -78,24 +79,17 @@ fn remember(packet: &Packet, first: &Fragment, decision: &Decision) {
     };
     // A full map or a lost race costs this packet's later fragments the local link, nothing more.
     if let (Some(egress), Some(set)) = (decision.egress(), decision.set()) {
-        let egress = Some(egress);
-        let outcome = Outcome {
-            set,
-            egress,
-            hold: None,
-        };
-        let memory = fragment::remember(outcome, now());
-        let _ = FRAGMENTS.insert(key, memory, 0);
+        let _ = FRAGMENTS.insert(key, fragment::remember(egress, set, now()), 0);
     } else {
         let _ = FRAGMENTS.remove(key);
     }
 }
 
 #[inline(always)]
-fn recall(packet: &Packet, later: &Fragment) -> Option<Outcome> {
+fn recall(packet: &Packet, later: &Fragment) -> Option<Decision> {
     let key = fragment::key(packet, later)?;
     // SAFETY: the memory is plain integers and is copied at once; if the kernel reuses the entry meanwhile, the copy
-    // is of another steered packet, whose outcome is as valid as any.
+    // is of another steered packet, whose way is as valid as any.
     let memory = unsafe { FRAGMENTS.get(key) }.copied()?;
     fragment::recall(&memory, now())
 }

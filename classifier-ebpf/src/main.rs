@@ -12,6 +12,7 @@ mod globals;
 mod maps;
 mod object;
 mod opaque;
+mod path;
 mod reader;
 mod ruleset;
 mod tc;

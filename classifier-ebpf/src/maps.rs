@@ -3,14 +3,24 @@
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, DevMap, LruHashMap, PerCpuArray};
 use aya_ebpf::macros::btf_map;
 use breakout_common::counters::{Counter, REASON_SLOTS, SET_SLOTS};
-use breakout_common::egress::{EGRESS_WORDS, EgressTable, MAX_EGRESSES};
+use breakout_common::egress::{EGRESS_WORDS, MAX_EGRESSES};
 use breakout_common::fragment::{Key, Memory};
+use breakout_common::path::{PIN_EVENTS, PathTable, Pin, PinKey};
 
 use crate::opaque::opaque;
 
-/// The egress table in force.
+/// The path table in force.
 #[btf_map]
-static EGRESSES: ArrayOfMaps<Array<EgressTable, 1>, 1> = ArrayOfMaps::new();
+static PATHS: ArrayOfMaps<Array<PathTable, 1>, 1> = ArrayOfMaps::new();
+
+/// The ways that flows have taken. The controller makes this map in the size that is configured; the kernel drops what was
+/// used longest ago.
+#[btf_map]
+pub(crate) static PINS: LruHashMap<PinKey, Pin, 1024> = LruHashMap::new();
+
+/// What happens to pins, by [`PinEvent`](breakout_common::path::PinEvent).
+#[btf_map]
+pub(crate) static PINNED: PerCpuArray<u64, PIN_EVENTS> = PerCpuArray::new();
 
 /// The interfaces that XDP redirects to, by egress index.
 #[btf_map]
@@ -28,9 +38,14 @@ pub(crate) static REASONS: PerCpuArray<Counter, REASON_SLOTS> = PerCpuArray::new
 #[btf_map]
 pub(crate) static SETS: PerCpuArray<Counter, SET_SLOTS> = PerCpuArray::new();
 
+/// The path table in force. It holds for the run of the program: the kernel frees a replaced one after an RCU grace period.
+#[inline(always)]
+pub(crate) fn paths() -> Option<&'static PathTable> {
+    PATHS.get_value(0, &0)
+}
+
 /// The words of the egress with this index in the table in force.
 #[inline(always)]
 pub(crate) fn egress(index: u8) -> Option<&'static [u32; EGRESS_WORDS]> {
-    let table = EGRESSES.get_value(0, &0)?;
-    table.get(opaque(usize::from(index)))
+    paths()?.egresses.get(opaque(usize::from(index)))
 }

@@ -3,15 +3,16 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use breakout_common::classify::decide;
+use breakout_common::classify::{flow, rule};
 use breakout_common::condition::Client;
 use breakout_common::packet::walk;
+use breakout_common::path::PathTable;
 use breakout_common::table::Transport;
 use breakout_common::verdict::{Decision, Reason};
 use serde::{Deserialize, Serialize};
 
 use crate::control::SetReport;
-use crate::controller::egress_name;
+use crate::controller::name_of;
 use crate::list::List;
 use crate::ruleset::Ruleset;
 use crate::timestamp::Timestamp;
@@ -107,8 +108,10 @@ pub struct Explanation {
     pub reason: String,
     /// The reason in a sentence.
     pub description: String,
-    /// The egress steered to.
+    /// The egress steered to now; offline, what the rule prefers.
     pub egress: Option<String>,
+    /// What the rule prefers.
+    pub preference: Option<String>,
     /// The prefix that decided; for `no_port`, the longest one that covers the destination.
     pub prefix: Option<String>,
     /// The protocol and port range that matched.
@@ -139,36 +142,34 @@ pub struct Context<'a> {
     pub table: &'a [u32],
     /// The ruleset that the table was compiled from.
     pub ruleset: &'a Ruleset,
-    /// The egresses' indices, by name.
-    pub egresses: &'a BTreeMap<String, u8>,
+    /// The preferences' indices, by their texts.
+    pub preferences: &'a BTreeMap<String, u8>,
     /// The lists.
     pub lists: &'a [List],
     /// The table's generation, if it is live.
     pub generation: Option<u32>,
-    /// Whether an egress has a way out for IPv4 and IPv6; `None` for offline answers.
-    pub ways_out: Option<&'a [(bool, bool)]>,
+    /// The choices in force and the egresses' indices, by name; `None` for offline answers.
+    pub paths: Option<(&'a PathTable, &'a BTreeMap<String, u8>)>,
 }
 
 /// Explains one destination, protocol and port.
 pub fn explain(query: Query, context: &Context<'_>) -> Explanation {
     let frame = frame(query);
     let client = query.client();
-    let mut decision = match walk(frame.as_slice()) {
+    let mut preference = None;
+    let decision = match walk(frame.as_slice()) {
         Ok(mut headers) => {
             headers.vlan = client.vlan;
-            decide(context.table, frame.as_slice(), &headers, client.lan)
+            let ruling = rule(context.table, frame.as_slice(), &headers, client.lan);
+            preference = ruling.preference();
+            let bucket = flow(frame.as_slice(), &headers, &ruling).map_or(0, |flow| flow.bucket());
+            match context.paths {
+                Some((paths, _)) => ruling.by_choice(paths, headers.is_v6(), bucket),
+                None => ruling.by_preference(),
+            }
         }
         Err(stop) => Decision::pass(stop.reason()),
     };
-    if let (Some(index), Some(ways_out)) = (decision.egress(), context.ways_out) {
-        let (v4, v6) = ways_out
-            .get(usize::from(index))
-            .copied()
-            .unwrap_or_default();
-        if !(if query.destination.is_ipv4() { v4 } else { v6 }) {
-            decision = decision.but_pass(Reason::EgressDown);
-        }
-    }
     let ruleset = context.ruleset;
     let found = ruleset.find(query.destination, query.proto.into(), query.port, &client);
     let found = found.filter(|found| Some(found.set.rule.slot) == decision.set());
@@ -179,7 +180,11 @@ pub fn explain(query: Query, context: &Context<'_>) -> Explanation {
     };
     let set = decision.set().and_then(|slot| ruleset.rule(slot));
     let egress = decision.egress();
-    let egress = egress.and_then(|index| egress_name(context.egresses, index));
+    let preference = preference.and_then(|index| name_of(context.preferences, index));
+    let egress = match context.paths {
+        Some((_, egresses)) => egress.and_then(|index| name_of(egresses, index)),
+        None => preference.clone().filter(|_| egress.is_some()),
+    };
     let instance = set.and_then(|rule| rule.key.instance());
     let list = context
         .lists
@@ -195,6 +200,7 @@ pub fn explain(query: Query, context: &Context<'_>) -> Explanation {
         reason: decision.reason().name().to_owned(),
         description: decision.reason().description().to_owned(),
         egress,
+        preference,
         prefix: prefix.or_else(covering).map(|prefix| prefix.to_string()),
         ports: found.map(|found| found.set.ports.to_string()),
         endpoint_set: set.map(SetReport::from),
@@ -283,10 +289,10 @@ mod tests {
             &Context {
                 table: image.words(),
                 ruleset: &ruleset,
-                egresses: &BTreeMap::from([("local".to_owned(), 0)]),
+                preferences: &BTreeMap::from([("local".to_owned(), 0)]),
                 lists: &[list],
                 generation: None,
-                ways_out: None,
+                paths: None,
             },
         )
     }

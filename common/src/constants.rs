@@ -19,8 +19,10 @@ pub struct Constants {
     pub report: u8,
     /// The number of the LAN interface, by which the policy tells it from others.
     pub lan: u8,
+    /// Not zero if flows are pinned.
+    pub pins: u8,
     /// The size of a struct is a multiple of its alignment.
-    pub padding: [u8; 2],
+    pub padding: u8,
 }
 
 /// The size of [`Constants`] in bytes.
@@ -38,7 +40,8 @@ impl Constants {
         tc_counts: 0,
         report: 0,
         lan: 0,
-        padding: [0; 2],
+        pins: 0,
+        padding: 0,
     };
 
     /// The bytes as the program reads them, in the machine's byte order.
@@ -69,7 +72,7 @@ impl Constants {
             self.tc_counts,
             self.report,
             self.lan,
-            0,
+            self.pins,
             0,
         ]
     }

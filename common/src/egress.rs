@@ -1,14 +1,9 @@
-//! The egress table: what the data path has to know of each way out.
-//!
-//! All egresses stand in one map value that is replaced as a whole, so a packet never sees half of a
-//! change of next hop.
+//! What the data path has to know of each way out. All of them stand in one [`PathTable`](crate::path::PathTable).
 
 /// The most egresses one controller can have.
 pub const MAX_EGRESSES: usize = 16;
 /// 32-bit words of one egress in the egress table.
 pub const EGRESS_WORDS: usize = 9;
-/// The egress table as the map holds it, in the machine's byte order.
-pub type EgressTable = [[u32; EGRESS_WORDS]; MAX_EGRESSES];
 
 /// How the packets of one address family get to an egress's next hop.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -4,7 +4,7 @@
 //! the later ones of the same packet follow it.
 
 use crate::frame::Frame;
-use crate::table::Outcome;
+use crate::verdict::Decision;
 
 /// Where a fragment's identification is found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,19 +50,24 @@ pub fn key<F: Frame + ?Sized>(frame: &F, fragment: &Fragment) -> Option<Key> {
     Some(key)
 }
 
-/// What to remember of a first fragment that was steered at `now`, in nanoseconds.
+/// What to remember of a first fragment that was steered to an egress, because of an endpoint set, at `now`, in
+/// nanoseconds.
 #[inline(always)]
-pub const fn remember(outcome: Outcome, now: u64) -> Memory {
-    [outcome.to_word() as u64, now]
+pub const fn remember(egress: u8, set: u16, now: u64) -> Memory {
+    [(set as u64) << 8 | egress as u64, now]
 }
 
-/// The outcome that was remembered, unless that is too long ago.
+/// What was decided on the first fragment, unless that is too long ago.
 #[inline(always)]
-pub const fn recall(memory: &Memory, now: u64) -> Option<Outcome> {
+pub const fn recall(memory: &Memory, now: u64) -> Option<Decision> {
     if now.wrapping_sub(memory[1]) > LIFETIME {
         return None;
     }
-    Some(Outcome::from_word((memory[0] & 0xffff_ffff) as u32))
+    let [way, _] = *memory;
+    Some(Decision::steer(
+        (way & 0xff) as u8,
+        (way >> 8 & 0xffff) as u16,
+    ))
 }
 
 #[cfg(test)]
@@ -71,12 +76,8 @@ mod tests {
 
     #[test]
     fn a_first_fragment_is_forgotten_after_its_lifetime() {
-        let outcome = Outcome {
-            set: 11,
-            egress: Some(2),
-            hold: None,
-        };
-        let memory = remember(outcome, 1_000);
+        let outcome = Decision::steer(2, 11);
+        let memory = remember(2, 11, 1_000);
         assert_eq!(recall(&memory, 1_000), Some(outcome));
         assert_eq!(recall(&memory, 1_000 + LIFETIME), Some(outcome));
         assert_eq!(recall(&memory, 1_001 + LIFETIME), None);

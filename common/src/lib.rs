@@ -1,8 +1,8 @@
 //! What Breakout does with one packet, as pure functions.
 //!
 //! ```text
-//! frame ── packet::walk ── classify::decide ── Decision { verdict, reason, set }
-//!           header walk      table lookup            │
+//! frame ── packet::walk ── classify::decide ── path::settle ── Decision { verdict, reason, set }
+//!           header walk      table lookup       which egress         │
 //!                                          forward::plan, forward::rewrite (redirect mode)
 //! ```
 //!
@@ -24,6 +24,7 @@ pub mod forward;
 pub mod fragment;
 pub mod frame;
 pub mod packet;
+pub mod path;
 pub mod question;
 pub mod table;
 pub mod verdict;

@@ -38,7 +38,7 @@ use core::net::IpAddr;
 use crate::condition::{Client, choose};
 
 /// The first word of every table. Its low byte is the layout's version.
-pub const MAGIC: u32 = 0x4252_4b06;
+pub const MAGIC: u32 = 0x4252_4b07;
 
 /// Index of the word that holds the generation.
 pub const GENERATION: u32 = 1;
@@ -212,10 +212,15 @@ impl Destination {
 pub struct Outcome {
     /// The endpoint set's slot, the index of its counter.
     pub set: u16,
-    /// The egress to steer to, or `None` where the policy passes the set.
-    pub egress: Option<u8>,
+    /// The preference that says which egress to steer to (see [`path`](crate::path)), or `None` where the policy passes
+    /// the set.
+    pub preference: Option<u8>,
     /// Why it is not steered there all the same, if so.
     pub hold: Option<Hold>,
+    /// Whether it is of the class `media`.
+    pub media: bool,
+    /// Whether its flows take what is best at any time, rather than stay where they are.
+    pub hard: bool,
 }
 
 /// Why a packet that the policy steers takes the ordinary path.
@@ -232,6 +237,8 @@ impl Outcome {
     const PRESENT: u32 = 1 << 25;
     const SHADOW: u32 = 1 << 26;
     const BYPASS: u32 = 1 << 27;
+    const MEDIA: u32 = 1 << 28;
+    const HARD: u32 = 1 << 29;
 
     /// The outcome as a table word, which is never zero.
     pub const fn to_word(self) -> u32 {
@@ -240,19 +247,22 @@ impl Outcome {
             Some(Hold::Shadow) => Self::SHADOW,
             Some(Hold::Bypass) => Self::BYPASS,
         };
-        match self.egress {
-            Some(egress) => {
-                Self::PRESENT | Self::STEER | hold | (egress as u32) << 16 | self.set as u32
-            }
-            None => Self::PRESENT | hold | self.set as u32,
-        }
+        let media = if self.media { Self::MEDIA } else { 0 };
+        let hard = if self.hard { Self::HARD } else { 0 };
+        let steer = match self.preference {
+            Some(preference) => Self::STEER | (preference as u32) << 16,
+            None => 0,
+        };
+        Self::PRESENT | steer | hold | media | hard | self.set as u32
     }
 
     /// The outcome that a table word stands for.
     pub const fn from_word(word: u32) -> Self {
         Outcome {
             set: (word & 0xffff) as u16,
-            egress: if word & Self::STEER == 0 {
+            media: word & Self::MEDIA != 0,
+            hard: word & Self::HARD != 0,
+            preference: if word & Self::STEER == 0 {
                 None
             } else {
                 Some((word >> 16 & 0xff) as u8)
@@ -472,13 +482,21 @@ mod tests {
 
     #[test]
     fn outcomes_survive_the_word() {
-        for egress in [None, Some(0), Some(255)] {
+        for preference in [None, Some(0), Some(255)] {
             for set in [0, 1, u16::MAX] {
                 for hold in [None, Some(Hold::Shadow), Some(Hold::Bypass)] {
-                    let outcome = Outcome { set, egress, hold };
-                    let word = outcome.to_word();
-                    assert_eq!(word & CHAIN, 0);
-                    assert_eq!(Answer::from_word(word), Some(Answer::Match(outcome)));
+                    for (media, hard) in [(false, false), (true, false), (false, true)] {
+                        let outcome = Outcome {
+                            set,
+                            preference,
+                            hold,
+                            media,
+                            hard,
+                        };
+                        let word = outcome.to_word();
+                        assert_eq!(word & CHAIN, 0);
+                        assert_eq!(Answer::from_word(word), Some(Answer::Match(outcome)));
+                    }
                 }
             }
         }

@@ -74,6 +74,7 @@ reasons! {
     OwnAddress = 22, "own_address", "addressed to the gateway itself, or the broadcast address of one of its networks";
     Shadow = 23, "shadow", "matched an endpoint set that the policy would steer, but only shows (shadow)";
     Bypass = 24, "bypass", "matched a steered endpoint set, but steering is switched off (breakout bypass)";
+    Pinned = 25, "pinned", "matched a steered endpoint set, but its flow began on the ordinary path and stays there";
 }
 
 impl Reason {

@@ -55,7 +55,7 @@ fn link_down_and_up() -> Result<()> {
         );
         let log = daemon.stop()?;
         ensure!(
-            log.contains("egress local is down") && log.contains("is up again"),
+            log.contains("egress local is down") && log.contains("egress local is up"),
             "{log}"
         );
     }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, ensure};
 use breakout_tests::daemon::{Daemon, Site};
 use breakout_tests::flow::{Flow, Transport};
-use breakout_tests::lab::{Lab, config_with_list};
+use breakout_tests::lab::{Lab, UNPINNED, config_with_list};
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::RcvBufForce;
 use serde_json::json;
@@ -72,7 +72,7 @@ fn flows() -> Vec<Flow> {
 }
 
 fn site(mode: &str) -> Result<Site> {
-    let site = Site::new(&config_with_list(mode))?;
+    let site = Site::new(&format!("{}{UNPINNED}", config_with_list(mode)))?;
     write(&site, &IN_A)?;
     Ok(site)
 }

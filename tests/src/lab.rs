@@ -36,6 +36,7 @@ interface = "inet"
 gateway = "10.3.0.2"
 gateway6 = "fd00:3::2"
 mode = "MODE"
+probes = []
 "#;
 
 /// The configuration for a mode, with a list from the file `list.json` beside it.
@@ -43,6 +44,9 @@ pub fn config_with_list(mode: &str) -> String {
     let config = CONFIG.replace("MODE", mode);
     config.replace("source = \"builtin\"", "file = \"list.json\"")
 }
+
+/// With this, packets go by the ruleset alone, also those of flows that have begun.
+pub const UNPINNED: &str = "[pinning]\nenabled = false\n";
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
 

@@ -161,6 +161,8 @@ fn choice(rng: &mut Rng, policy: u16, groups: usize) -> Choice {
             Action::Steer(rng.u8(0..4))
         },
         shadow: rng.u8(0..6) == 0,
+        media: rng.bool(),
+        hard: rng.bool(),
     }
 }
 

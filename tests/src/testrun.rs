@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use breakout::config::XdpAttach;
-use breakout::datapath::{Bench, Counters, Egresses, LanPlan, Plan, Run, Size};
+use breakout::datapath::{Bench, Counters, LanPlan, Paths, Plan, Run, Size};
 use breakout::explain::{Query, frame};
 use breakout::list::{Instance, List, embedded};
 use breakout::ruleset::{Ruleset, compile};
 use breakout_common::egress::{Egress, NextHop};
+use breakout_common::path::{BUCKETS, PLACES};
 use breakout_common::verdict::Reason;
 
 use crate::rulesets::by_default;
@@ -55,16 +56,19 @@ impl TestBench {
     /// When the kernel does not take them.
     pub fn with(list: &List, egress: Egress) -> Result<Self> {
         let ruleset = by_default(list)?;
-        let mut egresses = Egresses::default();
+        let mut paths = Paths::default();
         let egress = Egress {
             mark: MARK.0,
             mark_mask: MARK.1,
             ..egress
         };
-        egresses.table[0] = egress.to_words();
+        paths.table.egresses[0] = egress.to_words();
+        for place in 0..PLACES {
+            paths.table.set_choices(0, place, &[0; BUCKETS]);
+        }
         if egress.redirect {
             // A test run redirects nothing; the loopback interface is there in every namespace.
-            egresses.devices.push((0, 1));
+            paths.devices.push((0, 1));
         }
         let lan = LanPlan {
             name: "lo".to_owned(),
@@ -77,7 +81,8 @@ impl TestBench {
         let bench = Bench::load(&Plan {
             lans: &[lan],
             image: &compile(&ruleset)?,
-            egresses: &egresses,
+            paths: &paths,
+            pins: None,
             trace: false,
         })?;
         Ok(TestBench { bench, ruleset })

@@ -79,7 +79,7 @@ pub(super) fn check(config: &ConfigArgument, list: Option<&Path>, json: bool) ->
 fn warnings(offline: &Offline) -> Result<Vec<String>> {
     let build = Build {
         config: &offline.config,
-        egresses: &offline.indices,
+        preferences: &offline.preferences,
     };
     let policy = build.policy().code(Code::Config)?;
     let mut warnings = Vec::new();

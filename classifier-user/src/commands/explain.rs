@@ -56,10 +56,10 @@ fn answer_offline(offline: &Offline, query: Query) -> Result<Explanation> {
     let context = Context {
         table: image.words(),
         ruleset: &offline.ruleset,
-        egresses: &offline.indices,
+        preferences: &offline.preferences,
         lists: &offline.lists,
         generation: None,
-        ways_out: None,
+        paths: None,
     };
     Ok(ask(query, &context))
 }
@@ -91,6 +91,13 @@ fn print(answer: &Explanation) {
         "reason",
         &format!("{} ({})", answer.reason, answer.description),
     );
+    if let Some(preference) = answer
+        .preference
+        .as_ref()
+        .filter(|text| Some(*text) != answer.egress.as_ref())
+    {
+        line("preference", preference);
+    }
     if let Some(set) = &answer.endpoint_set {
         line("endpoint set", &set_name(set));
         let rule = answer.rule.as_deref();

@@ -3,7 +3,6 @@
 use std::io::{Write, stdout};
 
 use anyhow::{Context, Result};
-use breakout_common::egress::MAX_EGRESSES;
 
 use super::arguments::{ConfigArgument, Export};
 use super::offline::{Offline, offline_config};
@@ -12,15 +11,11 @@ use crate::export::{Pac, Source, export as write};
 
 pub(super) fn export(config: &ConfigArgument, arguments: &Export) -> Result<()> {
     let offline = Offline::load(offline_config(config)?, arguments.list.as_deref())?;
-    let mut egresses = [None; MAX_EGRESSES];
-    for (name, index) in &offline.indices {
-        egresses[usize::from(*index)] = Some(name.as_str());
-    }
     let source = Source {
         config: &offline.config,
         lists: &offline.lists,
         ruleset: &offline.ruleset,
-        egresses,
+        preferences: &offline.preferences,
         only: &arguments.policy,
     };
     let pac = Pac {

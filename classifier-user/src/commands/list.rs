@@ -59,7 +59,11 @@ async fn shown(config: &ConfigArgument, list: Option<&Path>) -> Result<ListRepor
         Some(mut client) => client.list().await,
         None => {
             let offline = Offline::load(offline_config(config)?, list)?;
-            Ok(report(&offline.indices, &offline.lists, &offline.ruleset))
+            Ok(report(
+                &offline.preferences,
+                &offline.lists,
+                &offline.ruleset,
+            ))
         }
     }
 }

@@ -8,7 +8,7 @@ use anyhow::Result;
 use super::arguments::ConfigArgument;
 use crate::config::{self, Config};
 use crate::control::Client;
-use crate::controller::{make_ruleset, offline_indices, read_lists};
+use crate::controller::{make_ruleset, offline_preferences, read_lists};
 use crate::exit::{Code, WithCode};
 use crate::list::{Kept, List, embedded, split_name};
 use crate::ruleset::{Ruleset, Slots};
@@ -18,7 +18,7 @@ use crate::timestamp::Timestamp;
 pub(super) struct Offline {
     pub(super) config: Config,
     pub(super) lists: Vec<List>,
-    pub(super) indices: BTreeMap<String, u8>,
+    pub(super) preferences: BTreeMap<String, u8>,
     pub(super) ruleset: Ruleset,
 }
 
@@ -29,13 +29,13 @@ impl Offline {
             Some(name) if !name.exists() => named(&config, &name.to_string_lossy())?,
             list => read_lists(&config, list)?,
         };
-        let indices = offline_indices(&config);
+        let preferences = offline_preferences(&config);
         let (mut slots, now) = (Slots::default(), Timestamp::now());
         Ok(Offline {
-            ruleset: make_ruleset(&config, &lists, &indices, &mut slots, now)?,
+            ruleset: make_ruleset(&config, &lists, &preferences, &mut slots, now)?,
             config,
             lists,
-            indices,
+            preferences,
         })
     }
 }

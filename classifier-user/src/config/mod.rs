@@ -1,23 +1,27 @@
 //! The configuration file: its shape, its defaults and what is checked without touching the system.
 
+mod egress;
 mod list;
 mod parse;
 mod policy;
+mod preference;
 #[cfg(test)]
 mod reference;
 mod validate;
 mod values;
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use egress::{EgressConfig, HealthConfig, Mode, PinningConfig};
 pub use list::{Apply, ListConfig, ListSource, SERVICE};
 pub use parse::{ConfigError, load, parse};
-pub use policy::{CustomConfig, PolicyConfig};
+pub use policy::{Class, CustomConfig, Failback, PolicyConfig};
+pub use preference::{PASS, Preference};
 pub use values::{OneOrMany, Ports, Share, Span};
 
 /// Where the configuration is looked for when none is named.
@@ -39,6 +43,12 @@ pub struct Config {
     /// The ways out, by name.
     #[serde(default)]
     pub egress: BTreeMap<String, EgressConfig>,
+    /// When an egress is good enough.
+    #[serde(default)]
+    pub health: HealthConfig,
+    /// Whether flows stay where they are.
+    #[serde(default)]
+    pub pinning: PinningConfig,
     /// What is steered, for whom, and where to. Without any, Optimize goes to the egress `local`.
     #[serde(default)]
     pub policy: Vec<PolicyConfig>,
@@ -51,6 +61,9 @@ pub struct Config {
     /// The control socket.
     #[serde(default)]
     pub control: Control,
+    /// Where metrics are served besides the control socket.
+    #[serde(default)]
+    pub metrics: MetricsConfig,
     /// Where state is kept.
     #[serde(default)]
     pub state: State,
@@ -78,34 +91,6 @@ pub enum XdpAttach {
     Generic,
 }
 
-/// How steered packets get to an egress.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Mode {
-    /// TC marks them and the kernel routes them: netfilter, conntrack and NAT work as always.
-    #[default]
-    Route,
-    /// XDP forwards them, past netfilter.
-    Redirect,
-}
-
-/// `[egress.NAME]`: a way out.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct EgressConfig {
-    /// The interface of a way out.
-    pub interface: String,
-    /// The IPv4 next hop. Learnt from the interface's routes when absent.
-    #[serde(default)]
-    pub gateway: Option<Ipv4Addr>,
-    /// The IPv6 next hop. Learnt from the interface's routes when absent.
-    #[serde(default)]
-    pub gateway6: Option<Ipv6Addr>,
-    /// `route` or `redirect`, see [gateway.md](gateway.md).
-    #[serde(default)]
-    pub mode: Mode,
-}
-
 /// `[routing]`: numbers that must not be anybody else's on this machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -124,6 +109,14 @@ pub struct Routing {
 pub struct Control {
     /// The path of the control socket.
     pub socket: PathBuf,
+}
+
+/// `[metrics]`: for Prometheus.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct MetricsConfig {
+    /// A TCP address to serve `/metrics` on, as in `127.0.0.1:9760`. Only the control socket when absent.
+    pub listen: Option<SocketAddr>,
 }
 
 /// `[state]`: what has to survive a restart.
@@ -167,6 +160,18 @@ impl Config {
             return "local";
         }
         self.egress.keys().next().map_or("local", String::as_str)
+    }
+
+    /// What the rules prefer, each once; without rules the default egress.
+    pub fn preferences(&self) -> Vec<Preference> {
+        let rules = self.policy.iter().map(|rule| rule.action.clone());
+        let mut preferences: Vec<Preference> = rules.filter(|action| !action.is_pass()).collect();
+        if self.policy.is_empty() {
+            preferences.push(Preference::One(self.default_egress().to_owned()));
+        }
+        preferences.sort_unstable();
+        preferences.dedup();
+        preferences
     }
 
     /// Whether any egress is in redirect mode, so that the XDP program is needed.

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{OneOrMany, Ports, Share, Span};
+use super::{OneOrMany, Ports, Preference, Share, Span};
 
 /// `[[policy]]`: one rule; the first one that matches a packet decides.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -52,14 +52,42 @@ pub struct PolicyConfig {
     /// Only this share of the clients, by a hash of their addresses.
     #[serde(default)]
     pub share: Option<Share>,
-    /// The egress to steer to, or `pass`.
-    pub action: String,
+    /// The egress to steer to, several in order of preference, several with weights, or `pass`.
+    pub action: Preference,
+    /// Whether its flows stay on the way they took (`soft`), or take what is best at any time (`hard`).
+    #[serde(default)]
+    pub failback: Failback,
+    /// Whether an egress must be good enough for `media` or for `standard` traffic. Sets with Teams' media ports are media
+    /// when absent.
+    #[serde(default)]
+    pub class: Option<Class>,
     /// Decides and counts, but steers nothing.
     #[serde(default)]
     pub shadow: bool,
     /// How long it goes on for what Microsoft no longer publishes, if not as long as `[list] grace`.
     #[serde(default)]
     pub grace: Option<Span>,
+}
+
+/// What becomes of flows when their rule's preferred egress is back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Failback {
+    /// They stay where they are.
+    #[default]
+    Soft,
+    /// They go back at once.
+    Hard,
+}
+
+/// What kind of traffic it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Class {
+    /// Calls and meetings: loss and latency are heard.
+    Media,
+    /// Everything else.
+    Standard,
 }
 
 /// `[[custom]]`: an endpoint set of the operator's own.

@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use breakout_common::egress::MAX_EGRESSES;
+use breakout_common::path::MAX_PREFERENCES;
 use ipnet::IpNet;
 
-use super::{Config, ListConfig, ListSource, SERVICE, Span};
+use super::{Config, ListConfig, ListSource, Mode, PASS, Preference, SERVICE, Span};
 use crate::list::{Category, Instance};
 
 /// The longest interface name the kernel takes (IFNAMSIZ without the closing zero).
@@ -17,6 +18,8 @@ pub(super) fn validate(config: &Config) -> Result<(), String> {
     lans(config)?;
     egresses(config)?;
     policy(config)?;
+    preferences(config)?;
+    health(config)?;
     routing(config)
 }
 
@@ -127,14 +130,7 @@ fn policy(config: &Config) -> Result<(), String> {
         if let Some(vlan) = rule.vlan.iter().find(|vlan| !(1..=4094).contains(*vlan)) {
             return Err(format!("{key}: vlan = {vlan} is no VLAN id: 1 to 4094"));
         }
-        if rule.action != "pass" && !config.egress.contains_key(&rule.action) {
-            let there_are: Vec<&str> = config.egress.keys().map(String::as_str).collect();
-            return Err(format!(
-                "{key}: action = \"{}\" is neither \"pass\" nor an [egress.NAME]; there are: {}",
-                rule.action,
-                there_are.join(", ")
-            ));
-        }
+        action(&key, &rule.action, config)?;
         for source in rule.sources.iter() {
             if source.network() != source.addr() {
                 return Err(format!(
@@ -142,6 +138,68 @@ fn policy(config: &Config) -> Result<(), String> {
                 ));
             }
         }
+    }
+    Ok(())
+}
+
+fn action(key: &str, action: &Preference, config: &Config) -> Result<(), String> {
+    if action.is_pass() {
+        return Ok(());
+    }
+    let egresses = action.egresses();
+    if egresses.is_empty() {
+        return Err(format!("{key}: action names no egress"));
+    }
+    for (index, egress) in egresses.iter().enumerate() {
+        if !config.egress.contains_key(*egress) {
+            let there_are: Vec<&str> = config.egress.keys().map(String::as_str).collect();
+            return Err(format!(
+                "{key}: action = \"{egress}\" is neither \"pass\" nor an [egress.NAME]; there are: {}",
+                there_are.join(", ")
+            ));
+        }
+        if egresses[..index].contains(egress) {
+            return Err(format!("{key}: action names egress \"{egress}\" twice"));
+        }
+    }
+    if let Preference::Weighted(weights) = action
+        && weights.values().any(|weight| !(1..=1000).contains(weight))
+    {
+        return Err(format!("{key}: weights are numbers from 1 to 1000"));
+    }
+    Ok(())
+}
+
+fn preferences(config: &Config) -> Result<(), String> {
+    let count = config.preferences().len();
+    if count > MAX_PREFERENCES {
+        return Err(format!(
+            "the rules have {count} different actions besides \"pass\", {MAX_PREFERENCES} are possible"
+        ));
+    }
+    Ok(())
+}
+
+fn health(config: &Config) -> Result<(), String> {
+    let health = &config.health;
+    for (key, span, shortest) in [
+        ("interval", health.interval, 20),
+        ("slow_interval", health.slow_interval, 500),
+        ("media_latency", health.media_latency, 1),
+        ("latency", health.latency, 1),
+    ] {
+        if span.0 < Duration::from_millis(shortest) {
+            return Err(format!(
+                "health.{key} = \"{}\" is too short: {shortest} ms or more",
+                String::from(span)
+            ));
+        }
+    }
+    if !(64..=16_777_216).contains(&config.pinning.size) {
+        return Err(format!(
+            "pinning.size = {}: 64 to 16777216 flows can be remembered",
+            config.pinning.size
+        ));
     }
     Ok(())
 }
@@ -186,8 +244,19 @@ fn egresses(config: &Config) -> Result<(), String> {
         ));
     }
     for (name, egress) in &config.egress {
-        if name == "pass" {
+        if name == PASS {
             return Err("[egress.pass]: \"pass\" is what rules say for the ordinary path; choose another name".to_owned());
+        }
+        if name.contains(|c: char| c.is_whitespace() || c == ',' || c == '>') {
+            return Err(format!(
+                "[egress.\"{name}\"]: names of egresses have no spaces, commas or \">\""
+            ));
+        }
+        if egress.mode == Mode::Redirect && (egress.masquerade || egress.skips_dnat()) {
+            return Err(format!(
+                "egress.{name}: mode = \"redirect\" sends packets past netfilter, so there is no masquerade and no DNAT to \
+                 skip; use mode = \"route\", or leave NAT to the router behind"
+            ));
         }
         interface_name(&format!("egress.{name}.interface"), &egress.interface)?;
         if config

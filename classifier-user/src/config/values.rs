@@ -116,6 +116,11 @@ impl Share {
         u16::try_from(buckets.saturating_sub(1)).unwrap_or(u16::MAX)
     }
 
+    /// The share as a number from 0 to 1.
+    pub fn fraction(self) -> f64 {
+        f64::from(self.0) / f64::from(WHOLE)
+    }
+
     /// Whether `part` of `whole` is more than this share.
     pub fn is_exceeded(self, part: u128, whole: u128) -> bool {
         part.saturating_mul(WHOLE.into()) > whole.saturating_mul(self.0.into())

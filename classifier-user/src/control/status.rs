@@ -6,11 +6,12 @@ use serde::{Deserialize, Serialize};
 
 use super::ListSummary;
 use crate::datapath::Count;
+use crate::health::Standing;
 use crate::ruleset::Rule;
 use crate::timestamp::Timestamp;
 
 /// What the controller is doing.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Status {
     /// The controller's version.
     pub version: String,
@@ -147,12 +148,14 @@ pub struct LanStatus {
 }
 
 /// An egress.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EgressStatus {
     /// Its interface.
     pub interface: String,
     /// `route` or `redirect`.
     pub mode: String,
+    /// Whether steered packets get its address.
+    pub masquerade: bool,
     /// The way out for IPv4.
     pub v4: WayOut,
     /// The way out for IPv6.
@@ -168,7 +171,7 @@ pub struct EgressStatus {
 }
 
 /// The way out for one address family.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct WayOut {
     /// Whether packets are steered there.
     pub up: bool,
@@ -176,6 +179,8 @@ pub struct WayOut {
     pub gateway: Option<String>,
     /// The next hop's MAC address, if it is known.
     pub mac: Option<String>,
+    /// How good it is; none before it was looked at.
+    pub standing: Option<Standing>,
 }
 
 /// The counters.

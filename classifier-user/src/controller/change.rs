@@ -7,12 +7,12 @@ use anyhow::{Result, anyhow};
 use tokio::task::JoinSet;
 
 use super::applied::{Applied, AppliedList};
-use super::install::look_at_lans;
+use super::install::{self, look_at_lans};
 use super::sources::Sources;
 use super::{Controller, delta, egress, make_ruleset, summary};
 use crate::config::{self, Config};
 use crate::control::{Plan, Reloaded};
-use crate::datapath::{Egresses, LanPlan};
+use crate::datapath::{LanPlan, Paths};
 use crate::exit::{Code, WithCode};
 use crate::journal::{self, Entry, Who};
 use crate::list::{List, with_grace};
@@ -56,7 +56,7 @@ struct Setup {
     slots: Slots,
     lans: Vec<LanPlan>,
     egresses: Vec<egress::EgressState>,
-    published: Egresses,
+    published: Paths,
 }
 
 impl Controller {
@@ -100,11 +100,11 @@ impl Controller {
         }
         let now = Timestamp::now();
         let mut persistent = self.persistent.clone();
-        persistent.assign_egresses(&config).code(Code::Config)?;
-        let egresses = &persistent.egresses;
+        persistent.assign_indices(&config).code(Code::Config)?;
+        let preferences = &persistent.preferences;
         let build = Build {
             config: &config,
-            egresses,
+            preferences,
         };
         let policy = build.policy().code(Code::Config)?;
         let lists = sources.kept.iter().map(|kept| match kept.waiting() {
@@ -124,7 +124,7 @@ impl Controller {
             lists = sources.lists();
         }
         let mut slots = self.slots.clone();
-        let ruleset = make_ruleset(&config, &lists, egresses, &mut slots, now)?;
+        let ruleset = make_ruleset(&config, &lists, preferences, &mut slots, now)?;
         compile(&ruleset).code(Code::List)?;
         if causes.is_empty() && ruleset.hash() != self.ruleset_hash {
             causes.push(
@@ -136,7 +136,7 @@ impl Controller {
             causes,
             from_hash: self.ruleset_hash.clone(),
             to_hash: ruleset.hash(),
-            delta: delta::between(&self.ruleset, &ruleset, egresses),
+            delta: delta::between(&self.ruleset, &ruleset, preferences),
         })
     }
 
@@ -168,8 +168,13 @@ impl Controller {
 
     /// The policy of a configuration.
     pub(super) fn policy(&self, config: &Config) -> Result<Policy> {
-        let egresses = &self.persistent.egresses;
-        Build { config, egresses }.policy().code(Code::Config)
+        let preferences = &self.persistent.preferences;
+        Build {
+            config,
+            preferences,
+        }
+        .policy()
+        .code(Code::Config)
     }
 
     /// The time that grace times are reckoned from: now, or after a rollback when the ruleset was made.
@@ -197,8 +202,8 @@ impl Controller {
         } = wanted;
         let mut slots = self.slots.clone();
         let mut persistent = self.persistent.clone();
-        persistent.assign_egresses(&config).code(Code::Config)?;
-        let indices = &persistent.egresses;
+        persistent.assign_indices(&config).code(Code::Config)?;
+        let indices = &persistent.preferences;
         let mut ruleset = make_ruleset(&config, &lists, indices, &mut slots, as_of)?;
         ruleset.own = self.links.own_addresses().await?;
         ruleset.bypass = bypass;
@@ -210,7 +215,9 @@ impl Controller {
         } else {
             look_at_lans(&self.links, &config).await?
         };
-        let same_interfaces = lans == self.lans && config.egress == self.config.egress;
+        let same_interfaces = lans == self.lans
+            && config.egress == self.config.egress
+            && install::pins(&config) == install::pins(&self.config);
         let to_hash = ruleset.hash();
         let same_rules = to_hash == from_hash
             && ruleset.bypass == self.ruleset.bypass
@@ -220,12 +227,19 @@ impl Controller {
         if same_interfaces && same_rules {
             // Another version of the same rules: nothing to switch.
             (self.config, self.lists, self.ruleset, self.slots) = (config, lists, ruleset, slots);
-        } else if same_interfaces && self.datapath.publish_ruleset(&image)? {
+        } else if same_interfaces
+            && self.publish_ruleset(&image, &persistent.preferences, bypass)?
+        {
             (self.config, self.lists, self.ruleset, self.slots) = (config, lists, ruleset, slots);
             self.commit(from_generation.wrapping_add(1));
         } else {
             let egresses = egress::look(&self.links, &config, &persistent.egresses, true).await?;
-            let published = egress::table(&egresses, config.routing.mark_mask);
+            self.health.look(&config, &egresses);
+            let mut published = self
+                .health
+                .paths(&config, &egresses, &persistent.preferences);
+            published.table.epoch = self.published.table.epoch.wrapping_add(1);
+            published.table.pins_beyond_ruleset = self.published.table.pins_beyond_ruleset;
             let setup = Setup {
                 config,
                 lists,
@@ -238,6 +252,10 @@ impl Controller {
             self.replace(setup, image).await?;
         }
         self.persistent.egresses = persistent.egresses;
+        self.persistent.preferences = persistent.preferences;
+        self.health
+            .set_probes(&self.config, &self.egresses, &self.lists);
+        self.settle_ways().await;
         self.ruleset_hash = to_hash.clone();
         self.as_of = as_of;
         self.write_down(cause, from_generation, &from_hash);
@@ -279,7 +297,7 @@ impl Controller {
             who: cause.who,
             why: cause.why.clone(),
             lists: self.applied_lists(),
-            rules: delta::lines(&self.ruleset, &self.persistent.egresses),
+            rules: delta::lines(&self.ruleset, &self.persistent.preferences),
         };
         let keep = self.config.list.keep;
         if let Err(error) = self.applied.add(&self.sources.disk, applied, keep) {

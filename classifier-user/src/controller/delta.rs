@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use breakout_common::condition::Condition;
 use ipnet::IpNet;
 
-use super::lists::egress_name;
+use super::lists::name_of;
 use crate::control::{RuleDelta, RulesetDelta};
 use crate::list::{SetKey, covered};
 use crate::policy::{Action, Choice};
@@ -25,9 +25,9 @@ struct Said {
 pub(super) fn between(
     before: &Ruleset,
     since: &Ruleset,
-    egresses: &BTreeMap<String, u8>,
+    preferences: &BTreeMap<String, u8>,
 ) -> RulesetDelta {
-    let (old, new) = (said(before, egresses), said(since, egresses));
+    let (old, new) = (said(before, preferences), said(since, preferences));
     let keys: BTreeSet<_> = old.keys().chain(new.keys()).collect();
     let none = Said::default();
     let mut sets = Vec::new();
@@ -74,7 +74,7 @@ pub(super) fn between(
     }
 }
 
-fn said(ruleset: &Ruleset, egresses: &BTreeMap<String, u8>) -> BTreeMap<(SetKey, bool), Said> {
+fn said(ruleset: &Ruleset, preferences: &BTreeMap<String, u8>) -> BTreeMap<(SetKey, bool), Said> {
     let mut all: BTreeMap<(SetKey, bool), Said> = BTreeMap::new();
     for rule in &ruleset.rules {
         let key = (rule.key.clone(), rule.withdrawn.is_some());
@@ -83,7 +83,7 @@ fn said(ruleset: &Ruleset, egresses: &BTreeMap<String, u8>) -> BTreeMap<(SetKey,
         said.category = rule.category.to_string();
         let choices = rule.choices.iter();
         said.policy = choices
-            .map(|choice| text(ruleset, choice, egresses))
+            .map(|choice| text(ruleset, choice, preferences))
             .collect();
         said.ports
             .extend(rule.ports.iter().map(ToString::to_string));
@@ -95,10 +95,10 @@ fn said(ruleset: &Ruleset, egresses: &BTreeMap<String, u8>) -> BTreeMap<(SetKey,
 }
 
 /// Each endpoint set with what the policy says about it, a line each.
-pub(super) fn lines(ruleset: &Ruleset, egresses: &BTreeMap<String, u8>) -> Vec<String> {
+pub(super) fn lines(ruleset: &Ruleset, preferences: &BTreeMap<String, u8>) -> Vec<String> {
     let lines = ruleset.rules.iter().map(|rule| {
         let choices: Vec<String> = (rule.choices.iter())
-            .map(|choice| text(ruleset, choice, egresses))
+            .map(|choice| text(ruleset, choice, preferences))
             .collect();
         format!(
             "{} {} {}{}: {} prefixes; {}",
@@ -122,13 +122,16 @@ pub(super) fn lines(ruleset: &Ruleset, egresses: &BTreeMap<String, u8>) -> Vec<S
 }
 
 /// A choice in a few words: the rule, its action, and what it depends on.
-fn text(ruleset: &Ruleset, choice: &Choice, egresses: &BTreeMap<String, u8>) -> String {
+fn text(ruleset: &Ruleset, choice: &Choice, preferences: &BTreeMap<String, u8>) -> String {
     let name = ruleset.policy.get(usize::from(choice.policy));
     let action = match choice.action {
         Action::Pass => "pass".to_owned(),
-        Action::Steer(index) => egress_name(egresses, index).unwrap_or_default(),
+        Action::Steer(index) => name_of(preferences, index).unwrap_or_default(),
     };
     let mut text = format!("{} -> {action}", name.map_or("", String::as_str));
+    if choice.hard {
+        text.push_str(", hard failback");
+    }
     if choice.shadow {
         text.push_str(", shadow");
     }

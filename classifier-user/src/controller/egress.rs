@@ -1,24 +1,25 @@
-//! The egresses as the system has them at one time, and what the data path and the routing make of them.
+//! The egresses as the system has them at one time, and what the routing makes of them.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 
 use anyhow::{Context, Result, bail};
 use breakout_common::egress::{Egress, MAX_EGRESSES, NextHop};
 
 use crate::config::{Config, EgressConfig, Mode, Routing};
 use crate::control::{EgressStatus, WayOut};
-use crate::datapath::Egresses;
 use crate::exit::{Code, WithCode};
-use crate::links::{Gateway, Gateways, Interface, Links, NoWayOut, RouteRule, RoutingPlan};
+use crate::health::{Standing, State};
+use crate::links::{
+    Gateway, Gateways, Interface, Links, Neighbour, NoWayOut, RouteRule, RoutingPlan,
+};
 
 /// One configured egress and what is known of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct EgressState {
     pub(super) name: String,
-    config: EgressConfig,
-    index: u8,
-    mark: u32,
+    pub(super) config: EgressConfig,
+    pub(super) index: u8,
+    pub(super) mark: u32,
     table: u32,
     /// The way out, or why there is none.
     way_out: Result<Ways, String>,
@@ -29,10 +30,25 @@ pub(super) struct EgressState {
 struct Ways {
     interface: Interface,
     gateways: Gateways,
-    v4_mac: Option<[u8; 6]>,
-    v6_mac: Option<[u8; 6]>,
+    v4: Neighbour,
+    v6: Neighbour,
     /// Whether XDP can send there now. The kernel forwards otherwise.
     takes_redirects: bool,
+}
+
+impl Ways {
+    fn gateway(&self, v6: bool) -> Gateway {
+        let gateway = if v6 {
+            &self.gateways.v6
+        } else {
+            &self.gateways.v4
+        };
+        gateway.as_ref().copied().unwrap_or_default()
+    }
+
+    fn neighbour(&self, v6: bool) -> Neighbour {
+        if v6 { self.v6 } else { self.v4 }
+    }
 }
 
 /// Looks at every configured egress.
@@ -50,7 +66,7 @@ pub(super) async fn look(
     let mut states = Vec::with_capacity(config.egress.len());
     for (name, egress) in &config.egress {
         let index = *indices.get(name).context("every egress has an index")?;
-        let way_out = match way_out(links, egress).await {
+        let way_out = match way_out(links, egress, strict).await {
             Ok(ways) => Ok(ways),
             Err(error) => match error.downcast_ref::<NoWayOut>() {
                 // A link that is down now comes up later; that is no mistake in the configuration.
@@ -71,7 +87,7 @@ pub(super) async fn look(
     Ok(states)
 }
 
-async fn way_out(links: &Links, config: &EgressConfig) -> Result<Ways> {
+async fn way_out(links: &Links, config: &EgressConfig, strict: bool) -> Result<Ways> {
     let Some(interface) = links.interface(&config.interface).await? else {
         bail!(NoWayOut::Missing {
             interface: config.interface.clone(),
@@ -88,33 +104,38 @@ async fn way_out(links: &Links, config: &EgressConfig) -> Result<Ways> {
     let gateways = links
         .gateways(&interface, config.gateway, config.gateway6)
         .await?;
+    if strict {
+        gateways.v4.clone()?;
+        gateways.v6.clone()?;
+    }
     let mut ways = Ways {
-        v4_mac: None,
-        v6_mac: None,
+        v4: Neighbour::Unknown,
+        v6: Neighbour::Unknown,
         takes_redirects: interface.takes_redirects(),
         interface,
         gateways,
     };
-    if config.mode == Mode::Redirect {
-        ways.v4_mac = mac(links, &ways.interface, gateways.v4).await?;
-        ways.v6_mac = mac(links, &ways.interface, gateways.v6).await?;
-    }
+    ways.v4 = neighbour(links, &ways, false).await?;
+    ways.v6 = neighbour(links, &ways, true).await?;
     Ok(ways)
 }
 
-async fn mac(links: &Links, interface: &Interface, gateway: Gateway) -> Result<Option<[u8; 6]>> {
-    match gateway {
-        Gateway::Address(address) => links.neighbour(interface.index, address).await,
-        Gateway::Peer | Gateway::None => Ok(None),
+async fn neighbour(links: &Links, ways: &Ways, v6: bool) -> Result<Neighbour> {
+    match ways.gateway(v6) {
+        Gateway::Address(address) => links.neighbour(ways.interface.index, address).await,
+        Gateway::Peer | Gateway::None => Ok(Neighbour::Unknown),
     }
 }
 
-/// Has the kernel resolve, or check again, the next hops of the egresses in redirect mode.
-pub(super) async fn refresh_neighbours(links: &Links, states: &[EgressState]) {
-    let redirecting = states.iter().filter(|s| s.config.mode == Mode::Redirect);
-    for ways in redirecting.filter_map(|state| state.way_out.as_ref().ok()) {
-        for gateway in [ways.gateways.v4, ways.gateways.v6] {
-            if let Gateway::Address(address) = gateway
+/// Has the kernel resolve, or check again, next hops: all of them, or only those that do not answer.
+pub(super) async fn refresh_neighbours(links: &Links, states: &[EgressState], only_failed: bool) {
+    for ways in states
+        .iter()
+        .filter_map(|state| state.way_out.as_ref().ok())
+    {
+        for v6 in [false, true] {
+            if let Gateway::Address(address) = ways.gateway(v6)
+                && (!only_failed || ways.neighbour(v6) == Neighbour::Failed)
                 && let Err(error) = links.use_neighbour(ways.interface.index, address).await
             {
                 tracing::warn!("{error:#}");
@@ -123,45 +144,13 @@ pub(super) async fn refresh_neighbours(links: &Links, states: &[EgressState]) {
     }
 }
 
-/// What the data path has to know.
-pub(super) fn table(states: &[EgressState], mask: u32) -> Egresses {
-    let mut egresses = Egresses::default();
-    for state in states {
-        let mut egress = Egress {
-            redirect: state.config.mode == Mode::Redirect,
-            mark: state.mark,
-            mark_mask: mask,
-            ..Egress::default()
-        };
-        if let Ok(ways) = &state.way_out {
-            egress.mtu = u16::try_from(ways.interface.mtu).unwrap_or(u16::MAX);
-            egress.source_mac = ways.interface.mac.unwrap_or_default();
-            let mac = |mac: Option<[u8; 6]>| mac.filter(|_| ways.takes_redirects);
-            egress.v4 = next_hop(ways.gateways.v4, mac(ways.v4_mac));
-            egress.v6 = next_hop(ways.gateways.v6, mac(ways.v6_mac));
-            if egress.redirect {
-                egresses.devices.push((state.index, ways.interface.index));
-            }
-        }
-        egresses.table[usize::from(state.index)] = egress.to_words();
-    }
-    egresses
-}
-
-fn next_hop(gateway: Gateway, mac: Option<[u8; 6]>) -> NextHop {
-    match (gateway, mac) {
-        (Gateway::None, _) => NextHop::None,
-        (_, Some(mac)) => NextHop::Mac(mac),
-        (_, None) => NextHop::Kernel,
-    }
-}
-
 /// The rules and routes that there should be.
 pub(super) fn routing(config: &Config, states: &[EgressState]) -> RoutingPlan {
     let mut plan = empty_routing(&config.routing);
     for state in states {
         let Ok(ways) = &state.way_out else { continue };
-        for (v6, gateway) in [(false, ways.gateways.v4), (true, ways.gateways.v6)] {
+        for v6 in [false, true] {
+            let gateway = ways.gateway(v6);
             if gateway != Gateway::None {
                 plan.entries.push(RouteRule {
                     mark: state.mark,
@@ -189,45 +178,91 @@ pub(super) fn empty_routing(numbers: &Routing) -> RoutingPlan {
     }
 }
 
-/// For each egress index, whether there is a way out for IPv4 and IPv6.
 /// The firewall mark of an egress, within the mask.
 pub fn mark_of(routing: &Routing, index: u8) -> u32 {
     (u32::from(index) + 1) << routing.mark_mask.trailing_zeros()
 }
 
-pub(super) fn ways_out(states: &[EgressState]) -> Vec<(bool, bool)> {
-    let up = |state: &EgressState| match &state.way_out {
-        Ok(ways) => (
-            ways.gateways.v4 != Gateway::None,
-            ways.gateways.v6 != Gateway::None,
-        ),
-        Err(_) => (false, false),
-    };
-    let mut ways = vec![(false, false); MAX_EGRESSES];
-    for state in states {
-        ways[usize::from(state.index)] = up(state);
-    }
-    ways
-}
-
 impl EgressState {
-    /// Why there is no way out, if so.
-    pub(super) fn problem(&self) -> Option<&str> {
-        self.way_out.as_ref().err().map(String::as_str)
+    /// Whether the egress is meant to have an address family: it has a gateway, or one is configured.
+    pub(super) fn has_family(&self, v6: bool) -> bool {
+        let is_configured = if v6 {
+            self.config.gateway6.is_some()
+        } else {
+            self.config.gateway.is_some()
+        };
+        let ways = self.way_out.as_ref();
+        is_configured || ways.is_ok_and(|ways| ways.gateway(v6) != Gateway::None)
+    }
+
+    /// What is wrong with the link itself for an address family, if anything.
+    pub(super) fn problem(&self, v6: bool) -> Option<String> {
+        let ways = match &self.way_out {
+            Ok(ways) => ways,
+            Err(error) => return Some(error.clone()),
+        };
+        let family = if v6 { "IPv6" } else { "IPv4" };
+        let gateway = if v6 {
+            &ways.gateways.v6
+        } else {
+            &ways.gateways.v4
+        };
+        match (gateway, ways.neighbour(v6)) {
+            (Err(error), _) => Some(error.to_string()),
+            (Ok(Gateway::None), _) => Some(format!("no way out for {family}")),
+            (Ok(Gateway::Address(address)), Neighbour::Failed) => Some(format!(
+                "gateway {address} does not answer on {}",
+                ways.interface.name
+            )),
+            _ => None,
+        }
+    }
+
+    /// What the data path has to know of it.
+    pub(super) fn to_words(&self, mask: u32) -> Egress {
+        let mut egress = Egress {
+            redirect: self.config.mode == Mode::Redirect,
+            mark: self.mark,
+            mark_mask: mask,
+            ..Egress::default()
+        };
+        if let Ok(ways) = &self.way_out {
+            egress.mtu = u16::try_from(ways.interface.mtu).unwrap_or(u16::MAX);
+            egress.source_mac = ways.interface.mac.unwrap_or_default();
+            let may_redirect = egress.redirect && ways.takes_redirects;
+            let hop = |v6: bool| {
+                let mac = ways.neighbour(v6).mac().filter(|_| may_redirect);
+                next_hop(ways.gateway(v6), mac)
+            };
+            (egress.v4, egress.v6) = (hop(false), hop(true));
+        }
+        egress
+    }
+
+    /// The interface that XDP redirects to, if it does.
+    pub(super) fn device(&self) -> Option<u32> {
+        let ways = self.way_out.as_ref().ok();
+        let ways = ways.filter(|_| self.config.mode == Mode::Redirect);
+        ways.map(|ways| ways.interface.index)
     }
 
     /// The state as `breakout status` shows it.
-    pub(super) fn status(&self, mask: u32) -> EgressStatus {
+    pub(super) fn status(&self, mask: u32, standings: [Option<Standing>; 2]) -> EgressStatus {
         let ways = self.way_out.as_ref().ok();
-        let way = |gateway: Option<Gateway>, mac: Option<[u8; 6]>| {
-            let gateway = gateway.unwrap_or_default();
+        let [v4, v6] = standings;
+        let way = |is_v6: bool, standing: Option<Standing>| {
+            let gateway = ways.map(|ways| ways.gateway(is_v6)).unwrap_or_default();
+            let mac = ways.and_then(|ways| ways.neighbour(is_v6).mac());
             WayOut {
-                up: gateway != Gateway::None,
+                up: standing
+                    .as_ref()
+                    .is_some_and(|standing| standing.state != State::Down),
                 gateway: match gateway {
-                    Gateway::Address(address) => Some(IpAddr::to_string(&address)),
+                    Gateway::Address(address) => Some(address.to_string()),
                     Gateway::Peer | Gateway::None => None,
                 },
                 mac: mac.map(format_mac),
+                standing,
             }
         };
         EgressStatus {
@@ -236,15 +271,10 @@ impl EgressState {
                 Mode::Route => "route".to_owned(),
                 Mode::Redirect => "redirect".to_owned(),
             },
-            v4: way(
-                ways.map(|ways| ways.gateways.v4),
-                ways.and_then(|ways| ways.v4_mac),
-            ),
-            v6: way(
-                ways.map(|ways| ways.gateways.v6),
-                ways.and_then(|ways| ways.v6_mac),
-            ),
-            problem: self.problem().map(str::to_owned),
+            masquerade: self.config.masquerade,
+            v4: way(false, v4),
+            v6: way(true, v6),
+            problem: self.way_out.as_ref().err().cloned(),
             by_kernel: ways
                 .filter(|ways| self.config.mode == Mode::Redirect && !ways.takes_redirects)
                 .map(|ways| {
@@ -257,6 +287,14 @@ impl EgressState {
             mark: format!("{:#x}/{mask:#x}", self.mark),
             table: self.table,
         }
+    }
+}
+
+fn next_hop(gateway: Gateway, mac: Option<[u8; 6]>) -> NextHop {
+    match (gateway, mac) {
+        (Gateway::None, _) => NextHop::None,
+        (_, Some(mac)) => NextHop::Mac(mac),
+        (_, None) => NextHop::Kernel,
     }
 }
 

@@ -3,7 +3,10 @@
 use anyhow::Result;
 
 use super::install::look_at_lans;
+use super::ways::{Changed, changes_ways};
 use super::{Controller, egress};
+use crate::datapath::Paths;
+use crate::health::State;
 use crate::ruleset::{Ruleset, compile};
 
 impl Controller {
@@ -15,30 +18,77 @@ impl Controller {
     }
 
     async fn try_follow(&mut self) -> Result<()> {
-        let now = egress::look(&self.links, &self.config, &self.persistent.egresses, false).await?;
-        let before = std::mem::replace(&mut self.egresses, now);
-        // Routes first: a packet that is marked must find its rule. Without one it takes the ordinary path.
+        self.egresses =
+            egress::look(&self.links, &self.config, &self.persistent.egresses, false).await?;
+        self.health
+            .set_probes(&self.config, &self.egresses, &self.lists);
+        let changes = self.health.look(&self.config, &self.egresses);
+        // Packets are no longer sent a way that is gone before its route goes; a new way gets its route before any packet.
+        if changes
+            .iter()
+            .any(|change| change.standing.state == State::Down)
+        {
+            self.publish_ways()?;
+        }
         let plan = egress::routing(&self.config, &self.egresses);
         self.links.apply_routing(&plan).await?;
-        let table = egress::table(&self.egresses, self.config.routing.mark_mask);
-        if table != self.published {
-            self.datapath.publish_egresses(&table)?;
-            self.published = table;
-        }
-        for (before, after) in before.iter().zip(&self.egresses) {
-            match (before.problem(), after.problem()) {
-                (None, Some(problem)) => tracing::warn!(
-                    "egress {} is down, its traffic takes the ordinary path: {problem}",
-                    after.name
-                ),
-                (Some(_), None) => tracing::info!("egress {} is up again", after.name),
-                _ => {}
-            }
-        }
+        self.publish_ways()?;
+        self.tell_of(changes);
         // The interfaces first: a table that outgrows its place is installed on those that are there now.
         let lans = self.follow_lans().await;
         let own = self.follow_own_addresses().await;
         lans.and(own)
+    }
+
+    /// Judges the egresses by what is known of them, and publishes what follows from that.
+    pub(super) async fn settle_ways(&mut self) {
+        let changes = self.health.look(&self.config, &self.egresses);
+        if let Err(error) = self.publish_ways() {
+            tracing::error!("steered packets go on as they did: {error:#}");
+        }
+        self.tell_of(changes);
+    }
+
+    /// Brings the path table up to date.
+    pub(super) fn publish_ways(&mut self) -> Result<()> {
+        let mut paths =
+            self.health
+                .paths(&self.config, &self.egresses, &self.persistent.preferences);
+        let before = &self.published.table;
+        let step = u32::from(changes_ways(before, &paths.table));
+        paths.table.epoch = before.epoch.wrapping_add(step);
+        paths.table.pins_beyond_ruleset = before.pins_beyond_ruleset;
+        self.publish_paths(paths)
+    }
+
+    /// Publishes a path table, unless it is the one in force.
+    pub(super) fn publish_paths(&mut self, paths: Paths) -> Result<()> {
+        if paths != self.published {
+            self.datapath.publish_paths(&paths)?;
+            self.published = paths;
+        }
+        Ok(())
+    }
+
+    fn tell_of(&self, changes: Vec<Changed>) {
+        for Changed {
+            egress,
+            v6,
+            before,
+            standing,
+        } in changes
+        {
+            let family = if v6 { "IPv6" } else { "IPv4" };
+            let why = standing.why.unwrap_or_default();
+            match standing.state {
+                State::Up if before == State::Up => {}
+                State::Up => tracing::info!("egress {egress} is up for {family}"),
+                State::Degraded => {
+                    tracing::warn!("egress {egress} is degraded for {family}: {why}")
+                }
+                State::Down => tracing::warn!("egress {egress} is down for {family}: {why}"),
+            }
+        }
     }
 
     /// Compiles the ruleset again if the gateway's own addresses have changed.

@@ -11,11 +11,13 @@ use super::change::Cause;
 use super::egress;
 use super::sources::Sources;
 use super::state::{Persistent, StateDirectory, boot_id};
+use super::ways::Health;
 use super::{Controller, Options, make_ruleset};
-use crate::config::{self, Config, XdpAttach};
+use crate::config::{self, Config, Routing, XdpAttach};
 use crate::datapath::{DataPath, FILTER_PRIORITY, Foreign, LanPlan, Plan, has_tcx, object};
 use crate::exit::{Code, WithCode};
 use crate::links::{Links, network_namespace};
+use crate::nat::{NatEgress, NatPlan};
 use crate::ruleset::{Image, Rule, compile};
 use crate::timestamp::Timestamp;
 
@@ -47,7 +49,7 @@ impl Controller {
                 Persistent::default()
             }
         };
-        persistent.assign_egresses(&config).code(Code::Config)?;
+        persistent.assign_indices(&config).code(Code::Config)?;
         // What runs without a controller is better off with one, whatever state the links are in.
         let egresses = egress::look(&links, &config, &persistent.egresses, !adopted).await?;
         datapath.refuse_foreign(&lans)?;
@@ -58,7 +60,7 @@ impl Controller {
             refuse_foreign_rules(&links, &config).await?;
         }
         let mut slots = persistent.slots();
-        let indices = &persistent.egresses;
+        let indices = &persistent.preferences;
         let held = sources
             .kept
             .iter()
@@ -76,10 +78,18 @@ impl Controller {
         persistent.namespace = network_namespace()?;
         persistent.boot = boot_id();
         state.save(&persistent)?;
+        let mut health = Health::default();
+        health.set_probes(&config, &egresses, &lists);
+        health.look(&config, &egresses);
+        let mut published = health.paths(&config, &egresses, &persistent.preferences);
+        // What an earlier controller wrote into pins shall not look like ours.
+        published.table.epoch = fastrand::u32(..);
+        published.table.pins_beyond_ruleset = u32::from(adopted && !ruleset.bypass);
         let generation = persistent.generation;
         let before = ruleset.hash();
         let mut controller = Controller {
-            published: egress::table(&egresses, config.routing.mark_mask),
+            published,
+            health,
             options,
             config,
             lists,
@@ -130,6 +140,7 @@ impl Controller {
     pub(super) async fn install(&mut self, mut image: Image) -> Result<()> {
         let plan = egress::routing(&self.config, &self.egresses);
         self.links.apply_routing(&plan).await.code(Code::System)?;
+        self.apply_nat().await.code(Code::System)?;
         for lan in self
             .lans
             .iter()
@@ -146,7 +157,8 @@ impl Controller {
         let plan = Plan {
             lans: &self.lans,
             image: &image,
-            egresses: &self.published,
+            paths: &self.published,
+            pins: pins(&self.config),
             trace: self.options.trace,
         };
         let installed = self.datapath.install(&plan, &mut self.persistent.clsact);
@@ -157,8 +169,28 @@ impl Controller {
         if let Err(error) = self.start_trace() {
             tracing::warn!("decisions are not logged: {error:#}");
         }
-        egress::refresh_neighbours(&self.links, &self.egresses).await;
+        egress::refresh_neighbours(&self.links, &self.egresses, false).await;
         Ok(())
+    }
+
+    /// Makes our nftables table as the configuration wants it; none if no egress wants anything of it.
+    async fn apply_nat(&mut self) -> Result<()> {
+        let wanting = self.egresses.iter().filter_map(|egress| {
+            let (masquerade, skip_dnat) = (egress.config.masquerade, egress.config.skips_dnat());
+            (masquerade || skip_dnat).then(|| NatEgress {
+                interface: egress.config.interface.clone(),
+                mark: egress.mark,
+                masquerade,
+                skip_dnat,
+            })
+        });
+        let plan = nat_plan(&self.config.routing, wanting.collect());
+        if !self.persistent.nat && plan.egresses.is_empty() {
+            return Ok(());
+        }
+        self.persistent.nat = true;
+        self.state.save(&self.persistent)?;
+        plan.apply().await
     }
 
     /// Notes what is in force now. The data path is right already, so a full disk is no reason to fail.
@@ -181,6 +213,20 @@ impl Controller {
             self.persistent,
         )
         .await
+    }
+}
+
+/// How many flows are pinned, if they are.
+pub(super) fn pins(config: &Config) -> Option<u32> {
+    config.pinning.enabled.then_some(config.pinning.size)
+}
+
+/// The nftables table of these routing numbers.
+fn nat_plan(routing: &Routing, egresses: Vec<NatEgress>) -> NatPlan {
+    NatPlan {
+        table: format!("breakout-{}", routing.table),
+        mask: routing.mark_mask,
+        egresses,
     }
 }
 
@@ -232,11 +278,19 @@ async fn remove(
         .take()
         .unwrap_or_else(|| config.routing.clone());
     let routing = links.apply_routing(&egress::empty_routing(&numbers)).await;
+    let plan = nat_plan(&numbers, Vec::new());
+    let nat = if persistent.nat {
+        plan.remove().await
+    } else {
+        Ok(())
+    };
+    persistent.nat = nat.is_err();
     persistent.installed = false;
     // The counters are gone, so the sets are numbered afresh; generations go on.
     persistent.slots.clear();
     persistent.egresses.clear();
-    outcome.and(routing).and(state.save(&persistent))
+    persistent.preferences.clear();
+    outcome.and(routing).and(nat).and(state.save(&persistent))
 }
 
 /// Fails if another controller's TC filter is on one of the interfaces, on kernels that have no TCX.

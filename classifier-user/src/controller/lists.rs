@@ -36,38 +36,30 @@ pub fn read_lists(config: &Config, file: Option<&Path>) -> Result<Vec<List>> {
     lists.collect()
 }
 
-/// The indices that a controller has given to the egresses of a configuration, or would give them.
-pub fn offline_indices(config: &Config) -> BTreeMap<String, u8> {
-    if let Some(mut persistent) = Persistent::read(&config.state.directory)
-        && !persistent.egresses.is_empty()
-        && persistent.assign_egresses(config).is_ok()
-    {
-        let is_configured = |name: &String| config.egress.contains_key(name);
-        persistent.egresses.retain(|name, _| is_configured(name));
-        return persistent.egresses;
+/// The indices that a controller has given to the preferences of a configuration, or would give them.
+pub fn offline_preferences(config: &Config) -> BTreeMap<String, u8> {
+    let persistent = Persistent::read(&config.state.directory);
+    let mut persistent = persistent.unwrap_or_default();
+    if persistent.assign_indices(config).is_err() {
+        persistent.preferences.clear();
     }
-    let names = config.egress.keys().cloned();
-    let mut indices: BTreeMap<String, u8> = names.zip(0..).collect();
     // With a list and no configuration the default policy names an egress all the same.
-    indices
-        .entry(config.default_egress().to_owned())
-        .or_insert(0);
-    indices
+    persistent.preferences
 }
 
-/// The name of the egress with an index.
-pub fn egress_name(indices: &BTreeMap<String, u8>, index: u8) -> Option<String> {
+/// The name with an index.
+pub fn name_of(indices: &BTreeMap<String, u8>, index: u8) -> Option<String> {
     let mut entries = indices.iter();
     entries
         .find(|(_, other)| **other == index)
         .map(|(name, _)| name.clone())
 }
 
-/// The names of the egresses that a rule may steer to; none if its packets pass.
-pub fn egress_names(indices: &BTreeMap<String, u8>, rule: &Rule) -> Option<String> {
-    let egresses = rule.egresses();
-    let names: Vec<String> = (egresses.iter())
-        .filter_map(|index| egress_name(indices, *index))
+/// What a rule may prefer; nothing if its packets pass.
+pub fn preference_names(indices: &BTreeMap<String, u8>, rule: &Rule) -> Option<String> {
+    let preferences = rule.preferences();
+    let names: Vec<String> = (preferences.iter())
+        .filter_map(|index| name_of(indices, *index))
         .collect();
     (!names.is_empty()).then(|| names.join(", "))
 }
@@ -80,11 +72,16 @@ pub fn egress_names(indices: &BTreeMap<String, u8>, rule: &Rule) -> Option<Strin
 pub fn make_ruleset(
     config: &Config,
     lists: &[List],
-    egresses: &BTreeMap<String, u8>,
+    preferences: &BTreeMap<String, u8>,
     slots: &mut Slots,
     now: Timestamp,
 ) -> Result<Ruleset> {
-    let policy = Build { config, egresses }.policy().code(Code::Config)?;
+    let policy = Build {
+        config,
+        preferences,
+    }
+    .policy()
+    .code(Code::Config)?;
     let custom = custom_sets(config).code(Code::Config)?;
     let sets = lists.iter().flat_map(|list| &list.sets).chain(&custom);
     Ruleset::new(sets, &policy, slots, now).code(Code::List)
@@ -116,7 +113,7 @@ pub fn report(indices: &BTreeMap<String, u8>, lists: &[List], ruleset: &Ruleset)
             category: set.category.to_string(),
             prefixes: set.prefixes.iter().map(ToString::to_string).collect(),
             ports: set.ports.iter().map(ToString::to_string).collect(),
-            egress: rule.and_then(|rule| egress_names(indices, rule)),
+            egress: rule.and_then(|rule| preference_names(indices, rule)),
             withdrawn: set.withdrawn,
         }
     });

@@ -9,10 +9,12 @@ mod install;
 mod lists;
 mod offline;
 mod orders;
+mod pinning;
 mod reports;
 mod sources;
 mod state;
 mod updates;
+mod ways;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -25,7 +27,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::config::Config;
 use crate::control::{Request, Server};
-use crate::datapath::{DataPath, Egresses, LanPlan};
+use crate::datapath::{DataPath, LanPlan, Paths};
 use crate::exit::{Code, WithCode};
 use crate::links::{Changes, Links};
 use crate::list::List;
@@ -36,11 +38,12 @@ use egress::EgressState;
 use sources::Sources;
 use state::{Persistent, StateDirectory};
 use updates::Done;
+use ways::Health;
 
 pub use egress::mark_of;
 pub use install::{lan_number, unload};
 pub use lists::{
-    egress_name, egress_names, make_ruleset, offline_indices, read_lists, report, summary,
+    make_ruleset, name_of, offline_preferences, preference_names, read_lists, report, summary,
 };
 pub use offline::fetch;
 pub use state::require_privileges;
@@ -88,7 +91,8 @@ struct Controller {
     links: Links,
     lans: Vec<LanPlan>,
     egresses: Vec<EgressState>,
-    published: Egresses,
+    health: Health,
+    published: Paths,
     datapath: DataPath,
     state: StateDirectory,
     persistent: Persistent,
@@ -184,10 +188,15 @@ impl Controller {
                     self.follow().await;
                 }
                 _ = refresh.tick() => {
-                    egress::refresh_neighbours(&self.links, &self.egresses).await;
+                    egress::refresh_neighbours(&self.links, &self.egresses, false).await;
                     self.follow().await;
+                    self.tidy_pins().await;
                 }
                 _ = clock.tick() => self.on_time().await,
+                Some(report) = self.health.probers.next() => {
+                    self.health.note(report);
+                    self.settle_ways().await;
+                }
                 Some(done) = self.looks.join_next(), if !self.looks.is_empty() => match done {
                     Ok(done) => self.looked(done).await,
                     Err(error) => tracing::error!("a look at the lists' source failed: {error}"),
@@ -203,7 +212,7 @@ impl Controller {
             Request::Status(reply) => drop(reply.send(Ok(self.status()))),
             Request::Stats(reply) => drop(reply.send(self.stats())),
             Request::List(reply) => {
-                let indices = &self.persistent.egresses;
+                let indices = &self.persistent.preferences;
                 drop(reply.send(Ok(report(indices, &self.lists, &self.ruleset))));
             }
             Request::Explain(query, reply) => drop(reply.send(self.explain(query))),
@@ -249,6 +258,9 @@ impl Controller {
             }
         }
         self.look_if_due();
+        // What does not answer may come back; what was bad may have been good for long enough.
+        egress::refresh_neighbours(&self.links, &self.egresses, true).await;
+        self.settle_ways().await;
     }
 
     /// Leaves what has failed alone for some time.

@@ -97,10 +97,10 @@ fn take_in(
                 fetching.outcome = "waiting".to_owned();
             } else if !is_in_force {
                 fetching.outcome = "applied".to_owned();
-                let egresses = super::offline_indices(config);
+                let preferences = super::offline_preferences(config);
                 let build = Build {
                     config,
-                    egresses: &egresses,
+                    preferences: &preferences,
                 };
                 let grace = longest_grace(&build.policy().code(Code::Config)?);
                 let list = with_grace(&kept.in_force(), record.list()?, now, grace);

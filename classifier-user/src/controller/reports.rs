@@ -7,14 +7,14 @@ use anyhow::Result;
 use breakout_common::table::GENERATION;
 use ipnet::IpNet;
 
-use super::egress::ways_out;
-use super::{Controller, egress_names, summary};
+use super::{Controller, preference_names, summary};
 use crate::config::XdpAttach;
 use crate::control::{
     FollowStatus, LanStatus, ReasonCount, RefusedList, RulesetStatus, SetCount, SetReport, Stats,
     Status,
 };
 use crate::explain::{Context, Explanation, Query, explain};
+use crate::health::State;
 use crate::list::{Kept, Record};
 use crate::timestamp::{Timestamp, for_people};
 
@@ -67,7 +67,10 @@ impl Controller {
             egress: self
                 .egresses
                 .iter()
-                .map(|egress| (egress.name.clone(), egress.status(mask)))
+                .map(|egress| {
+                    let standings = [false, true].map(|v6| self.health.standing(&egress.name, v6));
+                    (egress.name.clone(), egress.status(mask, standings))
+                })
                 .collect(),
         }
     }
@@ -122,8 +125,20 @@ impl Controller {
             alerts.push(format!("the lists are not followed: {problem}"));
         }
         for egress in &self.egresses {
-            if let Some(problem) = egress.problem() {
-                alerts.push(format!("egress {} is down: {problem}", egress.name));
+            for v6 in [false, true]
+                .into_iter()
+                .filter(|v6| egress.has_family(*v6))
+            {
+                let standing = self.health.standing(&egress.name, v6);
+                if let Some(standing) = standing.filter(|standing| standing.state != State::Up) {
+                    alerts.push(format!(
+                        "egress {} is {} for {}: {}",
+                        egress.name,
+                        standing.state.name(),
+                        if v6 { "IPv6" } else { "IPv4" },
+                        standing.why.unwrap_or_default()
+                    ));
+                }
             }
         }
         for list in follow {
@@ -166,7 +181,7 @@ impl Controller {
             .filter(|rule| seen.insert(rule.slot));
         let sets = rules.map(|rule| SetCount {
             set: SetReport::from(rule),
-            egress: egress_names(&self.persistent.egresses, rule),
+            egress: preference_names(&self.persistent.preferences, rule),
             count: counters
                 .sets
                 .get(usize::from(rule.slot))
@@ -185,10 +200,10 @@ impl Controller {
         let table = self.datapath.live_table()?;
         let context = Context {
             ruleset: &self.ruleset,
-            egresses: &self.persistent.egresses,
+            preferences: &self.persistent.preferences,
             lists: &self.lists,
             generation: table.get(GENERATION as usize).copied(),
-            ways_out: Some(&ways_out(&self.egresses)),
+            paths: Some((&self.published.table, &self.persistent.egresses)),
             table: &table,
         };
         Ok(explain(query, &context))

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use breakout_common::egress::MAX_EGRESSES;
+use breakout_common::path::MAX_PREFERENCES;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, Routing};
@@ -39,6 +40,12 @@ pub(super) struct Persistent {
     /// The index of every egress that ever had one, so that a mark never changes its meaning while programs run.
     #[serde(default)]
     pub(super) egresses: BTreeMap<String, u8>,
+    /// The index of every preference that ever had one, by its text.
+    #[serde(default)]
+    pub(super) preferences: BTreeMap<String, u8>,
+    /// Whether our nftables table may be in the kernel.
+    #[serde(default)]
+    pub(super) nat: bool,
     /// The routing numbers that are installed.
     #[serde(default)]
     pub(super) routing: Option<Routing>,
@@ -69,28 +76,18 @@ impl Persistent {
         serde_json::from_slice(&fs::read(directory.join(FILE)).ok()?).ok()
     }
 
-    /// Gives each egress of a configuration an index that no other one has.
-    pub(super) fn assign_egresses(&mut self, config: &Config) -> Result<()> {
-        for name in config.egress.keys() {
-            if self.egresses.contains_key(name) {
-                continue;
-            }
-            let taken = |index: &u8| self.egresses.values().any(|other| other == index);
-            // Those that are no longer configured keep theirs as long as there are others.
-            let free = (0..u8::MAX).take(MAX_EGRESSES).find(|index| !taken(index));
-            let index = free.or_else(|| {
-                let unused = self
-                    .egresses
-                    .iter()
-                    .find(|(name, _)| !config.egress.contains_key(*name));
-                unused.map(|(_, index)| *index)
-            });
-            let index =
-                index.with_context(|| format!("there is no index left for egress {name}"))?;
-            self.egresses.retain(|_, other| *other != index);
-            self.egresses.insert(name.clone(), index);
-        }
-        Ok(())
+    /// Gives each egress and each preference of a configuration an index that no other one has.
+    pub(super) fn assign_indices(&mut self, config: &Config) -> Result<()> {
+        let egresses: Vec<String> = config.egress.keys().cloned().collect();
+        let preferences = config.preferences();
+        let preferences: Vec<String> = preferences.iter().map(ToString::to_string).collect();
+        assign(&mut self.egresses, &egresses, MAX_EGRESSES, "egress")?;
+        assign(
+            &mut self.preferences,
+            &preferences,
+            MAX_PREFERENCES,
+            "preference",
+        )
     }
 
     /// The slots as the ruleset wants them.
@@ -104,6 +101,30 @@ impl Persistent {
         let entries = slots.iter().map(|(key, slot)| Slot { key, slot });
         self.slots = entries.collect();
     }
+}
+
+/// Gives each name an index below `limit`. Those that are no longer wanted keep theirs as long as there are others.
+fn assign(
+    indices: &mut BTreeMap<String, u8>,
+    wanted: &[String],
+    limit: usize,
+    what: &str,
+) -> Result<()> {
+    for name in wanted {
+        if indices.contains_key(name) {
+            continue;
+        }
+        let taken = |index: &u8| indices.values().any(|other| other == index);
+        let free = (0..u8::MAX).take(limit).find(|index| !taken(index));
+        let index = free.or_else(|| {
+            let unused = indices.iter().find(|(name, _)| !wanted.contains(name));
+            unused.map(|(_, index)| *index)
+        });
+        let index = index.with_context(|| format!("there is no index left for {what} {name}"))?;
+        indices.retain(|_, other| *other != index);
+        indices.insert(name.clone(), index);
+    }
+    Ok(())
 }
 
 impl StateDirectory {

@@ -2,14 +2,15 @@
 //!
 //! [`DataPath::install`] builds a complete set of maps and programs beside the one in force and lets it take
 //! over, interface by interface, each in one atomic replacement. [`DataPath::publish_ruleset`] and
-//! [`DataPath::publish_egresses`] replace a whole table of the set in force in one atomic store. Links are
-//! pinned, so the programs go on without a controller; counters are pinned, so they go on counting.
+//! [`DataPath::publish_paths`] replace a whole table of the set in force in one atomic store. Links are
+//! pinned, so the programs go on without a controller; counters and the pins of flows are too, so they go on.
 
 mod asker;
 mod bench;
 mod bpffs;
 mod counters;
 mod object;
+mod pins;
 mod program;
 mod sys;
 mod tables;
@@ -19,11 +20,12 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use aya::maps::{DevMap, Map, MapData};
-use breakout_common::egress::EgressTable;
+use breakout_common::path::{PATH_WORDS, PathTable};
 
 use crate::config::XdpAttach;
 use crate::ruleset::Image;
 use bpffs::PinDirectory;
+use pins::PINS;
 use program::{Added, Options, Programs};
 use tables::TableMap;
 
@@ -34,16 +36,18 @@ pub use object::object;
 pub use program::{FILTER_PRIORITY, has_tcx};
 
 /// The maps that all programs of one installation share, as the eBPF object names them.
-const MAPS: [&str; 6] = [
+const MAPS: [&str; 8] = [
     "RULESET",
-    "EGRESSES",
+    "PATHS",
     "DEVICES",
     "FRAGMENTS",
     "REASONS",
     "SETS",
+    PINS,
+    pins::EVENTS,
 ];
 /// Those of them that later installations go on using.
-const COUNTER_MAPS: [&str; 2] = ["REASONS", "SETS"];
+const LASTING_MAPS: [&str; 4] = ["REASONS", "SETS", PINS, pins::EVENTS];
 
 /// A LAN interface to attach to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,13 +94,54 @@ impl LanPlan {
     }
 }
 
-/// The egress table with the interface that each redirect goes to.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Egresses {
+/// The path table with the interface that each redirect goes to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Paths {
     /// The table as the programs read it.
-    pub table: EgressTable,
+    pub table: PathTable,
     /// Interface index for each egress in redirect mode.
     pub devices: Vec<(u8, u32)>,
+}
+
+impl Default for Paths {
+    fn default() -> Self {
+        Paths {
+            table: PathTable::EMPTY,
+            devices: Vec::new(),
+        }
+    }
+}
+
+impl Paths {
+    /// The words of the table in the order in which the programs have them.
+    fn words(&self) -> Vec<u32> {
+        let PathTable {
+            epoch,
+            pins_beyond_ruleset,
+            spread,
+            media_hold,
+            tcp_idle,
+            udp_idle,
+            reserved,
+            working,
+            egresses,
+            preferences,
+        } = &self.table;
+        let mut words = Vec::with_capacity(PATH_WORDS);
+        words.extend([
+            *epoch,
+            *pins_beyond_ruleset,
+            *spread,
+            *media_hold,
+            *tcp_idle,
+            *udp_idle,
+        ]);
+        words.extend(reserved);
+        words.extend(working);
+        words.extend(egresses.as_flattened());
+        words.extend(preferences.as_flattened());
+        words
+    }
 }
 
 /// Everything an installation consists of.
@@ -105,8 +150,10 @@ pub struct Plan<'a> {
     pub lans: &'a [LanPlan],
     /// The compiled ruleset.
     pub image: &'a Image,
-    /// The egresses.
-    pub egresses: &'a Egresses,
+    /// The ways of steered packets.
+    pub paths: &'a Paths,
+    /// How many flows are pinned; none if that is switched off.
+    pub pins: Option<u32>,
     /// Whether each decision is logged.
     pub trace: bool,
 }
@@ -132,7 +179,7 @@ pub struct DataPath {
 struct Live {
     programs: Vec<Programs>,
     ruleset: TableMap,
-    egresses: TableMap,
+    paths: TableMap,
     devices: DevMap<MapData>,
 }
 
@@ -168,7 +215,7 @@ impl DataPath {
     ///
     /// When a pin cannot be removed.
     pub fn reset_counters(&self) -> Result<()> {
-        COUNTER_MAPS
+        LASTING_MAPS
             .iter()
             .try_for_each(|map| self.pins.remove(map))
     }
@@ -224,12 +271,18 @@ impl DataPath {
         let words = plan.image.words();
         let size = ruleset_capacity(words.len());
         let ruleset = TableMap::create("RULESET", words, size, &self.pins.path("RULESET"))?;
-        let words = plan.egresses.table.as_flattened();
-        let pin = self.pins.path("EGRESSES");
-        let egresses = TableMap::create("EGRESSES", words, words.len(), &pin)?;
+        let words = plan.paths.words();
+        let pin = self.pins.path("PATHS");
+        let paths = TableMap::create("PATHS", &words, words.len(), &pin)?;
         let table_words = u32::try_from(size)?;
         let trace = plan.trace;
-        let options = Options { trace, report };
+        let pins = plan.pins;
+        let carried = self.resize_pins(pins.unwrap_or(program::NO_PINS))?;
+        let options = Options {
+            trace,
+            report,
+            pins,
+        };
         let mut programs = Vec::with_capacity(plan.lans.len());
         for lan in plan.lans {
             programs.push(
@@ -240,16 +293,17 @@ impl DataPath {
         let mut live = Live {
             programs,
             ruleset,
-            egresses,
+            paths,
             devices: open_map(&self.pins.path("DEVICES"))?.try_into()?,
         };
-        live.set_devices(plan.egresses)?;
+        live.set_devices(plan.paths)?;
+        self.pin(&carried)?;
         Ok(live)
     }
 
     /// Removes the pins by which the loader was given the maps; the programs hold the maps now.
     fn unstage(&self) -> Result<()> {
-        let mut staged = MAPS.iter().filter(|map| !COUNTER_MAPS.contains(map));
+        let mut staged = MAPS.iter().filter(|map| !LASTING_MAPS.contains(map));
         staged.try_for_each(|map| self.pins.remove(map))
     }
 
@@ -268,16 +322,16 @@ impl DataPath {
         Ok(true)
     }
 
-    /// Replaces the egress table in one atomic switch.
+    /// Replaces the path table in one atomic switch.
     ///
     /// # Errors
     ///
     /// When the kernel refuses the new table or a device.
-    pub fn publish_egresses(&mut self, egresses: &Egresses) -> Result<()> {
+    pub fn publish_paths(&mut self, paths: &Paths) -> Result<()> {
         let live = self.live_mut()?;
         // An egress is redirected to only once its device is there.
-        live.set_devices(egresses)?;
-        live.egresses.publish(egresses.table.as_flattened())
+        live.set_devices(paths)?;
+        live.paths.publish(&paths.words())
     }
 
     /// The words of the ruleset table in force, read back from the kernel.
@@ -300,8 +354,8 @@ impl DataPath {
     /// When there are none, or they cannot be read.
     pub fn counters(&self) -> Result<Counters> {
         Counters::read(
-            &self.pins.path(COUNTER_MAPS[0]),
-            &self.pins.path(COUNTER_MAPS[1]),
+            &self.pins.path(LASTING_MAPS[0]),
+            &self.pins.path(LASTING_MAPS[1]),
         )
     }
 
@@ -363,8 +417,8 @@ impl DataPath {
 }
 
 impl Live {
-    fn set_devices(&mut self, egresses: &Egresses) -> Result<()> {
-        for (index, device) in &egresses.devices {
+    fn set_devices(&mut self, paths: &Paths) -> Result<()> {
+        for (index, device) in &paths.devices {
             self.devices
                 .set(u32::from(*index), *device, None, 0)
                 .with_context(|| format!("interface {device} cannot be redirected to"))?;

@@ -16,6 +16,7 @@ use breakout_common::constants::Constants;
 
 use super::bpffs::PinDirectory;
 use super::object::object;
+use super::pins::PINS;
 use super::{LanPlan, MAPS};
 use crate::config::XdpAttach;
 use crate::exit::{Code, WithCode};
@@ -28,6 +29,9 @@ pub(super) const XDP: &str = "breakout_xdp";
 pub const FILTER_PRIORITY: u16 = 0x4252;
 const FILTER_HANDLE: TcHandle = TcHandle::new(0, 1);
 
+/// The size of the map of pins where there are none.
+pub(super) const NO_PINS: u32 = 1;
+
 /// What programs do beside their work.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Options {
@@ -35,6 +39,8 @@ pub(super) struct Options {
     pub(super) trace: bool,
     /// Leave each decision where a test run finds it.
     pub(super) report: bool,
+    /// Keep flows on their way, so many of them.
+    pub(super) pins: Option<u32>,
 }
 
 /// Loaded programs for one LAN interface, with what they need to be attached.
@@ -73,7 +79,11 @@ impl Programs {
         table_words: u32,
         options: Options,
     ) -> Result<Self> {
-        let Options { trace, report } = options;
+        let Options {
+            trace,
+            report,
+            pins,
+        } = options;
         let mut loader = EbpfLoader::new();
         let constants = Constants {
             table_words,
@@ -82,6 +92,7 @@ impl Programs {
             tc_counts: u8::from(lan.xdp.is_none()),
             report: u8::from(report),
             lan: lan.number,
+            pins: u8::from(pins.is_some()),
             ..Constants::UNSET
         };
         let constants = constants.to_bytes();
@@ -91,7 +102,8 @@ impl Programs {
             } else {
                 VerifierLogLevel::STATS
             })
-            .override_global("CONSTANTS", &constants, true);
+            .override_global("CONSTANTS", &constants, true)
+            .map_max_entries(PINS, pins.unwrap_or(NO_PINS));
         for map in MAPS {
             loader.map_pin_path(map, staging.path(map));
         }

@@ -4,15 +4,15 @@ mod nft;
 mod pac;
 mod routes;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use anyhow::{Result, bail};
-use breakout_common::egress::MAX_EGRESSES;
 use ipnet::IpNet;
 use serde::Serialize;
 
-use crate::config::{Config, EgressConfig};
+use crate::config::{Config, EgressConfig, Preference};
+use crate::controller::name_of;
 use crate::list::{List, PortRange};
 use crate::policy::{Action, Choice};
 use crate::ruleset::{Rule, Ruleset};
@@ -55,8 +55,8 @@ pub struct Source<'a> {
     pub lists: &'a [List],
     /// What the policy makes of them.
     pub ruleset: &'a Ruleset,
-    /// The egresses' names, by index.
-    pub egresses: [Option<&'a str>; MAX_EGRESSES],
+    /// The preferences' indices, by their texts. Formats know one way: the most preferred egress.
+    pub preferences: &'a BTreeMap<String, u8>,
     /// Only these rules of the policy; all without.
     pub only: &'a [String],
 }
@@ -112,7 +112,7 @@ impl<'a> Source<'a> {
                     continue;
                 }
                 let egress = match choice.action {
-                    Action::Steer(index) => self.egresses[usize::from(index)],
+                    Action::Steer(index) => name_of(self.preferences, index),
                     Action::Pass => None,
                 };
                 lines.push(Line {
@@ -120,7 +120,11 @@ impl<'a> Source<'a> {
                     policy,
                     choice,
                     egress: egress
-                        .and_then(|name| self.config.egress.get_key_value(name))
+                        .and_then(|text| {
+                            let preference = Preference::from_text(&text);
+                            let name = *preference.egresses().first()?;
+                            self.config.egress.get_key_value(name)
+                        })
                         .map(|(name, egress)| (name.as_str(), egress)),
                 });
             }

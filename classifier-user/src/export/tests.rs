@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::config::parse as parse_config;
-use crate::controller::{make_ruleset, offline_indices};
+use crate::controller::{make_ruleset, offline_preferences};
 use crate::list::{Instance, parse};
 use crate::ruleset::Slots;
 use crate::timestamp::Timestamp;
@@ -17,16 +17,14 @@ const LIST: &str = r#"[
 fn written(config: &str, only: &[String], format: Format) -> Result<String> {
     let config = parse_config(&format!("{CONFIG}{config}"), "c").unwrap();
     let lists = [parse(LIST.as_bytes(), Instance::Worldwide, "test").unwrap()];
-    let indices = offline_indices(&config);
+    let indices = offline_preferences(&config);
     let (mut slots, now) = (Slots::default(), Timestamp::default());
     let ruleset = make_ruleset(&config, &lists, &indices, &mut slots, now).unwrap();
-    let mut egresses = [None; MAX_EGRESSES];
-    egresses[0] = Some("local");
     let source = Source {
         config: &config,
         lists: &lists,
         ruleset: &ruleset,
-        egresses,
+        preferences: &indices,
         only,
     };
     let pac = Pac {

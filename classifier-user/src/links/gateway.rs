@@ -22,17 +22,17 @@ pub enum Gateway {
     Address(IpAddr),
 }
 
-/// The ways out over an interface.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// The ways out over an interface, or why there is none.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gateways {
     /// For IPv4.
-    pub v4: Gateway,
+    pub v4: Result<Gateway, NoWayOut>,
     /// For IPv6.
-    pub v6: Gateway,
+    pub v6: Result<Gateway, NoWayOut>,
 }
 
 /// An interface cannot be an egress.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoWayOut {
     /// The configured gateway is somewhere else.
     #[error(
@@ -98,7 +98,7 @@ impl Links {
     ///
     /// # Errors
     ///
-    /// [`NoWayOut`] when there is none, or a configured one cannot work.
+    /// [`NoWayOut`] when there is none for either family, or the kernel does not answer.
     pub async fn gateways(
         &self,
         interface: &Interface,
@@ -112,20 +112,20 @@ impl Links {
             .into());
         }
         let v4 = match v4 {
-            Some(address) => on_link(interface, address.into())?,
+            Some(address) => on_link(interface, address.into()),
             None => {
                 let dump = RouteMessageBuilder::<Ipv4Addr>::new().build();
-                self.learn(interface, dump).await?
+                Ok(self.learn(interface, dump).await?)
             }
         };
         let v6 = match v6 {
-            Some(address) => on_link(interface, address.into())?,
+            Some(address) => on_link(interface, address.into()),
             None => {
                 let dump = RouteMessageBuilder::<Ipv6Addr>::new().build();
-                self.learn(interface, dump).await?
+                Ok(self.learn(interface, dump).await?)
             }
         };
-        if (v4, v6) == (Gateway::None, Gateway::None) {
+        if v4 == Ok(Gateway::None) && v6 == Ok(Gateway::None) {
             return Err(NoWayOut::Unknown {
                 interface: interface.name.clone(),
             }

@@ -16,6 +16,7 @@ use rtnetlink::packet_core::ErrorMessage;
 
 pub use gateway::{Gateway, Gateways, NoWayOut};
 pub use interface::{Interface, network_namespace};
+pub use neighbour::Neighbour;
 pub use routing::{RouteRule, RoutingPlan};
 pub use watch::Changes;
 

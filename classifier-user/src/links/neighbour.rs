@@ -11,13 +11,35 @@ use rtnetlink::packet_route::neighbour::{
 
 use super::Links;
 
+/// What the kernel knows of a neighbour.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Neighbour {
+    /// Nothing yet, or it is being resolved.
+    #[default]
+    Unknown,
+    /// It did not answer.
+    Failed,
+    /// Its MAC address, which the kernel would send to; none on links without such addresses.
+    Known(Option<[u8; 6]>),
+}
+
+impl Neighbour {
+    /// The MAC address, if it is known.
+    pub fn mac(self) -> Option<[u8; 6]> {
+        match self {
+            Neighbour::Known(mac) => mac,
+            Neighbour::Unknown | Neighbour::Failed => None,
+        }
+    }
+}
+
 impl Links {
-    /// The neighbour's MAC address, if the kernel knows one that it would use.
+    /// What the kernel knows of a neighbour.
     ///
     /// # Errors
     ///
     /// When the kernel does not answer.
-    pub async fn neighbour(&self, index: u32, address: IpAddr) -> Result<Option<[u8; 6]>> {
+    pub async fn neighbour(&self, index: u32, address: IpAddr) -> Result<Neighbour> {
         let family = match address {
             IpAddr::V4(_) => AddressFamily::Inet,
             IpAddr::V6(_) => AddressFamily::Inet6,
@@ -29,7 +51,7 @@ impl Links {
             .await
             .context("cannot list the neighbours")?;
         for entry in entries {
-            if entry.header.ifindex != index || !is_valid(entry.header.state) {
+            if entry.header.ifindex != index {
                 continue;
             }
             let (mut same, mut mac) = (false, None);
@@ -48,10 +70,14 @@ impl Links {
                 }
             }
             if same {
-                return Ok(mac);
+                return Ok(match entry.header.state {
+                    NeighbourState::Failed => Neighbour::Failed,
+                    state if is_valid(state) => Neighbour::Known(mac),
+                    _ => Neighbour::Unknown,
+                });
             }
         }
-        Ok(None)
+        Ok(Neighbour::Unknown)
     }
 
     /// Makes the kernel resolve the neighbour, or check it again if its entry is stale, as a packet to it would do.

@@ -7,15 +7,15 @@ use breakout_common::condition::{Condition, MAX_GROUPS};
 use ipnet::IpNet;
 
 use super::{Action, Policy, PolicyRule, Selector};
-use crate::config::{Config, PolicyConfig};
+use crate::config::{Config, Failback, PolicyConfig};
 use crate::list::{Category, EndpointSet, Instance};
 
 /// What a policy is built from.
 pub struct Build<'a> {
     /// The configuration.
     pub config: &'a Config,
-    /// The egresses' indices, by name.
-    pub egresses: &'a BTreeMap<String, u8>,
+    /// The preferences' indices, by their texts.
+    pub preferences: &'a BTreeMap<String, u8>,
 }
 
 impl Build<'_> {
@@ -26,7 +26,7 @@ impl Build<'_> {
     /// When there are more different lists of sources, or more LAN interfaces, than the data path can tell apart.
     pub fn policy(&self) -> Result<Policy> {
         let mut policy = if self.config.policy.is_empty() {
-            let mut policy = Policy::optimize(self.egress(self.config.default_egress())?);
+            let mut policy = Policy::optimize(self.preference(self.config.default_egress())?);
             policy.rules[0].grace = self.config.list.grace.0;
             policy
         } else {
@@ -46,9 +46,9 @@ impl Build<'_> {
         Ok(policy)
     }
 
-    fn egress(&self, name: &str) -> Result<u8> {
-        let index = self.egresses.get(name).copied();
-        index.context("every egress has an index")
+    fn preference(&self, text: &str) -> Result<u8> {
+        let index = self.preferences.get(text).copied();
+        index.context("every preference has an index")
     }
 
     fn rule(
@@ -82,9 +82,10 @@ impl Build<'_> {
             express_route: rule.express_route,
             custom: rule.custom.0.clone(),
         };
-        let action = match rule.action.as_str() {
-            "pass" => Action::Pass,
-            egress => Action::Steer(self.egress(egress)?),
+        let action = if rule.action.is_pass() {
+            Action::Pass
+        } else {
+            Action::Steer(self.preference(&rule.action.to_string())?)
         };
         Ok(PolicyRule {
             selector,
@@ -92,6 +93,8 @@ impl Build<'_> {
             conditions: self.conditions(&name, rule, groups)?,
             action,
             shadow: rule.shadow,
+            hard: rule.failback == Failback::Hard,
+            class: rule.class,
             grace: rule.grace.unwrap_or(self.config.list.grace).0,
             name,
         })

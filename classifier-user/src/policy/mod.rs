@@ -1,13 +1,16 @@
-//! The operator's choice: which endpoint sets are steered, for which clients, and to which egress.
+//! The operator's choice: which endpoint sets are steered, for which clients, and by which preference of egresses.
 
 mod build;
 mod custom;
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use breakout_common::condition::Condition;
+use breakout_common::table::Transport;
 use ipnet::IpNet;
 
+use crate::config::Class;
 use crate::list::{Category, EndpointSet, Instance, PortRange};
 use crate::timestamp::Timestamp;
 
@@ -19,7 +22,7 @@ pub use custom::custom_sets;
 pub enum Action {
     /// The ordinary path.
     Pass,
-    /// The egress with this index.
+    /// By the preference with this index.
     Steer(u8),
 }
 
@@ -47,6 +50,10 @@ pub struct PolicyRule {
     pub action: Action,
     /// Whether it only shows what it would do.
     pub shadow: bool,
+    /// Whether its flows take what is best at any time.
+    pub hard: bool,
+    /// The class of its traffic, if it is not told by the set.
+    pub class: Option<Class>,
     /// How long it goes on for what Microsoft no longer publishes.
     pub grace: Duration,
 }
@@ -83,6 +90,10 @@ pub struct Choice {
     pub action: Action,
     /// Whether it is only shown.
     pub shadow: bool,
+    /// Whether it is of the class `media`.
+    pub media: bool,
+    /// Whether its flows take what is best at any time.
+    pub hard: bool,
 }
 
 impl Choice {
@@ -94,6 +105,8 @@ impl Choice {
             conditions: vec![Condition::ANY],
             action,
             shadow: false,
+            media: false,
+            hard: false,
         }
     }
 
@@ -104,8 +117,8 @@ impl Choice {
 }
 
 impl Policy {
-    /// The default policy: Optimize is steered to one egress, everything else passes.
-    pub fn optimize(egress: u8) -> Self {
+    /// The default policy: Optimize is steered by one preference, everything else passes.
+    pub fn optimize(preference: u8) -> Self {
         Policy {
             rules: vec![PolicyRule {
                 name: "default".to_owned(),
@@ -115,8 +128,10 @@ impl Policy {
                 },
                 ports: None,
                 conditions: vec![Condition::ANY],
-                action: Action::Steer(egress),
+                action: Action::Steer(preference),
                 shadow: false,
+                hard: false,
+                class: None,
                 grace: DEFAULT_GRACE,
             }],
             sources: Vec::new(),
@@ -136,6 +151,8 @@ impl Policy {
                 conditions: rule.conditions.clone(),
                 action: rule.action,
                 shadow: rule.shadow,
+                media: rule.class_of(set) == Class::Media,
+                hard: rule.hard,
             });
             if rule.ports.is_none() && rule.conditions == [Condition::ANY] {
                 break;
@@ -144,6 +161,9 @@ impl Policy {
         choices
     }
 }
+
+/// The UDP ports of Teams' media (Microsoft, "Prepare your organization's network for Teams").
+const MEDIA_PORTS: RangeInclusive<u16> = 3478..=3481;
 
 /// How long a rule goes on for what Microsoft no longer publishes, unless it says otherwise.
 pub const DEFAULT_GRACE: Duration = Duration::from_secs(7 * 86_400);
@@ -160,6 +180,21 @@ impl PolicyRule {
             && self.selector.selects(set)
             && self.action != Action::Pass
             && self.selector.sets.is_empty()
+    }
+
+    /// The class of a set's traffic.
+    fn class_of(&self, set: &EndpointSet) -> Class {
+        let has_media = |ports: &PortRange| {
+            ports.transport == Transport::Udp
+                && ports.first <= *MEDIA_PORTS.end()
+                && ports.last >= *MEDIA_PORTS.start()
+        };
+        let is_media = set.key.id().is_some() && set.ports.iter().any(has_media);
+        self.class.unwrap_or(if is_media {
+            Class::Media
+        } else {
+            Class::Standard
+        })
     }
 
     fn still_holds(&self, set: &EndpointSet, now: Timestamp) -> bool {

@@ -11,10 +11,10 @@ const BASE: &str = "[[lan]]\ninterface = \"lan\"\n[[lan]]\ninterface = \"guests\
 
 fn policy(rules: &str) -> Policy {
     let config = parse(&format!("{BASE}{rules}"), "c").unwrap();
-    let egresses = BTreeMap::from([("local".to_owned(), 0), ("lte".to_owned(), 1)]);
+    let preferences = BTreeMap::from([("local".to_owned(), 0), ("lte".to_owned(), 1)]);
     let build = Build {
         config: &config,
-        egresses: &egresses,
+        preferences: &preferences,
     };
     build.policy().unwrap()
 }

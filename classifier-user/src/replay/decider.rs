@@ -3,16 +3,16 @@
 use std::collections::HashMap;
 
 use anyhow::{Context, Result};
-use breakout_common::classify::{by_outcome, decide};
+use breakout_common::classify::{flow, rule};
 use breakout_common::egress::{Egress, MAX_EGRESSES, NextHop};
 use breakout_common::fragment::{Key, key};
 use breakout_common::packet::{Stop, walk};
-use breakout_common::table::Outcome;
+use breakout_common::path::{BUCKETS, MAX_PREFERENCES, PLACES, PathTable};
 use breakout_common::verdict::{Decision, Reason};
 
 use super::Captured;
 use super::frame::for_test_run;
-use crate::datapath::{Bench, Egresses, LanPlan, Plan};
+use crate::datapath::{Bench, LanPlan, Paths, Plan};
 use crate::ruleset::Image;
 
 /// Decides packets.
@@ -24,13 +24,8 @@ pub(super) enum Decider {
 impl Decider {
     /// Loads the programs, with every egress up, but attaches them nowhere.
     pub(super) fn kernel(image: &Image) -> Result<Self> {
-        let up = Egress {
-            v4: NextHop::Kernel,
-            v6: NextHop::Kernel,
-            ..Egress::default()
-        };
-        let egresses = Egresses {
-            table: [up.to_words(); MAX_EGRESSES],
+        let paths = Paths {
+            table: all_up(),
             devices: Vec::new(),
         };
         let lan = LanPlan {
@@ -44,7 +39,8 @@ impl Decider {
         let plan = Plan {
             lans: &[lan],
             image,
-            egresses: &egresses,
+            paths: &paths,
+            pins: None,
             trace: false,
         };
         Ok(Decider::Kernel(Box::new(Bench::load(&plan)?)))
@@ -53,6 +49,7 @@ impl Decider {
     pub(super) fn pure(image: Image) -> Self {
         Decider::Pure(Pure {
             image,
+            paths: all_up(),
             fragments: HashMap::new(),
         })
     }
@@ -76,18 +73,44 @@ impl Decider {
     }
 }
 
+/// A path table in which each preference leads to an egress that is up.
+fn all_up() -> PathTable {
+    let up = Egress {
+        v4: NextHop::Kernel,
+        v6: NextHop::Kernel,
+        ..Egress::default()
+    };
+    let mut table = PathTable {
+        working: [u32::MAX; PLACES],
+        egresses: [up.to_words(); MAX_EGRESSES],
+        ..PathTable::EMPTY
+    };
+    for (preference, egress) in (0u8..)
+        .take(MAX_PREFERENCES)
+        .zip((0u8..).take(MAX_EGRESSES).cycle())
+    {
+        for place in 0..PLACES {
+            table.set_choices(preference, place, &[egress; BUCKETS]);
+        }
+    }
+    table
+}
+
 /// The decision without a kernel.
 pub(super) struct Pure {
     image: Image,
+    paths: PathTable,
     /// The ways of first fragments that are steered.
-    fragments: HashMap<Key, Outcome>,
+    fragments: HashMap<Key, Decision>,
 }
 
 impl Pure {
     fn decide(&mut self, captured: &Captured) -> Decision {
         match walk(captured) {
             Ok(headers) => {
-                let decision = decide(self.image.words(), captured, &headers, 0);
+                let ruling = rule(self.image.words(), captured, &headers, 0);
+                let bucket = flow(captured, &headers, &ruling).map_or(0, |flow| flow.bucket());
+                let decision = ruling.by_choice(&self.paths, headers.is_v6(), bucket);
                 if let Some(key) = headers
                     .first_fragment()
                     .and_then(|first| key(captured, &first))
@@ -98,23 +121,17 @@ impl Pure {
             }
             Err(Stop::LaterFragment(later)) => {
                 let first = key(captured, &later).and_then(|key| self.fragments.get(&key));
-                first.map_or(Decision::pass(Reason::LaterFragment), |outcome| {
-                    by_outcome(*outcome)
-                })
+                first
+                    .copied()
+                    .unwrap_or(Decision::pass(Reason::LaterFragment))
             }
             Err(Stop::Reason(reason)) => Decision::pass(reason),
         }
     }
 
     fn remember(&mut self, key: Key, decision: &Decision) {
-        if let (Some(egress), Some(set)) = (decision.egress(), decision.set()) {
-            let egress = Some(egress);
-            let outcome = Outcome {
-                set,
-                egress,
-                hold: None,
-            };
-            self.fragments.insert(key, outcome);
+        if decision.egress().is_some() {
+            self.fragments.insert(key, *decision);
         } else {
             self.fragments.remove(&key);
         }

@@ -28,8 +28,8 @@ pub(super) fn precedence(rule: &Rule, prefix_len: u8) -> impl Ord + use<> {
 
 /// What a choice about the rule's set does, as the table says it. Without a choice the set passes.
 pub(super) fn outcome(rule: &Rule, choice: Option<&Choice>, bypass: bool) -> u32 {
-    let egress = match choice.map(|choice| choice.action) {
-        Some(Action::Steer(egress)) => Some(egress),
+    let preference = match choice.map(|choice| choice.action) {
+        Some(Action::Steer(preference)) => Some(preference),
         Some(Action::Pass) | None => None,
     };
     let shadow = choice.is_some_and(|choice| choice.shadow);
@@ -40,8 +40,10 @@ pub(super) fn outcome(rule: &Rule, choice: Option<&Choice>, bypass: bool) -> u32
     };
     let outcome = Outcome {
         set: rule.slot,
-        hold: hold.filter(|_| egress.is_some()),
-        egress,
+        hold: hold.filter(|_| preference.is_some()),
+        media: preference.is_some() && choice.is_some_and(|choice| choice.media),
+        hard: preference.is_some() && choice.is_some_and(|choice| choice.hard),
+        preference,
     };
     outcome.to_word()
 }

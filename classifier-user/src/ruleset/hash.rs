@@ -34,6 +34,9 @@ impl Ruleset {
                     choice.shadow,
                     choice.ports.as_ref().map(|list| ports(list))
                 ));
+                if choice.media || choice.hard {
+                    hasher.update(format!("media {} hard {}\n", choice.media, choice.hard));
+                }
                 for condition in &choice.conditions {
                     hasher.update(format!("{condition:?}\n"));
                     if condition.groups != Condition::ANY.groups {

@@ -44,22 +44,22 @@ pub struct Rule {
 }
 
 impl Rule {
-    /// The egresses that packets of the set may be steered to.
-    pub fn egresses(&self) -> Vec<u8> {
-        let mut egresses: Vec<u8> = (self.choices.iter())
+    /// The preferences by which packets of the set may be steered.
+    pub fn preferences(&self) -> Vec<u8> {
+        let mut preferences: Vec<u8> = (self.choices.iter())
             .filter_map(|choice| match choice.action {
-                Action::Steer(egress) => Some(egress),
+                Action::Steer(preference) => Some(preference),
                 Action::Pass => None,
             })
             .collect();
-        egresses.sort_unstable();
-        egresses.dedup();
-        egresses
+        preferences.sort_unstable();
+        preferences.dedup();
+        preferences
     }
 
     /// Whether any of its packets may be steered.
     pub fn is_steered(&self) -> bool {
-        !self.egresses().is_empty()
+        !self.preferences().is_empty()
     }
 }
 

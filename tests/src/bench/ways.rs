@@ -134,7 +134,7 @@ impl Bench {
             matches!(
                 self.table.words().lookup(*destination, key, || None),
                 Some(Answer::Match(Outcome {
-                    egress: Some(_),
+                    preference: Some(_),
                     ..
                 }))
             )

@@ -122,6 +122,8 @@ fn choices() -> impl Strategy<Value = Vec<Choice>> {
                 conditions,
                 action,
                 shadow,
+                media: policy % 2 == 1,
+                hard: policy % 3 == 1,
             })
             .collect();
         // A rule says one thing about a set.

@@ -1,0 +1,119 @@
+//! `[egress.NAME]`, `[health]` and `[pinning]`.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{OneOrMany, Share, Span};
+use crate::health::Target;
+
+/// How steered packets get to an egress.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// TC marks them and the kernel routes them: netfilter, conntrack and NAT work as always.
+    #[default]
+    Route,
+    /// XDP forwards them, past netfilter.
+    Redirect,
+}
+
+/// `[egress.NAME]`: a way out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EgressConfig {
+    /// The interface of a way out.
+    pub interface: String,
+    /// The IPv4 next hop. Learnt from the interface's routes when absent.
+    #[serde(default)]
+    pub gateway: Option<Ipv4Addr>,
+    /// The IPv6 next hop. Learnt from the interface's routes when absent.
+    #[serde(default)]
+    pub gateway6: Option<Ipv6Addr>,
+    /// `route` or `redirect`, see [gateway.md](gateway.md).
+    #[serde(default)]
+    pub mode: Mode,
+    /// Whether steered packets get the interface's address as their source, by an nftables table of our own.
+    #[serde(default)]
+    pub masquerade: bool,
+    /// Whether DNAT and REDIRECT rules, as of a transparent proxy, are kept from steered packets. As `masquerade` when
+    /// absent.
+    #[serde(default)]
+    pub skip_dnat: Option<bool>,
+    /// What is probed through it, as `stun:HOST:PORT`, `icmp:HOST`, `tcp:HOST:PORT`, `tls:HOST:PORT` or `http://HOST/`.
+    /// Chosen from the list when absent; nothing if empty.
+    #[serde(default)]
+    #[schemars(with = "Option<Vec<String>>")]
+    pub probes: Option<OneOrMany<Target>>,
+}
+
+impl EgressConfig {
+    /// Whether steered packets are kept from DNAT and REDIRECT rules.
+    pub fn skips_dnat(&self) -> bool {
+        self.skip_dnat.unwrap_or(self.masquerade)
+    }
+}
+
+/// `[health]`: when an egress is good enough.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct HealthConfig {
+    /// How often STUN and ICMP probes are sent, all targets of an egress and address family together.
+    pub interval: Span,
+    /// How often each TCP, TLS and HTTP target is probed.
+    pub slow_interval: Span,
+    /// How long an egress must have been good before it is used again.
+    pub hold_down: Span,
+    /// Media leaves an egress that loses this share of its probes, and comes back below half of it.
+    pub media_loss: Share,
+    /// Media leaves an egress whose probes take so long, and comes back below half of it.
+    pub media_latency: Span,
+    /// Everything leaves an egress that loses this share, and comes back below half of it.
+    pub loss: Share,
+    /// Everything leaves an egress whose probes take so long, and comes back below half of it.
+    pub latency: Span,
+}
+
+impl Default for HealthConfig {
+    fn default() -> Self {
+        HealthConfig {
+            interval: Span(Duration::from_millis(250)),
+            slow_interval: Span(Duration::from_secs(10)),
+            hold_down: Span(Duration::from_secs(10)),
+            media_loss: Share::percent(2),
+            media_latency: Span(Duration::from_millis(300)),
+            loss: Share::percent(40),
+            latency: Span(Duration::from_secs(2)),
+        }
+    }
+}
+
+/// `[pinning]`: flows stay where they are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct PinningConfig {
+    /// Whether established flows stay on their way while it works.
+    pub enabled: bool,
+    /// How many flows are remembered; beyond them those that were silent longest are forgotten.
+    pub size: u32,
+    /// For how long after its last packet a client's Teams media has a way that new media joins.
+    pub media_hold: Span,
+    /// For how long after its last packet a TCP flow is remembered.
+    pub tcp_idle: Span,
+    /// The same for UDP.
+    pub udp_idle: Span,
+}
+
+impl Default for PinningConfig {
+    fn default() -> Self {
+        PinningConfig {
+            enabled: true,
+            size: 65_536,
+            media_hold: Span(Duration::from_secs(30)),
+            tcp_idle: Span::hours(2),
+            udp_idle: Span(Duration::from_secs(180)),
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! The pins of flows, seen from the controller: what a change of the ruleset means for them, and what is no longer needed.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use breakout_common::path::{CLIENT, Flow, ORDINARY, Pin, PinKey};
+use breakout_common::table::{Destination, Lookup, Transport};
+use nix::time::{ClockId, clock_gettime};
+
+use super::Controller;
+use crate::ruleset::Image;
+
+impl Controller {
+    /// Publishes a ruleset in the tables of this installation; see
+    /// [`DataPath::publish_ruleset`](crate::datapath::DataPath::publish_ruleset).
+    ///
+    /// Flows stay where they are: what it prefers is published first, and that there may be pinned flows that it no longer
+    /// steers.
+    pub(super) fn publish_ruleset(
+        &mut self,
+        image: &Image,
+        preferences: &BTreeMap<String, u8>,
+        bypass: bool,
+    ) -> Result<bool> {
+        self.persistent.preferences.clone_from(preferences);
+        let mut paths = self.health.paths(&self.config, &self.egresses, preferences);
+        paths.table.epoch = self.published.table.epoch.wrapping_add(1);
+        paths.table.pins_beyond_ruleset = u32::from(self.config.pinning.enabled && !bypass);
+        self.publish_paths(paths)?;
+        if !self.datapath.publish_ruleset(image)? {
+            return Ok(false);
+        }
+        if bypass {
+            self.unpin_steered()?;
+        }
+        Ok(true)
+    }
+
+    /// Forgets the flows that leave by an egress.
+    fn unpin_steered(&self) -> Result<()> {
+        if !self.config.pinning.enabled {
+            return Ok(());
+        }
+        let pins = self.datapath.pins()?;
+        let steered = pins.iter().filter(|(_, pin)| pin.egress() != ORDINARY);
+        self.datapath.unpin(steered.map(|(key, _)| key))
+    }
+
+    /// Forgets idle flows; and, once none is left that the ruleset does not steer, that packets it does not steer have to be
+    /// looked up.
+    pub(super) async fn tidy_pins(&mut self) {
+        if let Err(error) = self.try_tidy_pins() {
+            tracing::warn!("cannot tidy the pins of flows: {error:#}");
+        }
+    }
+
+    fn try_tidy_pins(&mut self) -> Result<()> {
+        if !self.config.pinning.enabled {
+            return Ok(());
+        }
+        let now = seconds_since_boot();
+        let pins = self.datapath.pins()?;
+        let (idle, live): (Vec<_>, Vec<_>) = pins
+            .into_iter()
+            .partition(|(key, pin)| self.is_idle(key, pin, now));
+        self.datapath.unpin(idle.iter().map(|(key, _)| key))?;
+        if self.published.table.pins_beyond_ruleset == 0 {
+            return Ok(());
+        }
+        let table = self.datapath.live_table()?;
+        let is_beyond = |(key, pin): &(PinKey, Pin)| {
+            key[4] & CLIENT == 0 && pin.egress() != ORDINARY && !is_steered(&table, key)
+        };
+        if !live.iter().any(is_beyond) {
+            let mut paths = self.published.clone();
+            paths.table.pins_beyond_ruleset = 0;
+            self.publish_paths(paths)?;
+        }
+        Ok(())
+    }
+
+    fn is_idle(&self, key: &PinKey, pin: &Pin, now: u32) -> bool {
+        let table = &self.published.table;
+        let idle = match key[4] {
+            kind if kind & CLIENT != 0 => table.media_hold,
+            kind if kind & Flow::TCP != 0 => table.tcp_idle,
+            _ => table.udp_idle,
+        };
+        // A packet may have come since `now` was taken.
+        now.saturating_sub(pin.seen) > idle
+    }
+}
+
+/// Whether the ruleset may steer a flow, whoever its client is.
+fn is_steered(table: &[u32], key: &PinKey) -> bool {
+    let destination = Destination::from_halves(key[4] & Flow::V6 != 0, key[2], key[3]);
+    let transport = if key[4] & Flow::TCP != 0 {
+        Transport::Tcp
+    } else {
+        Transport::Udp
+    };
+    let port = (key[4] & 0xffff) as u16;
+    let client = breakout_common::condition::Client {
+        source: Destination::from_halves(key[4] & Flow::V6 != 0, key[0], key[1]),
+        lan: 0,
+        vlan: 0,
+    };
+    let answer = table.lookup(destination, transport.key(port), || Some(client));
+    let ruling = breakout_common::classify::by_answer(answer);
+    ruling.preference().is_some()
+}
+
+/// Seconds since boot, as the data path counts them.
+pub(super) fn seconds_since_boot() -> u32 {
+    let now = clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(0, |time| time.tv_sec());
+    u32::try_from(now).unwrap_or(u32::MAX)
+}

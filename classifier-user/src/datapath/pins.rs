@@ -1,0 +1,104 @@
+//! The pins of flows: read, written, and carried over to a map of another size.
+
+use anyhow::{Context, Result};
+use aya::maps::{HashMap, MapData, PerCpuArray};
+use breakout_common::path::{PIN_EVENTS, Pin, PinKey};
+
+use super::{DataPath, open_map};
+
+/// The maps of this module, as the eBPF object names them.
+pub(super) const PINS: &str = "PINS";
+pub(super) const EVENTS: &str = "PINNED";
+
+type PinMap = HashMap<MapData, PinKey, [u32; 4]>;
+
+impl DataPath {
+    /// All pins that there are now.
+    ///
+    /// # Errors
+    ///
+    /// When there is no map of them, or it cannot be read.
+    pub fn pins(&self) -> Result<Vec<(PinKey, Pin)>> {
+        let map = self.pin_map()?;
+        // A key that the programs remove meanwhile ends or restarts the iteration; what was read until then is good.
+        let pins = map
+            .iter()
+            .take(self.pin_room()? as usize)
+            .map_while(Result::ok);
+        Ok(pins
+            .map(|(key, [seen, since, epoch, way])| {
+                (
+                    key,
+                    Pin {
+                        seen,
+                        since,
+                        epoch,
+                        way,
+                    },
+                )
+            })
+            .collect())
+    }
+
+    /// Pins flows.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn pin(&self, pins: &[(PinKey, Pin)]) -> Result<()> {
+        let mut map = self.pin_map()?;
+        for (key, pin) in pins {
+            map.insert(key, [pin.seen, pin.since, pin.epoch, pin.way], 0)
+                .context("cannot pin a flow")?;
+        }
+        Ok(())
+    }
+
+    /// Forgets flows.
+    ///
+    /// # Errors
+    ///
+    /// When there is no map of them.
+    pub fn unpin<'a>(&self, keys: impl IntoIterator<Item = &'a PinKey>) -> Result<()> {
+        let mut map = self.pin_map()?;
+        for key in keys {
+            // The programs may have dropped it already.
+            let _ = map.remove(key);
+        }
+        Ok(())
+    }
+
+    /// How often each [`PinEvent`](breakout_common::path::PinEvent) has happened.
+    ///
+    /// # Errors
+    ///
+    /// When that cannot be read.
+    pub fn pin_events(&self) -> Result<[u64; PIN_EVENTS]> {
+        let map: PerCpuArray<MapData, u64> = open_map(&self.pins.path(EVENTS))?.try_into()?;
+        let mut sums = [0; PIN_EVENTS];
+        for (sum, index) in sums.iter_mut().zip(0..) {
+            *sum = map.get(&index, 0)?.iter().sum();
+        }
+        Ok(sums)
+    }
+
+    /// Makes way for a map of pins with another size. Returns the pins that it shall have.
+    pub(super) fn resize_pins(&self, size: u32) -> Result<Vec<(PinKey, Pin)>> {
+        if !self.pins.path(PINS).exists() || self.pin_room()? == size {
+            return Ok(Vec::new());
+        }
+        let pins = self.pins()?;
+        self.pins.remove(PINS)?;
+        Ok(pins)
+    }
+
+    /// The most pins that there can be.
+    fn pin_room(&self) -> Result<u32> {
+        let map = MapData::from_pin(self.pins.path(PINS)).context("cannot open the map of pins")?;
+        Ok(map.info()?.max_entries())
+    }
+
+    fn pin_map(&self) -> Result<PinMap> {
+        Ok(open_map(&self.pins.path(PINS))?.try_into()?)
+    }
+}

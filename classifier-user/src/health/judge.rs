@@ -1,0 +1,313 @@
+//! Which classes of traffic may use an egress for an address family: limits with hysteresis, and hold-down.
+
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use super::Measure;
+use crate::config::{Class, HealthConfig};
+use crate::timestamp::Timestamp;
+
+/// How an egress stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Everything may use it.
+    Up,
+    /// Media must not, everything else may; or the other way round.
+    Degraded,
+    /// Nothing may use it.
+    Down,
+}
+
+impl State {
+    /// Its name in texts and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            State::Up => "up",
+            State::Degraded => "degraded",
+            State::Down => "down",
+        }
+    }
+}
+
+/// How an egress stands for an address family, with the reasons.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Standing {
+    /// All in one.
+    pub state: State,
+    /// Whether standard traffic may use it.
+    pub standard: bool,
+    /// Whether media may use it.
+    pub media: bool,
+    /// 0 for a dead one, 10 for one without loss and delay.
+    pub score: f64,
+    /// Since when the state is as it is.
+    pub since: Timestamp,
+    /// Why it is not `up`, or why it is so only now.
+    pub why: Option<String>,
+    /// What the probes measure; without any if there are none.
+    pub measure: Option<Measure>,
+}
+
+/// What is known of one class.
+#[derive(Clone, Debug, Default)]
+struct Seat {
+    works: bool,
+    /// Since when it has been good without a break.
+    good_since: Option<Instant>,
+    why: Option<String>,
+}
+
+/// Judges one egress for one address family.
+#[derive(Clone, Debug)]
+pub struct Judge {
+    is_first: bool,
+    seats: [Seat; 2],
+    state: State,
+    since: Timestamp,
+    score: f64,
+    measure: Option<Measure>,
+}
+
+const CLASSES: [Class; 2] = [Class::Standard, Class::Media];
+
+impl Default for Judge {
+    fn default() -> Self {
+        Judge {
+            is_first: true,
+            seats: [Seat::default(), Seat::default()],
+            state: State::Down,
+            since: Timestamp::default(),
+            score: 0.0,
+            measure: None,
+        }
+    }
+}
+
+impl Judge {
+    /// Looks at what is known now. `problem` is what is wrong with the link itself. Returns the state before, if there is
+    /// another one now.
+    ///
+    /// At the first look a good egress works at once; later only after the hold-down.
+    pub fn look(
+        &mut self,
+        now: Instant,
+        limits: &HealthConfig,
+        problem: Option<&str>,
+        measure: Option<&Measure>,
+    ) -> Option<State> {
+        let before = self.state;
+        for (seat, class) in self.seats.iter_mut().zip(CLASSES) {
+            let fault = match (problem, measure) {
+                (Some(problem), _) => Some(problem.to_owned()),
+                (None, Some(measure)) => fault(measure, limits, class, seat.works),
+                (None, None) => None,
+            };
+            match fault {
+                Some(fault) => {
+                    *seat = Seat {
+                        why: Some(fault),
+                        ..Seat::default()
+                    };
+                }
+                None if seat.works => seat.why = None,
+                None => {
+                    let since = *seat.good_since.get_or_insert(now);
+                    seat.works = self.is_first || now.duration_since(since) >= limits.hold_down.0;
+                    let hold = format!(
+                        "good again, used after {} without a fault",
+                        String::from(limits.hold_down)
+                    );
+                    seat.why = (!seat.works).then_some(hold);
+                }
+            }
+        }
+        self.score = match problem {
+            Some(_) => 0.0,
+            None => measure.map_or(10.0, |measure| score(measure, limits)),
+        };
+        self.measure = measure.cloned();
+        self.state = match (self.seats[0].works, self.seats[1].works) {
+            (true, true) => State::Up,
+            (false, false) => State::Down,
+            _ => State::Degraded,
+        };
+        let changed = self.is_first || self.state != before;
+        self.is_first = false;
+        if changed {
+            self.since = Timestamp::now();
+        }
+        changed.then_some(before)
+    }
+
+    /// Whether a class may use it.
+    pub fn works(&self, class: Class) -> bool {
+        match class {
+            Class::Standard => self.seats[0].works,
+            Class::Media => self.seats[1].works,
+        }
+    }
+
+    /// How it stands.
+    pub fn standing(&self) -> Standing {
+        let mut why = self.seats.iter().filter_map(|seat| seat.why.clone());
+        Standing {
+            state: self.state,
+            standard: self.seats[0].works,
+            media: self.seats[1].works,
+            score: (self.score * 10.0).round() / 10.0,
+            since: self.since,
+            why: why.next(),
+            measure: self.measure.clone(),
+        }
+    }
+}
+
+/// What makes an egress too bad for a class, if anything.
+fn fault(measure: &Measure, limits: &HealthConfig, class: Class, works: bool) -> Option<String> {
+    let (loss, latency) = match class {
+        Class::Media => (limits.media_loss, limits.media_latency),
+        Class::Standard => (limits.loss, limits.latency),
+    };
+    // To come back it must be twice as good as it had to be to stay.
+    let scale = if works { 1.0 } else { 0.5 };
+    if measure.alive == Some(false) {
+        let errors = measure.targets.iter().find_map(|target| {
+            let error = target.last_error.as_ref()?;
+            Some(format!(" ({}: {error})", target.target))
+        });
+        return Some(format!(
+            "no probe is answered{}",
+            errors.unwrap_or_default()
+        ));
+    }
+    if measure.loss >= loss.fraction() * scale && measure.loss > 0.0 {
+        return Some(format!(
+            "{:.1} % of the probes are lost",
+            measure.loss * 100.0
+        ));
+    }
+    let limit = latency.0.as_secs_f64() * 1000.0 * scale;
+    if let Some(time) = measure.latency_ms.filter(|time| *time >= limit) {
+        return Some(format!("answers take {time:.0} ms"));
+    }
+    if class == Class::Standard && measure.doors == Some(false) {
+        return Some("no front door answers over TCP".to_owned());
+    }
+    None
+}
+
+/// From 10 down: by loss to nothing at the limit for all traffic, by latency to half of it.
+fn score(measure: &Measure, limits: &HealthConfig) -> f64 {
+    if measure.alive == Some(false) {
+        return 0.0;
+    }
+    let limit = limits.latency.0.as_secs_f64() * 1000.0;
+    let slow = measure
+        .latency_ms
+        .map_or(0.0, |time| (time / limit).min(1.0));
+    let lost = (measure.loss / limits.loss.fraction()).min(1.0);
+    10.0 * (1.0 - lost) * (1.0 - slow / 2.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn measure(loss: f64, latency: f64) -> Measure {
+        Measure {
+            alive: Some(true),
+            loss,
+            latency_ms: Some(latency),
+            ..Measure::default()
+        }
+    }
+
+    struct Case {
+        judge: Judge,
+        now: Instant,
+        limits: HealthConfig,
+    }
+
+    impl Case {
+        fn new() -> Self {
+            Case {
+                judge: Judge::default(),
+                now: Instant::now(),
+                limits: HealthConfig::default(),
+            }
+        }
+
+        /// Seconds later, with this measure.
+        fn after(&mut self, seconds: u64, problem: Option<&str>, measure: &Measure) -> State {
+            self.now += Duration::from_secs(seconds);
+            self.judge
+                .look(self.now, &self.limits, problem, Some(measure));
+            self.judge.standing().state
+        }
+    }
+
+    #[test]
+    fn loss_drives_media_out_and_mail_stays() {
+        let mut case = Case::new();
+        assert_eq!(case.after(0, None, &measure(0.0, 20.0)), State::Up);
+        assert_eq!(case.after(1, None, &measure(0.2, 20.0)), State::Degraded);
+        assert!(case.judge.works(Class::Standard) && !case.judge.works(Class::Media));
+        // Better, but not twice as good as the limit.
+        assert_eq!(case.after(60, None, &measure(0.015, 20.0)), State::Degraded);
+        assert_eq!(case.after(1, None, &measure(0.005, 20.0)), State::Degraded);
+        assert_eq!(case.after(9, None, &measure(0.005, 20.0)), State::Degraded);
+        assert_eq!(case.after(1, None, &measure(0.005, 20.0)), State::Up);
+        assert_eq!(case.after(1, None, &measure(0.5, 20.0)), State::Down);
+    }
+
+    #[test]
+    fn a_link_that_flaps_is_not_used_between_flaps() {
+        let mut case = Case::new();
+        let good = measure(0.0, 20.0);
+        case.after(0, None, &good);
+        for _ in 0..10 {
+            assert_eq!(case.after(1, Some("no carrier"), &good), State::Down);
+            assert_eq!(case.after(1, None, &good), State::Down);
+            assert_eq!(case.after(9, None, &good), State::Down);
+        }
+        assert!(case.judge.standing().why.unwrap().contains("10s"));
+        assert_eq!(case.after(1, None, &good), State::Up);
+        assert_eq!(case.judge.standing().why, None);
+    }
+
+    #[test]
+    fn front_doors_that_do_not_answer_leave_media_alone() {
+        let mut case = Case::new();
+        let shut = Measure {
+            doors: Some(false),
+            ..measure(0.0, 20.0)
+        };
+        case.after(0, None, &measure(0.0, 20.0));
+        assert_eq!(case.after(1, None, &shut), State::Degraded);
+        assert!(case.judge.works(Class::Media));
+        assert_eq!(case.after(1, None, &measure(0.0, 2500.0)), State::Down);
+        let score = |loss, latency| score(&measure(loss, latency), &HealthConfig::default());
+        assert!(score(0.0, 10.0) > 9.9 && score(0.2, 10.0) < 5.1 && score(0.4, 10.0) < 0.1);
+    }
+
+    #[test]
+    fn without_probes_the_link_alone_decides() {
+        let mut case = Case::new();
+        let limits = HealthConfig::default();
+        assert_eq!(
+            case.judge.look(case.now, &limits, None, None),
+            Some(State::Down)
+        );
+        assert_eq!(case.judge.look(case.now, &limits, None, None), None);
+        assert_eq!(case.judge.standing().score, 10.0);
+        assert_eq!(
+            case.judge.look(case.now, &limits, Some("gone"), None),
+            Some(State::Up)
+        );
+        assert_eq!(case.judge.standing().score, 0.0);
+    }
+}

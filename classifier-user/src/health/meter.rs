@@ -1,0 +1,237 @@
+//! What the probes of one egress and address family tell together.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Kind, Target};
+
+/// Unanswered quick probes in a row, over all targets, after which an egress is dead.
+pub(super) const DEAD_AFTER: u32 = 7;
+/// Unanswered tries in a row after which a TCP, TLS or HTTP target does not answer.
+pub(super) const SLOW_DEAD_AFTER: u32 = 3;
+
+/// One target's answers.
+#[derive(Clone, Debug)]
+pub(super) struct Meter {
+    pub(super) target: Target,
+    /// Whether it has ever answered. What never has says nothing about the link while others answer.
+    pub(super) is_proven: bool,
+    /// Unanswered probes in a row.
+    pub(super) misses: u32,
+    loss: f64,
+    latency: Option<f64>,
+    why: Option<String>,
+}
+
+impl Meter {
+    pub(super) fn new(target: Target) -> Self {
+        Meter {
+            target,
+            is_proven: false,
+            misses: 0,
+            loss: 0.0,
+            latency: None,
+            why: None,
+        }
+    }
+
+    /// Takes in how long an answer took, or why there was none.
+    pub(super) fn note(&mut self, outcome: Result<Duration, String>) {
+        // Loss and latency are exponentially weighted moving averages (as in RFC 6298 for the latter); the weights make them
+        // follow within some seconds of quick probes, or some tries of slow ones.
+        let weight = if self.target.kind.is_quick() {
+            0.1
+        } else {
+            0.3
+        };
+        match outcome {
+            Ok(time) => {
+                let time = time.as_secs_f64() * 1000.0;
+                self.latency = Some(
+                    self.latency
+                        .map_or(time, |before| before + (time - before) * weight),
+                );
+                self.loss -= self.loss * weight;
+                self.is_proven = true;
+                self.misses = 0;
+                self.why = None;
+            }
+            Err(why) => {
+                self.loss += (1.0 - self.loss) * weight;
+                self.misses = self.misses.saturating_add(1);
+                self.why = Some(why);
+            }
+        }
+    }
+
+    /// How long an answer is waited for.
+    pub(super) fn timeout(&self) -> Duration {
+        if !self.target.kind.is_quick() {
+            return Duration::from_secs(3);
+        }
+        let usual = self.latency.map_or(200.0, |latency| latency * 4.0);
+        Duration::from_secs_f64(usual.clamp(100.0, 300.0) / 1000.0)
+    }
+
+    fn report(&self) -> TargetReport {
+        TargetReport {
+            target: self.target.clone(),
+            answers: self.is_proven && self.misses < SLOW_DEAD_AFTER,
+            proven: self.is_proven,
+            loss: self.loss,
+            latency_ms: self.latency,
+            last_error: self.why.clone(),
+        }
+    }
+}
+
+/// How a target answers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TargetReport {
+    /// The target.
+    pub target: Target,
+    /// Whether it has answered lately.
+    pub answers: bool,
+    /// Whether it has ever answered; otherwise it does not count while others do.
+    pub proven: bool,
+    /// The share of probes that it does not answer, from 0 to 1.
+    pub loss: f64,
+    /// How long its answers take, in milliseconds.
+    pub latency_ms: Option<f64>,
+    /// Why the last probe had no answer, if so.
+    pub last_error: Option<String>,
+}
+
+/// What is known of an egress and address family.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Measure {
+    /// Whether anything answers; `None` while that is not known.
+    pub alive: Option<bool>,
+    /// Whether a TCP, TLS or HTTP target answers; `None` while that is not known.
+    pub doors: Option<bool>,
+    /// The share of probes that is lost, from 0 to 1.
+    pub loss: f64,
+    /// How long answers take, in milliseconds.
+    pub latency_ms: Option<f64>,
+    /// Each target.
+    pub targets: Vec<TargetReport>,
+}
+
+impl Measure {
+    /// Brings the meters together. `silence` is the number of quick probes since the last answer to any.
+    pub(super) fn of(meters: &[Meter], silence: u32) -> Self {
+        let proven = |quick: bool| {
+            let meters = meters.iter().filter(move |meter| meter.is_proven);
+            meters.filter(move |meter| meter.target.kind.is_quick() == quick)
+        };
+        let slow_alive = |meters: &mut dyn Iterator<Item = &Meter>| {
+            meters
+                .map(|meter| meter.misses < SLOW_DEAD_AFTER)
+                .reduce(|a, b| a || b)
+        };
+        let doors = slow_alive(&mut proven(false));
+        let alive = if proven(true).next().is_some() {
+            Some(silence < DEAD_AFTER)
+        } else if doors.is_some() {
+            doors
+        } else {
+            // Nothing has ever answered. That is known once everything was tried often enough.
+            let tried = |meter: &Meter| {
+                let enough = if meter.target.kind.is_quick() {
+                    DEAD_AFTER
+                } else {
+                    SLOW_DEAD_AFTER
+                };
+                meter.misses >= enough
+            };
+            (!meters.is_empty() && meters.iter().all(tried)).then_some(false)
+        };
+        // The best target tells about the link; what others lose more is theirs.
+        let quick: Vec<&Meter> = proven(true).collect();
+        let counted = if quick.is_empty() {
+            proven(false).collect()
+        } else {
+            quick
+        };
+        let best = counted.into_iter().min_by(|a, b| {
+            (a.loss, a.latency)
+                .partial_cmp(&(b.loss, b.latency))
+                .unwrap_or(std::cmp::Ordering::Equal)
+        });
+        Measure {
+            alive,
+            doors,
+            loss: best.map_or(0.0, |meter| meter.loss),
+            latency_ms: best.and_then(|meter| meter.latency),
+            targets: meters.iter().map(Meter::report).collect(),
+        }
+    }
+
+    /// The kinds of targets that there are.
+    pub fn has(&self, kind: Kind) -> bool {
+        self.targets.iter().any(|report| report.target.kind == kind)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn meter(text: &str) -> Meter {
+        Meter::new(text.parse().unwrap())
+    }
+
+    fn missed(meter: &mut Meter, times: u32) {
+        for _ in 0..times {
+            meter.note(Err("no answer".to_owned()));
+        }
+    }
+
+    #[test]
+    fn what_never_answers_does_not_count_while_others_do() {
+        let (mut relay, mut door) = (meter("stun:192.0.2.1"), meter("tls:192.0.2.2"));
+        assert_eq!(Measure::of(&[relay.clone(), door.clone()], 0).alive, None);
+        missed(&mut relay, 50);
+        door.note(Ok(Duration::from_millis(20)));
+        let measure = Measure::of(&[relay.clone(), door.clone()], 50);
+        assert_eq!((measure.alive, measure.loss), (Some(true), 0.0));
+        // If nothing ever answers, the link is dead.
+        let mut door = meter("tls:192.0.2.2");
+        missed(&mut door, SLOW_DEAD_AFTER - 1);
+        assert_eq!(Measure::of(&[relay.clone(), door.clone()], 50).alive, None);
+        missed(&mut door, 1);
+        assert_eq!(Measure::of(&[relay, door], 50).alive, Some(false));
+        assert_eq!(Measure::of(&[], 0).alive, None);
+    }
+
+    #[test]
+    fn loss_and_latency_are_followed() {
+        let mut relay = meter("stun:192.0.2.1");
+        for number in 0..200 {
+            relay.note(if number % 5 == 4 {
+                Err(String::new())
+            } else {
+                Ok(Duration::from_millis(40))
+            });
+        }
+        let measure = Measure::of(std::slice::from_ref(&relay), 0);
+        assert!((0.1..0.3).contains(&measure.loss), "{measure:?}");
+        assert!((39.0..41.0).contains(&measure.latency_ms.unwrap()));
+        for _ in 0..40 {
+            relay.note(Ok(Duration::from_millis(40)));
+        }
+        assert!(Measure::of(&[relay], 0).loss < 0.01);
+    }
+
+    #[test]
+    fn a_silent_link_is_dead_though_its_average_is_good() {
+        let mut relay = meter("stun:192.0.2.1");
+        relay.note(Ok(Duration::from_millis(5)));
+        assert_eq!(
+            Measure::of(std::slice::from_ref(&relay), DEAD_AFTER - 1).alive,
+            Some(true)
+        );
+        assert_eq!(Measure::of(&[relay], DEAD_AFTER).alive, Some(false));
+    }
+}

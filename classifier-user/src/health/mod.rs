@@ -1,0 +1,20 @@
+//! How good the egresses are: probes through each of them, what they measure, and what is good enough for whom.
+//!
+//! ```text
+//! target ── probe ── meter ── judge ── which classes of traffic may use the egress
+//! (what     (one     (loss,    (limits, hysteresis,
+//! is asked)  try)     latency)  hold-down)
+//! ```
+//!
+//! Nothing here knows of routes or of the data path; [`crate::controller`] brings them together.
+
+mod judge;
+mod meter;
+mod probe;
+mod prober;
+mod target;
+
+pub use judge::{Judge, Standing, State};
+pub use meter::{Measure, TargetReport};
+pub use prober::{Path, Probers, Report, default_targets};
+pub use target::{Kind, Target};

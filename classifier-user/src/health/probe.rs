@@ -1,0 +1,209 @@
+//! One try to reach a target, by a socket that cannot leave by another interface.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, RootCertStore};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream, UdpSocket};
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+
+use super::{Kind, Target};
+
+/// The magic cookie of STUN messages (RFC 8489, section 5).
+const COOKIE: [u8; 4] = [0x21, 0x12, 0xa4, 0x42];
+
+/// By which way probes leave.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Bound {
+    /// The interface.
+    pub(super) interface: String,
+    /// The firewall mark that leads to the egress's routing table.
+    pub(super) mark: u32,
+}
+
+/// Probes a target once. Returns how long the answer took, or why there was none.
+pub(super) async fn probe(
+    target: &Target,
+    address: SocketAddr,
+    bound: &Bound,
+    patience: Duration,
+) -> Result<Duration, String> {
+    let started = Instant::now();
+    let attempt = async {
+        match target.kind {
+            Kind::Stun => stun(address, bound).await,
+            Kind::Icmp => icmp(address.ip(), bound).await,
+            Kind::Tcp => connect(address, bound).await.map(drop),
+            Kind::Tls => tls(target, address, bound).await,
+            Kind::Http => http(target, address, bound).await,
+        }
+    };
+    match timeout(patience, attempt).await {
+        Ok(Ok(())) => Ok(started.elapsed()),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err(format!("no answer within {} ms", patience.as_millis())),
+    }
+}
+
+fn socket(
+    address: IpAddr,
+    kind: Type,
+    protocol: Option<Protocol>,
+    bound: &Bound,
+) -> io::Result<Socket> {
+    let domain = if address.is_ipv4() {
+        Domain::IPV4
+    } else {
+        Domain::IPV6
+    };
+    let socket = Socket::new(domain, kind, protocol)?;
+    socket.bind_device(Some(bound.interface.as_bytes()))?;
+    socket.set_mark(bound.mark)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+async fn stun(address: SocketAddr, bound: &Bound) -> io::Result<()> {
+    let socket = datagrams(socket(address.ip(), Type::DGRAM, None, bound)?, address)?;
+    let mut request = [0; 20];
+    request[1] = 1; // a binding request without attributes
+    request[4..8].copy_from_slice(&COOKIE);
+    fastrand::fill(&mut request[8..]);
+    socket.send(&request).await?;
+    let mut answer = [0; 548];
+    loop {
+        let length = socket.recv(&mut answer).await?;
+        // Success or error: either way the relay was reached.
+        if length >= 20
+            && matches!(answer[..2], [1, 0x01 | 0x11])
+            && answer[4..20] == request[4..20]
+        {
+            return Ok(());
+        }
+    }
+}
+
+async fn icmp(address: IpAddr, bound: &Bound) -> io::Result<()> {
+    let (request, reply, protocol) = match address {
+        IpAddr::V4(_) => (8, 0, Protocol::ICMPV4),
+        IpAddr::V6(_) => (128, 129, Protocol::ICMPV6),
+    };
+    let socket = socket(address, Type::RAW, Some(protocol), bound)?;
+    let socket = datagrams(socket, SocketAddr::new(address, 0))?;
+    let mut echo = [0; 16];
+    echo[0] = request;
+    fastrand::fill(&mut echo[4..]);
+    if address.is_ipv4() {
+        // The kernel fills in the checksum of ICMPv6 itself (RFC 3542, section 3.1).
+        let sum = checksum(&echo).to_be_bytes();
+        echo[2..4].copy_from_slice(&sum);
+    }
+    socket.send(&echo).await?;
+    let mut answer = [0; 128];
+    loop {
+        let length = socket.recv(&mut answer).await?;
+        let packet = &answer[..length];
+        // IPv4 raw sockets get the IP header too.
+        let header = if address.is_ipv4() {
+            usize::from(packet.first().unwrap_or(&0) & 0x0f) * 4
+        } else {
+            0
+        };
+        let Some(message) = packet.get(header..) else {
+            continue;
+        };
+        if message.first() == Some(&reply) && message.get(4..16) == Some(&echo[4..]) {
+            return Ok(());
+        }
+    }
+}
+
+/// The Internet checksum (RFC 1071) of an even number of bytes.
+fn checksum(bytes: &[u8]) -> u16 {
+    let (words, _) = bytes.as_chunks::<2>();
+    let mut sum: u32 = words
+        .iter()
+        .map(|word| u32::from(u16::from_be_bytes(*word)))
+        .sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !u16::try_from(sum).unwrap_or(0)
+}
+
+/// A socket that sends datagrams to one address and takes those from it.
+fn datagrams(socket: Socket, address: SocketAddr) -> io::Result<UdpSocket> {
+    let any: IpAddr = match address {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    socket.bind(&SocketAddr::new(any, 0).into())?;
+    socket.connect(&address.into())?;
+    UdpSocket::from_std(socket.into())
+}
+
+async fn connect(address: SocketAddr, bound: &Bound) -> io::Result<TcpStream> {
+    let socket = socket(address.ip(), Type::STREAM, None, bound)?;
+    TcpSocket::from_std_stream(socket.into())
+        .connect(address)
+        .await
+}
+
+async fn tls(target: &Target, address: SocketAddr, bound: &Bound) -> io::Result<()> {
+    let stream = connect(address, bound).await?;
+    let name = ServerName::try_from(target.host.clone()).map_err(io::Error::other)?;
+    let provider = rustls::crypto::ring::default_provider();
+    let config = ClientConfig::builder_with_provider(Arc::new(provider))
+        .with_safe_default_protocol_versions()
+        .map_err(io::Error::other)?
+        .with_root_certificates(RootCertStore::empty())
+        .with_no_client_auth();
+    match TlsConnector::from(Arc::new(config))
+        .connect(name, stream)
+        .await
+    {
+        Ok(_) => Ok(()),
+        // No certificate is trusted here, nor is anything sent. That there is one means that a server speaks TLS.
+        Err(error) => match error.get_ref().and_then(|inner| inner.downcast_ref()) {
+            Some(rustls::Error::InvalidCertificate(_) | rustls::Error::AlertReceived(_)) => Ok(()),
+            _ => Err(error),
+        },
+    }
+}
+
+async fn http(target: &Target, address: SocketAddr, bound: &Bound) -> io::Result<()> {
+    let mut stream = connect(address, bound).await?;
+    let request = format!(
+        "HEAD {} HTTP/1.1\r\nHost: {}\r\nUser-Agent: breakout\r\nConnection: close\r\n\r\n",
+        target.path, target.host
+    );
+    stream.write_all(request.as_bytes()).await?;
+    let mut start = [0; 5];
+    stream.read_exact(&mut start).await?;
+    if start != *b"HTTP/" {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "the answer is not HTTP",
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn checksums_make_the_sum_zero() {
+        let mut echo = [8, 0, 0, 0, 0x12, 0x34, 0xff, 0xff];
+        let sum = checksum(&echo).to_be_bytes();
+        echo[2..4].copy_from_slice(&sum);
+        assert_eq!(checksum(&echo), 0);
+    }
+}

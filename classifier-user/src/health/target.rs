@@ -1,0 +1,202 @@
+//! What is probed.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// How a target is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    /// A STUN binding request over UDP (RFC 8489): what Teams' media does first.
+    Stun,
+    /// An ICMP echo request (RFC 792, RFC 4443).
+    Icmp,
+    /// A TCP connection.
+    Tcp,
+    /// A TCP connection with a TLS handshake. The certificate is not looked at: who answers does not matter.
+    Tls,
+    /// A request over HTTP, which any status answers.
+    Http,
+}
+
+impl Kind {
+    const ALL: [(Kind, &'static str); 5] = [
+        (Kind::Stun, "stun"),
+        (Kind::Icmp, "icmp"),
+        (Kind::Tcp, "tcp"),
+        (Kind::Tls, "tls"),
+        (Kind::Http, "http"),
+    ];
+
+    /// Whether it is one small packet, which is sent often and tells how much the link loses.
+    pub fn is_quick(self) -> bool {
+        matches!(self, Kind::Stun | Kind::Icmp)
+    }
+
+    fn default_port(self) -> Option<u16> {
+        match self {
+            Kind::Stun => Some(3478),
+            Kind::Icmp => Some(0),
+            Kind::Tcp => None,
+            Kind::Tls => Some(443),
+            Kind::Http => Some(80),
+        }
+    }
+}
+
+/// Something to probe.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Target {
+    /// How it is asked.
+    pub kind: Kind,
+    /// Its name or address.
+    pub host: String,
+    /// Its port; 0 for ICMP.
+    pub port: u16,
+    /// The path of an HTTP request.
+    pub path: String,
+}
+
+impl Target {
+    /// A target without a path.
+    pub fn new(kind: Kind, host: impl Into<String>, port: u16) -> Self {
+        let (host, path) = (host.into(), String::new());
+        Target {
+            kind,
+            host,
+            port,
+            path,
+        }
+    }
+
+    /// The address, if it is given as one.
+    pub fn address(&self) -> Option<IpAddr> {
+        self.host.parse().ok()
+    }
+}
+
+impl FromStr for Target {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || {
+            format!(
+                "\"{text}\" is no probe; there are: stun:HOST:PORT, icmp:HOST, tcp:HOST:PORT, tls:HOST:PORT, http://HOST/"
+            )
+        };
+        let (kind, rest) = text.split_once(':').ok_or_else(wrong)?;
+        let (kind, _) = *(Kind::ALL.iter())
+            .find(|(_, name)| *name == kind)
+            .ok_or_else(wrong)?;
+        let (rest, path) = match (kind, rest.strip_prefix("//")) {
+            (Kind::Http, Some(rest)) => match rest.split_once('/') {
+                Some((host, path)) => (host, format!("/{path}")),
+                None => (rest, "/".to_owned()),
+            },
+            (Kind::Http, None) | (_, Some(_)) => return Err(wrong()),
+            (_, None) => (rest, String::new()),
+        };
+        let (host, port) = if let Some(rest) = rest.strip_prefix('[') {
+            let (host, rest) = rest.split_once(']').ok_or_else(wrong)?;
+            (host, rest.strip_prefix(':'))
+        } else if rest.parse::<IpAddr>().is_ok() {
+            (rest, None)
+        } else {
+            match rest.split_once(':') {
+                Some((host, port)) => (host, Some(port)),
+                None => (rest, None),
+            }
+        };
+        let port = match port {
+            Some(port) if kind != Kind::Icmp => port.parse().ok().filter(|port| *port != 0),
+            Some(_) => None,
+            None => kind.default_port(),
+        };
+        let is_name = |c: char| c.is_ascii_alphanumeric() || "-._:".contains(c);
+        if host.is_empty() || !host.chars().all(is_name) || path.contains(char::is_whitespace) {
+            return Err(wrong());
+        }
+        Ok(Target {
+            kind,
+            host: host.to_owned(),
+            port: port.ok_or_else(wrong)?,
+            path,
+        })
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = Kind::ALL.iter().find(|(kind, _)| *kind == self.kind);
+        let name = name.map_or("", |(_, name)| name);
+        let slashes = if self.kind == Kind::Http { "//" } else { "" };
+        write!(f, "{name}:{slashes}")?;
+        if self.host.contains(':') {
+            write!(f, "[{}]", self.host)?;
+        } else {
+            f.write_str(&self.host)?;
+        }
+        if self.kind != Kind::Icmp {
+            write!(f, ":{}", self.port)?;
+        }
+        f.write_str(&self.path)
+    }
+}
+
+impl TryFrom<String> for Target {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<Target> for String {
+    fn from(target: Target) -> Self {
+        target.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_stand_for_targets() {
+        for (text, again) in [
+            ("stun:13.107.64.2", "stun:13.107.64.2:3478"),
+            ("stun:relay.example:3479", "stun:relay.example:3479"),
+            ("icmp:2001:db8::1", "icmp:[2001:db8::1]"),
+            ("tls:[2001:db8::1]:8443", "tls:[2001:db8::1]:8443"),
+            ("tcp:front.example:443", "tcp:front.example:443"),
+            (
+                "http://front.example/check",
+                "http://front.example:80/check",
+            ),
+            ("http://front.example:8080", "http://front.example:8080/"),
+        ] {
+            let target: Target = text.parse().unwrap();
+            assert_eq!(target.to_string(), again, "{text}");
+            assert_eq!(again.parse::<Target>().unwrap(), target);
+        }
+        for wrong in [
+            "",
+            "front.example",
+            "tcp:front.example",
+            "udp:a:1",
+            "icmp:a:1",
+            "stun:a:0",
+            "stun:a:70000",
+            "http:front",
+            "tcp://a:1",
+            "stun:a b:1",
+            "tls:[::1",
+            "http://a/b c",
+        ] {
+            assert!(wrong.parse::<Target>().is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Our own nftables table: masquerading of steered packets, and what keeps them from DNAT and REDIRECT rules.
+//!
+//! The kernel asks chains of type `nat` in the order of their priorities until one has decided; a packet whose destination
+//! has been translated to itself is therefore not redirected to a proxy by a later one (`nf_nat_inet_fn`, Linux 4.18).
+
+use std::process::Stdio;
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
+
+/// Just before `dstnat` (-100) and `srcnat` (100), where everybody else's chains are.
+const BEFORE_DNAT: i32 = -101;
+const BEFORE_SNAT: i32 = 99;
+
+/// What an egress wants done with packets that are steered to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NatEgress {
+    /// Its interface.
+    pub interface: String,
+    /// Its firewall mark.
+    pub mark: u32,
+    /// Whether packets get the interface's address.
+    pub masquerade: bool,
+    /// Whether other chains may translate their destinations.
+    pub skip_dnat: bool,
+}
+
+/// The content of the table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NatPlan {
+    /// The table's name.
+    pub table: String,
+    /// The bits of the firewall mark that are ours.
+    pub mask: u32,
+    /// The egresses that want anything.
+    pub egresses: Vec<NatEgress>,
+}
+
+impl NatPlan {
+    /// Makes the table as planned, in one transaction. Connections that exist keep their addresses.
+    ///
+    /// # Errors
+    ///
+    /// When there is no `nft`, or the kernel refuses the table. Then nothing has changed.
+    pub async fn apply(&self) -> Result<()> {
+        let mut commands = self.removal();
+        if !self.egresses.is_empty() {
+            commands.push(json!({ "add": self.table() }));
+            commands.push(self.chain("prerouting", BEFORE_DNAT));
+            commands.push(self.chain("postrouting", BEFORE_SNAT));
+            for egress in &self.egresses {
+                commands.extend(self.rules(egress));
+            }
+        }
+        run(&commands)
+            .await
+            .with_context(|| format!("cannot make the nftables table inet {}", self.table))
+    }
+
+    /// Removes the table, if it is there.
+    ///
+    /// # Errors
+    ///
+    /// When there is no `nft`, or the kernel refuses.
+    pub async fn remove(&self) -> Result<()> {
+        run(&self.removal())
+            .await
+            .with_context(|| format!("cannot remove the nftables table inet {}", self.table))
+    }
+
+    /// A table that is there or not is gone after this.
+    fn removal(&self) -> Vec<Value> {
+        vec![
+            json!({ "add": self.table() }),
+            json!({ "delete": self.table() }),
+        ]
+    }
+
+    fn table(&self) -> Value {
+        json!({ "table": { "family": "inet", "name": self.table } })
+    }
+
+    fn chain(&self, name: &str, priority: i32) -> Value {
+        let chain = json!({
+            "family": "inet", "table": self.table, "name": name,
+            "type": "nat", "hook": name, "prio": priority, "policy": "accept",
+        });
+        json!({ "add": { "chain": chain } })
+    }
+
+    fn rules(&self, egress: &NatEgress) -> Vec<Value> {
+        let is = |left: Value, right: Value| json!({ "match": { "op": "==", "left": left, "right": right } });
+        let meta = |key: &str| json!({ "meta": { "key": key } });
+        let marked = is(
+            json!({ "&": [meta("mark"), self.mask] }),
+            json!(egress.mark),
+        );
+        let mut rules = Vec::new();
+        let mut add = |chain: &str, expressions: Vec<Value>| {
+            let rule = json!({ "family": "inet", "table": self.table, "chain": chain, "expr": expressions });
+            rules.push(json!({ "add": { "rule": rule } }));
+        };
+        if egress.skip_dnat {
+            for (family, protocol) in [("ipv4", "ip"), ("ipv6", "ip6")] {
+                let destination = json!({ "payload": { "protocol": protocol, "field": "daddr" } });
+                let same = json!({ "dnat": { "family": protocol, "addr": destination } });
+                add(
+                    "prerouting",
+                    vec![marked.clone(), is(meta("nfproto"), json!(family)), same],
+                );
+            }
+        }
+        if egress.masquerade {
+            let leaves = is(meta("oifname"), json!(egress.interface));
+            add(
+                "postrouting",
+                vec![leaves, marked, json!({ "masquerade": null })],
+            );
+        }
+        rules
+    }
+}
+
+/// Runs commands in one transaction.
+async fn run(commands: &[Value]) -> Result<()> {
+    let input = json!({ "nftables": commands }).to_string();
+    let mut child = Command::new("nft")
+        .args(["-j", "-f", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .context("cannot run nft; install nftables, or set masquerade and skip_dnat to false")?;
+    let mut stdin = child.stdin.take().context("nft has no input")?;
+    stdin.write_all(input.as_bytes()).await?;
+    drop(stdin);
+    let output = child.wait_with_output().await?;
+    if !output.status.success() {
+        bail!("nft: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
+}
+
+/// Everybody's tables, as nft prints them in JSON.
+///
+/// # Errors
+///
+/// When there is no `nft`, or it fails.
+pub async fn ruleset() -> Result<Value> {
+    let output = Command::new("nft")
+        .args(["-j", "list", "ruleset"])
+        .output()
+        .await;
+    let output = output.context("cannot run nft")?;
+    if !output.status.success() {
+        bail!("nft: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(serde_json::from_slice(&output.stdout)?)
+}

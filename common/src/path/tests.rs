@@ -1,0 +1,187 @@
+extern crate std;
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+
+use super::*;
+
+#[derive(Default)]
+struct Memory {
+    pins: RefCell<HashMap<PinKey, Pin>>,
+    counts: RefCell<[u32; PIN_EVENTS]>,
+}
+
+impl Pins for Memory {
+    fn get(&self, key: &PinKey) -> Option<Pin> {
+        self.pins.borrow().get(key).copied()
+    }
+
+    fn put(&self, key: &PinKey, pin: &Pin) -> bool {
+        self.pins.borrow_mut().insert(*key, *pin);
+        true
+    }
+
+    fn count(&self, event: PinEvent) {
+        self.counts.borrow_mut()[event as usize] += 1;
+    }
+}
+
+/// Everybody prefers egress 0, then 1; `working` are those that work.
+fn table(epoch: u32, working: u32) -> PathTable {
+    let mut table = PathTable {
+        epoch,
+        media_hold: 30,
+        tcp_idle: 7200,
+        udp_idle: 180,
+        working: [working; PLACES],
+        ..PathTable::EMPTY
+    };
+    let first = [0, 1].into_iter().find(|egress| working >> egress & 1 != 0);
+    for place in 0..PLACES {
+        table.set_choices(0, place, &[first.unwrap_or(ORDINARY); BUCKETS]);
+    }
+    table
+}
+
+fn flow(port: u16, facts: u64) -> Flow {
+    Flow {
+        source: (0, 0x0a01_0002),
+        destination: (0, 0x3471_0001),
+        facts: Flow::ports(port, 443) | Flow::ruled(0, 7) | Flow::PINNED | facts,
+    }
+}
+
+const STEERED: u64 = Flow::STEERED | Flow::TCP;
+
+#[test]
+fn a_flow_stays_while_its_way_works() {
+    let pins = Memory::default();
+    let old = flow(1000, STEERED);
+    assert_eq!(settle(&old, &table(1, 3), &pins, 10).egress(), 0);
+    // The other one becomes the only one; it moves at once, and does not move back.
+    assert_eq!(settle(&old, &table(2, 2), &pins, 11).egress(), 1);
+    let way = settle(&old, &table(3, 3), &pins, 12);
+    assert_eq!((way.egress(), way.set(), way.is_kept()), (1, 7, true));
+    assert_eq!(
+        settle(&flow(1001, STEERED), &table(3, 3), &pins, 12).egress(),
+        0
+    );
+    // One that began on the ordinary path stays there too.
+    let late = flow(1002, STEERED);
+    assert_eq!(settle(&late, &table(4, 0), &pins, 13).egress(), ORDINARY);
+    assert_eq!(settle(&late, &table(5, 3), &pins, 14).egress(), ORDINARY);
+    assert_eq!(*pins.counts.borrow(), [3, 1, 0]);
+}
+
+#[test]
+fn a_new_connection_from_the_same_port_takes_the_new_way() {
+    let pins = Memory::default();
+    assert_eq!(
+        settle(&flow(1000, STEERED), &table(1, 2), &pins, 10).egress(),
+        1
+    );
+    let opening = flow(1000, STEERED | Flow::OPENS);
+    assert_eq!(settle(&opening, &table(2, 3), &pins, 11).egress(), 0);
+    assert_eq!(
+        settle(&flow(1000, STEERED), &table(2, 3), &pins, 12).egress(),
+        0
+    );
+}
+
+#[test]
+fn an_idle_flow_is_forgotten() {
+    let pins = Memory::default();
+    let udp = flow(1000, Flow::STEERED);
+    assert_eq!(settle(&udp, &table(1, 2), &pins, 10).egress(), 1);
+    assert_eq!(settle(&udp, &table(2, 3), &pins, 190).egress(), 1);
+    assert_eq!(settle(&udp, &table(3, 3), &pins, 371).egress(), 0);
+}
+
+#[test]
+fn what_is_no_longer_steered_stays_where_it_was() {
+    let pins = Memory::default();
+    settle(&flow(1000, STEERED), &table(1, 3), &pins, 10);
+    let unruled = flow(1000, Flow::TCP);
+    let way = settle(&unruled, &table(2, 3), &pins, 20);
+    assert_eq!((way.egress(), way.set()), (0, 7));
+    assert_eq!(settle(&unruled, &table(3, 2), &pins, 20).egress(), ORDINARY);
+    assert_eq!(
+        settle(&flow(1001, Flow::TCP), &table(2, 3), &pins, 20).egress(),
+        ORDINARY
+    );
+}
+
+#[test]
+fn what_is_held_back_moves_and_stays_on_the_ordinary_path() {
+    let pins = Memory::default();
+    settle(&flow(1000, STEERED), &table(1, 3), &pins, 10);
+    let held = flow(1000, Flow::HELD | Flow::TCP);
+    assert_eq!(settle(&held, &table(1, 3), &pins, 11).egress(), ORDINARY);
+    assert_eq!(
+        settle(&flow(1000, STEERED), &table(1, 3), &pins, 12).egress(),
+        ORDINARY
+    );
+}
+
+#[test]
+fn a_clients_media_moves_together() {
+    let pins = Memory::default();
+    let media = Flow::STEERED | Flow::MEDIA;
+    let (audio, video) = (flow(50_000, media), flow(50_020, media));
+    for flow in [&audio, &video] {
+        assert_eq!(settle(flow, &table(1, 3), &pins, 10).egress(), 0);
+    }
+    // Audio notices the outage, video was silent meanwhile.
+    assert_eq!(settle(&audio, &table(2, 2), &pins, 11).egress(), 1);
+    assert_eq!(settle(&audio, &table(3, 3), &pins, 12).egress(), 1);
+    assert_eq!(settle(&video, &table(3, 3), &pins, 13).egress(), 1);
+    // So does a flow that the client adds to the call, and another client's does not.
+    assert_eq!(
+        settle(&flow(50_040, media), &table(3, 3), &pins, 14).egress(),
+        1
+    );
+    let other = Flow {
+        source: (0, 0x0a01_0003),
+        ..flow(50_000, media)
+    };
+    assert_eq!(settle(&other, &table(3, 3), &pins, 14).egress(), 0);
+    // After the hold time the next call takes the better way.
+    assert_eq!(
+        settle(&flow(50_060, media), &table(3, 3), &pins, 45).egress(),
+        0
+    );
+}
+
+#[test]
+fn hard_rules_always_take_what_is_best() {
+    let pins = Memory::default();
+    let hard = flow(1000, STEERED | Flow::HARD);
+    assert_eq!(settle(&hard, &table(1, 2), &pins, 10).egress(), 1);
+    assert_eq!(settle(&hard, &table(2, 3), &pins, 11).egress(), 0);
+    assert!(pins.pins.borrow().is_empty());
+}
+
+#[test]
+fn weights_share_flows_out_and_keep_a_clients_media_together() {
+    let pins = Memory::default();
+    let mut table = table(1, 3);
+    let mut choices = [0; BUCKETS];
+    choices[48..].fill(1);
+    for place in 0..PLACES {
+        table.set_choices(2, place, &choices);
+    }
+    let ruled = |port: u16, facts: u64| Flow {
+        facts: Flow::ports(port, 443) | Flow::ruled(2, 7) | facts,
+        ..flow(port, 0)
+    };
+    let mut by_second = 0;
+    for port in 1..10_001u16 {
+        let way = settle(&ruled(port, STEERED), &table, &pins, 1);
+        assert_eq!(way, settle(&ruled(port, STEERED), &table, &pins, 2));
+        by_second += u32::from(way.egress());
+        let media = settle(&ruled(port, Flow::STEERED | Flow::MEDIA), &table, &pins, 1);
+        let first = settle(&ruled(1, Flow::STEERED | Flow::MEDIA), &table, &pins, 1);
+        assert_eq!(media, first);
+    }
+    assert!(by_second.abs_diff(2500) < 150, "{by_second}");
+}
