@@ -9,7 +9,7 @@ use crate::maps::{REASONS, SETS};
 #[inline(always)]
 pub(crate) fn count(decision: &Decision, packets: u64, bytes: u64) {
     add(
-        REASONS.get_ptr_mut(decision.reason() as u32),
+        REASONS.get_ptr_mut(decision.reason_number()),
         packets,
         bytes,
     );

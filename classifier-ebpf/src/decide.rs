@@ -38,8 +38,8 @@ impl Decided {
 pub(crate) fn decide_frame(packet: &Packet) -> Result<Decided, Stop> {
     match walk(packet) {
         Ok(headers) => {
-            let ruling = rule(&LiveRuleset, packet, &headers, u32::from(globals::lan()));
-            let decision = decide_way(packet, &headers, &ruling);
+            let word = rule(&LiveRuleset, packet, &headers, u32::from(globals::lan()));
+            let decision = decide_way(packet, &headers, word);
             if let Some(first) = headers.first_fragment() {
                 remember(packet, &first, &decision);
             }

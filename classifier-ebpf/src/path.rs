@@ -1,51 +1,37 @@
 //! The way of a packet: by the choices in the path table, and by the pin of its flow.
 
 use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
-use breakout_common::classify::{Ruling, flow};
+use breakout_common::classify::flow;
 use breakout_common::packet::Headers;
-use breakout_common::path::{Flow, PathTable, Pin, PinEvent, PinKey, Pins, Way, settle};
-use breakout_common::verdict::Decision;
+use breakout_common::path::{Flow, Pin, PinEvent, PinKey, Pins, settle, unsteered};
+use breakout_common::table::NO_PREFIX;
+use breakout_common::verdict::{Decision, Reason};
 
 use crate::globals;
 use crate::maps::{PINNED, PINS, paths};
+use crate::opaque::opaque;
 use crate::reader::Packet;
 
-/// The decision on a packet that the ruleset has been asked about. A packet that is not steered costs nothing here, unless
-/// there are pins of flows that were steered before.
+/// The decision on a packet that the ruleset has answered with a word. A packet to other destinations ends here at once,
+/// unless there are pins of flows that were steered before.
 #[inline(always)]
-pub(crate) fn decide_way(packet: &Packet, headers: &Headers, ruling: &Ruling) -> Decision {
-    let Some(table) = paths() else {
-        return ruling.pass();
-    };
+pub(crate) fn decide_way(packet: &Packet, headers: &Headers, word: u32) -> Decision {
     let is_pinned = globals::pins() != 0;
-    match ruling.preference() {
-        Some(preference) if !is_pinned && !table.is_spread(preference) => {
-            return ruling.by_choice(table, headers.is_v6(), 0);
-        }
-        None if !is_pinned => return ruling.pass(),
-        None if ruling.facts() & Flow::HELD == 0 && !is_looked_up(table, ruling) => {
-            return ruling.pass();
-        }
-        _ => {}
+    if word == NO_PREFIX && !(is_pinned && has_pins_beyond_ruleset()) {
+        return Decision::pass(Reason::NoPrefix);
     }
-    let Some(flow) = flow(packet, headers, ruling) else {
-        return ruling.pass();
+    let Some(flow) = flow(packet, headers, word) else {
+        return Decision::pass(Reason::Truncated);
     };
     let facts = flow.facts | if is_pinned { Flow::PINNED } else { 0 };
-    let way = breakout_settle(
-        flow.source.0,
-        flow.source.1,
-        flow.destination.0,
-        flow.destination.1,
-        facts,
-    );
-    ruling.by_way(Way(way))
+    let ((source_high, source_low), (high, low)) = (flow.source, flow.destination);
+    let word = breakout_settle(source_high, source_low, high, low, facts);
+    Decision::from_known_word(word)
 }
 
-/// Whether a packet that no rule steers may be of a flow that was steered before.
 #[inline(always)]
-fn is_looked_up(table: &PathTable, ruling: &Ruling) -> bool {
-    table.pins_beyond_ruleset != 0 && ruling.may_be_pinned()
+fn has_pins_beyond_ruleset() -> bool {
+    paths().is_some_and(|table| table.pins_beyond_ruleset != 0)
 }
 
 /// [`settle`] in a function of its own, which the verifier looks at once.
@@ -63,10 +49,11 @@ pub(crate) extern "C" fn breakout_settle(
         destination: (high, low),
         facts,
     };
-    match paths() {
-        Some(table) => settle(&flow, table, &KernelPins, seconds()).0,
-        None => Way::chosen(breakout_common::path::ORDINARY, 0).0,
-    }
+    let decision = match paths() {
+        Some(table) => settle(&flow, table, &KernelPins, seconds()),
+        None => unsteered((facts & 0x7ff_ffff) as u32),
+    };
+    decision.to_word()
 }
 
 /// The pins in the kernel's map.
@@ -83,6 +70,11 @@ impl Pins for KernelPins {
     #[inline(always)]
     fn put(&self, key: &PinKey, pin: &Pin) -> bool {
         PINS.insert(key, pin, 0).is_ok()
+    }
+
+    #[inline(always)]
+    fn blur(&self, value: usize) -> usize {
+        opaque(value)
     }
 
     #[inline(always)]

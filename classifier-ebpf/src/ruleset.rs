@@ -7,7 +7,7 @@ use aya_ebpf::btf_maps::{Array, ArrayOfMaps};
 use aya_ebpf::macros::btf_map;
 use breakout_common::condition::Client;
 use breakout_common::table::{
-    Answer, BLOCK, CHAIN, Destination, Lookup, Table, answer_word, leaf_word, lookup_v4, lookup_v6,
+    BLOCK, CHAIN, Destination, Lookup, Table, answer_word, leaf_word, lookup_v4, lookup_v6,
     v4_root, v6_root,
 };
 
@@ -24,36 +24,44 @@ pub(crate) struct LiveRuleset;
 
 impl Lookup for LiveRuleset {
     #[inline(always)]
-    fn lookup(
+    fn lookup_word(
         &self,
         destination: Destination,
         key: u32,
         client: impl FnOnce() -> Option<Client>,
-    ) -> Option<Answer> {
+    ) -> u32 {
         let (high, low) = destination.to_halves();
         let family = if destination.is_v6() { V6 } else { 0 };
         let mut question = u64::from(key) | family;
-        let table = LiveTable::current()?;
-        let root = if destination.is_v6() {
-            v6_root(high)
-        } else {
-            v4_root((low & 0xffff_ffff) as u32)
-        };
-        // Most destinations are decided in the root.
-        let entry = table.word(table.blur(root))?;
-        let mut word = if entry & BLOCK == 0 {
-            leaf_word(&table, entry, key)?
-        } else {
-            breakout_ask(high, low, question)
+        let mut word = match in_root(destination, key) {
+            Some(word) => word,
+            None => breakout_ask(high, low, question),
         };
         if word & CHAIN != 0 {
-            let client = client()?;
+            let Some(client) = client() else { return 0 };
             question |= u64::from(client.lan) << LAN | u64::from(client.vlan) << VLAN;
             let (source_high, source_low) = client.source.to_halves();
             word = breakout_ask_for(high, low, question, source_high, source_low);
         }
-        Answer::from_word(word)
+        word
     }
+}
+
+/// The answer for those destinations that the root decides: most of the others.
+#[inline(always)]
+fn in_root(destination: Destination, key: u32) -> Option<u32> {
+    let table = LiveTable::current()?;
+    let (high, low) = destination.to_halves();
+    let root = if destination.is_v6() {
+        v6_root(high)
+    } else {
+        v4_root((low & 0xffff_ffff) as u32)
+    };
+    let entry = table.word(table.blur(root))?;
+    if entry & BLOCK != 0 {
+        return None;
+    }
+    leaf_word(&table, entry, key)
 }
 
 /// What the ruleset says about a destination and a question; 0 if it cannot be read.

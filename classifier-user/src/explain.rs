@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use breakout_common::classify::{flow, rule};
+use breakout_common::classify::{by_preference, decide_unpinned, rule};
 use breakout_common::condition::Client;
 use breakout_common::packet::walk;
 use breakout_common::path::PathTable;
@@ -160,12 +160,11 @@ pub fn explain(query: Query, context: &Context<'_>) -> Explanation {
     let decision = match walk(frame.as_slice()) {
         Ok(mut headers) => {
             headers.vlan = client.vlan;
-            let ruling = rule(context.table, frame.as_slice(), &headers, client.lan);
-            preference = ruling.preference();
-            let bucket = flow(frame.as_slice(), &headers, &ruling).map_or(0, |flow| flow.bucket());
+            let word = rule(context.table, frame.as_slice(), &headers, client.lan);
+            preference = by_preference(word).egress();
             match context.paths {
-                Some((paths, _)) => ruling.by_choice(paths, headers.is_v6(), bucket),
-                None => ruling.by_preference(),
+                Some((paths, _)) => decide_unpinned(frame.as_slice(), &headers, word, paths),
+                None => by_preference(word),
             }
         }
         Err(stop) => Decision::pass(stop.reason()),

@@ -5,10 +5,12 @@
 //! the data path only reads one byte. A *pin* remembers the choice of a flow, so that the flow stays where it is while that
 //! works, whatever the controller writes here meanwhile.
 //!
-//! Flows of the class `media` are pinned by client: all of one client's flows share what [`client_key`] leads to, so they
+//! Flows of the class `media` are pinned by client: all of one client's flows share what one pin says, so they
 //! move together.
 
 use crate::egress::{EGRESS_WORDS, MAX_EGRESSES};
+use crate::table::{NO_PORT, NO_PREFIX, OWN, Outcome};
+use crate::verdict::{Decision, Reason};
 
 /// The most preferences that rulesets can name at one time.
 pub const MAX_PREFERENCES: usize = 32;
@@ -169,9 +171,35 @@ pub trait Pins {
     fn put(&self, key: &PinKey, pin: &Pin) -> bool;
     /// Counts what happens.
     fn count(&self, event: PinEvent);
+
+    /// Returns `value`. In the kernel, in a way that hides from the compiler what it knows of it, so that it leaves the
+    /// bounds in place that the verifier wants to see.
+    #[inline(always)]
+    fn blur(&self, value: usize) -> usize {
+        value
+    }
 }
 
-/// A flow's packet and what the ruleset says about it, as [`settle`] wants it.
+/// Nothing is pinned.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoPins;
+
+impl Pins for NoPins {
+    #[inline(always)]
+    fn get(&self, _: &PinKey) -> Option<Pin> {
+        None
+    }
+
+    #[inline(always)]
+    fn put(&self, _: &PinKey, _: &Pin) -> bool {
+        true
+    }
+
+    #[inline(always)]
+    fn count(&self, _: PinEvent) {}
+}
+
+/// A flow's packet and what the ruleset says about it.
 ///
 /// Bits stand where booleans could: all of them go through one 64-bit register of a function call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -180,38 +208,35 @@ pub struct Flow {
     pub source: (u64, u64),
     /// The destination address.
     pub destination: (u64, u64),
-    /// See the associated constants.
+    /// The word of the ruleset's answer (see [`Outcome`]), then the bits named here, then both ports in the upper half.
     pub facts: u64,
 }
 
 impl Flow {
     /// The packet is IPv6.
-    pub const V6: u64 = 1 << 39;
+    pub const V6: u64 = 1 << 27;
     /// It is TCP; UDP otherwise.
-    pub const TCP: u64 = 1 << 40;
+    pub const TCP: u64 = 1 << 28;
     /// It opens a TCP connection.
-    pub const OPENS: u64 = 1 << 41;
-    /// The ruleset steers it.
-    pub const STEERED: u64 = 1 << 42;
-    /// The ruleset would steer it, but holds that back.
-    pub const HELD: u64 = 1 << 43;
-    /// It is of the class `media`.
-    pub const MEDIA: u64 = 1 << 37;
-    /// It takes what is best now, and is not pinned.
-    pub const HARD: u64 = 1 << 38;
+    pub const OPENS: u64 = 1 << 29;
     /// Flows are pinned.
-    pub const PINNED: u64 = 1 << 60;
+    pub const PINNED: u64 = 1 << 30;
+    /// In the key of a client's pin, and in no flow's.
+    pub const CLIENT: u64 = 1;
 
-    /// The source port, then the destination port, in the lowest 32 bits.
+    const PORTS: u64 = 0xffff_ffff << 32;
+    const HOLDS: u32 = Outcome::SHADOW | Outcome::BYPASS;
+
+    /// The source port, then the destination port, as facts.
     #[inline(always)]
     pub const fn ports(source: u16, destination: u16) -> u64 {
-        (source as u64) << 16 | destination as u64
+        (source as u64) << 48 | (destination as u64) << 32
     }
 
-    /// The preference that the ruleset names, and the endpoint set's slot.
+    /// The word of the ruleset's answer.
     #[inline(always)]
-    pub const fn ruled(preference: u8, set: u16) -> u64 {
-        ((preference & 31) as u64) << 32 | (set as u64) << 44
+    const fn word(&self) -> u32 {
+        (self.facts & Outcome::ALL as u64) as u32
     }
 
     #[inline(always)]
@@ -219,26 +244,41 @@ impl Flow {
         self.facts & fact != 0
     }
 
+    /// Whether the ruleset steers it, or would if it did not hold that back.
+    #[inline(always)]
+    const fn is_ruled(&self) -> bool {
+        self.word() & Outcome::STEER != 0
+    }
+
+    #[inline(always)]
+    const fn is_held(&self) -> bool {
+        self.word() & Self::HOLDS != 0
+    }
+
+    #[inline(always)]
+    const fn is_media(&self) -> bool {
+        self.word() & Outcome::MEDIA != 0
+    }
+
     #[inline(always)]
     const fn preference(&self) -> u8 {
-        (self.facts >> 32 & 31) as u8
+        (self.word() >> Outcome::PREFERENCE & 31) as u8
     }
 
     #[inline(always)]
     const fn set(&self) -> u16 {
-        (self.facts >> 44 & 0xffff) as u16
+        (self.word() & Outcome::SET) as u16
     }
 
-    /// The key of its pin.
+    /// The key of its pin: addresses, and ports with the bits [`V6`](Self::V6) and [`TCP`](Self::TCP).
     #[inline(always)]
     pub const fn key(&self) -> PinKey {
-        let kind = self.facts & (Self::V6 | Self::TCP) | self.facts & 0xffff_ffff;
         [
             self.source.0,
             self.source.1,
             self.destination.0,
             self.destination.1,
-            kind,
+            self.facts & (Self::PORTS | Self::V6 | Self::TCP),
         ]
     }
 
@@ -246,10 +286,12 @@ impl Flow {
     #[inline(always)]
     pub const fn bucket(&self) -> u32 {
         let client = self.source.0.rotate_left(29) ^ self.source.1;
-        let flow = if self.is(Self::MEDIA) {
+        let flow = if self.is_media() {
             0
         } else {
-            self.destination.0.rotate_left(41) ^ self.destination.1.rotate_left(13) ^ self.key()[4]
+            self.destination.0.rotate_left(41)
+                ^ self.destination.1.rotate_left(13)
+                ^ self.facts & (Self::PORTS | Self::TCP)
         };
         // The finalizer of SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014).
         let mixed = client.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ flow;
@@ -259,69 +301,31 @@ impl Flow {
     }
 }
 
-/// The key of what all media flows of a flow's client share.
+/// Makes the key of a flow that of what all media flows of its client share.
 #[inline(always)]
-pub const fn client_key(flow: &Flow) -> PinKey {
-    [
-        flow.source.0,
-        flow.source.1,
-        0,
-        0,
-        flow.facts & Flow::V6 | CLIENT,
-    ]
+fn make_client_key(key: &mut PinKey, flow: &Flow) {
+    // Two zeros in a row become a call of memset, which the stack has no room for.
+    key[2] = Flow::CLIENT;
+    key[3] = 0;
+    key[4] = flow.facts & Flow::V6 | Flow::CLIENT;
 }
 
-/// Is in the last word of the keys of clients, and in no flow's.
-pub const CLIENT: u64 = 1 << 63;
-
-/// Where a packet goes, as one word, for the same reason as in [`Flow`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Way(pub u32);
-
-impl Way {
-    const KEPT: u32 = 1 << 8;
-
-    #[inline(always)]
-    const fn new(egress: u8, set: u16, kept: bool) -> Self {
-        Way(Pin::way_of(egress, set) | (kept as u32) << 8)
-    }
-
-    /// A choice that no pin has a part in.
-    #[inline(always)]
-    pub const fn chosen(egress: u8, set: u16) -> Self {
-        Way::new(egress, set, false)
-    }
-
-    /// The egress's index, or [`ORDINARY`].
-    #[inline(always)]
-    pub const fn egress(self) -> u8 {
-        (self.0 & 0xff) as u8
-    }
-
-    /// The endpoint set's slot, for packets that leave by an egress.
-    #[inline(always)]
-    pub const fn set(self) -> u16 {
-        (self.0 >> 16) as u16
-    }
-
-    /// Whether that is because the flow went there before.
-    #[inline(always)]
-    pub const fn is_kept(self) -> bool {
-        self.0 & Self::KEPT != 0
-    }
-}
-
-/// Where a packet goes. `now` is in seconds since boot.
+/// Decides a packet by what the ruleset says and by what its flow did before. `now` is in seconds since boot.
 ///
 /// A packet that the ruleset does not steer goes on by an egress only if its flow did before and that still works.
 #[inline(always)]
-pub fn settle<P: Pins>(flow: &Flow, table: &PathTable, pins: &P, now: u32) -> Way {
-    let place = place(flow.is(Flow::V6), flow.is(Flow::MEDIA));
-    let set = flow.set();
-    if !flow.is(Flow::PINNED) || flow.is(Flow::STEERED) && flow.is(Flow::HARD) {
-        return Way::chosen(fresh(flow, table, place), set);
+pub fn settle<P: Pins>(flow: &Flow, table: &PathTable, pins: &P, now: u32) -> Decision {
+    let place = pins.blur(place(flow.is(Flow::V6), flow.is_media()));
+    let (set, is_ruled) = (flow.set(), flow.is_ruled());
+    let is_pinned = flow.is(Flow::PINNED) && (flow.word() & Outcome::HARD == 0 || flow.is_held());
+    if !is_pinned {
+        return match fresh(flow, table, place) {
+            ORDINARY => unsteered(flow.word()),
+            egress => Decision::steer(egress, set),
+        };
     }
-    let key = flow.key();
+    // One key for everything: the stack of an eBPF program has 512 bytes.
+    let mut key = flow.key();
     let idle = if flow.is(Flow::TCP) {
         table.tcp_idle
     } else {
@@ -331,55 +335,95 @@ pub fn settle<P: Pins>(flow: &Flow, table: &PathTable, pins: &P, now: u32) -> Wa
     let own = if flow.is(Flow::OPENS) {
         None
     } else {
-        pins.get(&key).filter(|pin| is_recent(pin, now, idle))
+        recent(pins, &key, now, idle)
     };
-    if !flow.is(Flow::STEERED | Flow::HELD) {
+    if !is_ruled {
         return match own {
             Some(pin) if table.works(pin.egress(), place) => {
-                Way::new(pin.egress(), pin.set(), true)
+                Decision::steer(pin.egress(), pin.set())
             }
-            _ => Way::chosen(ORDINARY, 0),
+            _ => unsteered(flow.word()),
         };
     }
     let egress = match own {
-        _ if flow.is(Flow::HELD) => ORDINARY,
+        _ if flow.is_held() => ORDINARY,
         Some(pin) if pin.epoch == table.epoch => pin.egress(),
-        _ => reconcile(flow, table, pins, own, place, now),
+        // It has no way yet, or was not looked at since something changed.
+        _ => {
+            let shared = if flow.is_media() {
+                make_client_key(&mut key, flow);
+                recent(pins, &key, now, table.media_hold)
+            } else {
+                None
+            };
+            match shared.or(own) {
+                Some(pin) if pin.egress() == ORDINARY || table.works(pin.egress(), place) => {
+                    pin.egress()
+                }
+                _ => fresh(flow, table, place),
+            }
+        }
     };
-    let kept = own.is_some_and(|pin| pin.egress() == egress);
+    let is_kept = own.is_some_and(|pin| pin.egress() == egress);
+    let decision = match egress {
+        ORDINARY if is_kept && !flow.is_held() => Decision::pass_set(Reason::Pinned, set),
+        ORDINARY => unsteered(flow.word()),
+        egress => Decision::steer(egress, set),
+    };
+    let mut pin = Pin {
+        seen: now,
+        since: now,
+        epoch: table.epoch,
+        way: Pin::way_of(egress, set),
+    };
     match own {
-        Some(pin) if kept && pin.epoch == table.epoch && pin.seen == now => {}
-        _ => keep(flow, table, pins, own, egress, now),
+        Some(own) if is_kept && own.epoch == table.epoch && own.seen == now => return decision,
+        Some(own) => {
+            pin.since = own.since;
+            if !is_kept {
+                pins.count(PinEvent::Moved);
+            }
+        }
+        None => pins.count(PinEvent::New),
     }
-    Way::new(egress, set, kept)
+    key = flow.key();
+    if !pins.put(&key, &pin) {
+        pins.count(PinEvent::Failed);
+    }
+    if flow.is_media() {
+        make_client_key(&mut key, flow);
+        pins.put(&key, &pin);
+    }
+    decision
 }
 
-/// The way of a flow that has none yet, or was not looked at since something changed.
+/// The decision on a packet that takes the ordinary path, by the word of the ruleset's answer.
 #[inline(always)]
-fn reconcile<P: Pins>(
-    flow: &Flow,
-    table: &PathTable,
-    pins: &P,
-    own: Option<Pin>,
-    place: usize,
-    now: u32,
-) -> u8 {
-    let shared = if flow.is(Flow::MEDIA) {
-        pins.get(&client_key(flow))
-            .filter(|pin| is_recent(pin, now, table.media_hold))
-    } else {
-        None
-    };
-    match shared.or(own) {
-        Some(pin) if pin.egress() == ORDINARY || table.works(pin.egress(), place) => pin.egress(),
-        _ => fresh(flow, table, place),
+pub const fn unsteered(word: u32) -> Decision {
+    if word & Outcome::PRESENT == 0 {
+        return Decision::pass(match word {
+            NO_PREFIX => Reason::NoPrefix,
+            NO_PORT => Reason::NoPort,
+            OWN => Reason::OwnAddress,
+            _ => Reason::NoRuleset,
+        });
     }
+    let reason = if word & Outcome::STEER == 0 {
+        Reason::Policy
+    } else if word & Outcome::BYPASS != 0 {
+        Reason::Bypass
+    } else if word & Outcome::SHADOW != 0 {
+        Reason::Shadow
+    } else {
+        Reason::EgressDown
+    };
+    Decision::pass_set(reason, (word & Outcome::SET) as u16)
 }
 
 /// What is best now.
 #[inline(always)]
 fn fresh(flow: &Flow, table: &PathTable, place: usize) -> u8 {
-    if !flow.is(Flow::STEERED) {
+    if !flow.is_ruled() || flow.is_held() {
         return ORDINARY;
     }
     let preference = flow.preference();
@@ -391,35 +435,11 @@ fn fresh(flow: &Flow, table: &PathTable, place: usize) -> u8 {
     table.choice(preference, place, bucket)
 }
 
-/// Pins a flow, and with it its client's media.
+/// A pin that was used not too long ago.
 #[inline(always)]
-fn keep<P: Pins>(flow: &Flow, table: &PathTable, pins: &P, own: Option<Pin>, egress: u8, now: u32) {
-    let mut pin = Pin {
-        seen: now,
-        since: now,
-        epoch: table.epoch,
-        way: Pin::way_of(egress, flow.set()),
-    };
-    match own {
-        None => pins.count(PinEvent::New),
-        Some(before) => {
-            pin.since = before.since;
-            if before.egress() != egress {
-                pins.count(PinEvent::Moved);
-            }
-        }
-    }
-    if !pins.put(&flow.key(), &pin) {
-        pins.count(PinEvent::Failed);
-    }
-    if flow.is(Flow::MEDIA) {
-        pins.put(&client_key(flow), &pin);
-    }
-}
-
-#[inline(always)]
-const fn is_recent(pin: &Pin, now: u32, idle: u32) -> bool {
-    now.wrapping_sub(pin.seen) <= idle
+fn recent<P: Pins>(pins: &P, key: &PinKey, now: u32, idle: u32) -> Option<Pin> {
+    pins.get(key)
+        .filter(|pin| now.wrapping_sub(pin.seen) <= idle)
 }
 
 #[cfg(test)]

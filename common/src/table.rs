@@ -38,7 +38,7 @@ use core::net::IpAddr;
 use crate::condition::{Client, choose};
 
 /// The first word of every table. Its low byte is the layout's version.
-pub const MAGIC: u32 = 0x4252_4b07;
+pub const MAGIC: u32 = 0x4252_4b08;
 
 /// Index of the word that holds the generation.
 pub const GENERATION: u32 = 1;
@@ -233,12 +233,24 @@ pub enum Hold {
 }
 
 impl Outcome {
-    const STEER: u32 = 1 << 24;
-    const PRESENT: u32 = 1 << 25;
-    const SHADOW: u32 = 1 << 26;
-    const BYPASS: u32 = 1 << 27;
-    const MEDIA: u32 = 1 << 28;
-    const HARD: u32 = 1 << 29;
+    /// The lowest bits of a word: the endpoint set's slot.
+    pub const SET: u32 = 0xffff;
+    /// How far up the preference is, in 5 bits.
+    pub const PREFERENCE: u32 = 16;
+    /// There is a preference.
+    pub const STEER: u32 = 1 << 21;
+    /// There is an outcome.
+    pub const PRESENT: u32 = 1 << 22;
+    /// See [`Hold::Shadow`].
+    pub const SHADOW: u32 = 1 << 23;
+    /// See [`Hold::Bypass`].
+    pub const BYPASS: u32 = 1 << 24;
+    /// It is of the class `media`.
+    pub const MEDIA: u32 = 1 << 25;
+    /// Its flows take what is best at any time.
+    pub const HARD: u32 = 1 << 26;
+    /// All bits that a word can have.
+    pub const ALL: u32 = (1 << 27) - 1;
 
     /// The outcome as a table word, which is never zero.
     pub const fn to_word(self) -> u32 {
@@ -250,7 +262,7 @@ impl Outcome {
         let media = if self.media { Self::MEDIA } else { 0 };
         let hard = if self.hard { Self::HARD } else { 0 };
         let steer = match self.preference {
-            Some(preference) => Self::STEER | (preference as u32) << 16,
+            Some(preference) => Self::STEER | (preference as u32 & 31) << Self::PREFERENCE,
             None => 0,
         };
         Self::PRESENT | steer | hold | media | hard | self.set as u32
@@ -259,13 +271,11 @@ impl Outcome {
     /// The outcome that a table word stands for.
     pub const fn from_word(word: u32) -> Self {
         Outcome {
-            set: (word & 0xffff) as u16,
-            media: word & Self::MEDIA != 0,
-            hard: word & Self::HARD != 0,
+            set: (word & Self::SET) as u16,
             preference: if word & Self::STEER == 0 {
                 None
             } else {
-                Some((word >> 16 & 0xff) as u8)
+                Some((word >> Self::PREFERENCE & 31) as u8)
             },
             hold: if word & Self::BYPASS != 0 {
                 Some(Hold::Bypass)
@@ -274,6 +284,8 @@ impl Outcome {
             } else {
                 None
             },
+            media: word & Self::MEDIA != 0,
+            hard: word & Self::HARD != 0,
         }
     }
 }
@@ -307,29 +319,39 @@ impl Answer {
 
 /// Something that answers what a ruleset says.
 pub trait Lookup {
-    /// What the ruleset says about a destination, and a protocol and port as [`Transport::key`] gives them. `client` is
-    /// called if that depends on who sends the packet. `None` if there is no ruleset, or its table is damaged, or the
-    /// client cannot be told.
-    fn lookup(
+    /// What the ruleset says about a destination, and a protocol and port as [`Transport::key`] gives them, as the word of
+    /// an answer (see [`Answer::from_word`]). `client` is called if that depends on who sends the packet. 0 if there is no
+    /// ruleset, or its table is damaged, or the client cannot be told.
+    fn lookup_word(
         &self,
         destination: Destination,
         key: u32,
         client: impl FnOnce() -> Option<Client>,
-    ) -> Option<Answer>;
-}
+    ) -> u32;
 
-impl Lookup for [u32] {
+    /// The same as an answer.
     fn lookup(
         &self,
         destination: Destination,
         key: u32,
         client: impl FnOnce() -> Option<Client>,
     ) -> Option<Answer> {
-        Answer::from_word(answer_word(self, destination, key, client)?)
+        Answer::from_word(self.lookup_word(destination, key, client))
     }
 }
 
-/// Asks a table, as [`Lookup::lookup`] says. The word is that of an answer; see [`Answer::from_word`].
+impl Lookup for [u32] {
+    fn lookup_word(
+        &self,
+        destination: Destination,
+        key: u32,
+        client: impl FnOnce() -> Option<Client>,
+    ) -> u32 {
+        answer_word(self, destination, key, client).unwrap_or(0)
+    }
+}
+
+/// Asks a table, as [`Lookup::lookup_word`] says. The word is that of an answer; see [`Answer::from_word`].
 #[inline(always)]
 pub fn answer_word<T: Table + ?Sized>(
     table: &T,
@@ -482,7 +504,7 @@ mod tests {
 
     #[test]
     fn outcomes_survive_the_word() {
-        for preference in [None, Some(0), Some(255)] {
+        for preference in [None, Some(0), Some(31)] {
             for set in [0, 1, u16::MAX] {
                 for hold in [None, Some(Hold::Shadow), Some(Hold::Bypass)] {
                     for (media, hard) in [(false, false), (true, false), (false, true)] {

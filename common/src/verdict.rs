@@ -1,5 +1,7 @@
 //! What is done with a packet, and the one reason why.
 
+use core::fmt;
+
 /// Where a packet goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Verdict {
@@ -94,54 +96,37 @@ impl Reason {
     }
 }
 
-/// The outcome for one packet.
+/// The outcome for one packet, as one word: the reason's number in the lowest 5 bits, the egress in 8 more, a bit that says
+/// whether it is steered to that, a bit that says whether there is an endpoint set, and its slot.
 ///
-/// It is not made of enums with content: what those have in one case only the compiler leaves undefined in the others, and
-/// moves about all the same, which the kernel's verifier refuses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Decision {
-    reason: Reason,
-    /// [`STEER`](Self::STEER) and [`SET`](Self::SET).
-    marks: u32,
-    egress: u8,
-    set: u16,
-}
+/// It is not made of enums: what those have in one case only the compiler leaves undefined in the others, and moves about
+/// all the same, which the kernel's verifier refuses; and the verifier would follow the rest of the program for each case.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Decision(u32);
 
 impl Decision {
+    const REASON: u32 = 0x1f;
+    const EGRESS: u32 = 0xff << 5;
     const STEER: u32 = 1 << 13;
     const SET: u32 = 1 << 14;
 
     /// The ordinary path, for a reason that involves no endpoint set.
     #[inline(always)]
     pub const fn pass(reason: Reason) -> Self {
-        Decision {
-            reason,
-            marks: 0,
-            egress: 0,
-            set: 0,
-        }
+        Decision(reason as u32)
     }
 
     /// The ordinary path, because of the endpoint set with this slot.
     #[inline(always)]
     pub const fn pass_set(reason: Reason, set: u16) -> Self {
-        Decision {
-            reason,
-            marks: Self::SET,
-            egress: 0,
-            set,
-        }
+        Decision((set as u32) << 15 | Self::SET | reason as u32)
     }
 
     /// Out by an egress, because of the endpoint set with this slot.
     #[inline(always)]
     pub const fn steer(egress: u8, set: u16) -> Self {
-        Decision {
-            reason: Reason::Steered,
-            marks: Self::SET | Self::STEER,
-            egress,
-            set,
-        }
+        let egress = (egress as u32) << 5;
+        Decision((set as u32) << 15 | Self::SET | Self::STEER | egress | Reason::Steered as u32)
     }
 
     /// Where the packet goes.
@@ -156,26 +141,35 @@ impl Decision {
     /// Why.
     #[inline(always)]
     pub const fn reason(&self) -> Reason {
-        self.reason
+        match Reason::from_number(self.reason_number()) {
+            Some(reason) => reason,
+            None => Reason::NoRuleset,
+        }
+    }
+
+    /// The reason's number.
+    #[inline(always)]
+    pub const fn reason_number(&self) -> u32 {
+        self.0 & Self::REASON
     }
 
     /// The index of the egress, if it is steered.
     #[inline(always)]
     pub const fn egress(&self) -> Option<u8> {
-        if self.marks & Self::STEER == 0 {
+        if self.0 & Self::STEER == 0 {
             None
         } else {
-            Some(self.egress)
+            Some((self.0 >> 5 & 0xff) as u8)
         }
     }
 
     /// The slot of the endpoint set that decided, if one matched.
     #[inline(always)]
     pub const fn set(&self) -> Option<u16> {
-        if self.marks & Self::SET == 0 {
+        if self.0 & Self::SET == 0 {
             None
         } else {
-            Some(self.set)
+            Some((self.0 >> 15 & 0xffff) as u16)
         }
     }
 
@@ -183,39 +177,41 @@ impl Decision {
     #[inline(always)]
     #[must_use]
     pub const fn because(self, reason: Reason) -> Self {
-        Decision { reason, ..self }
+        Decision(self.0 & !Self::REASON | reason as u32)
     }
 
     /// The ordinary path all the same, for another reason.
     #[inline(always)]
     #[must_use]
     pub const fn but_pass(self, reason: Reason) -> Self {
-        Decision {
-            reason,
-            marks: self.marks & !Self::STEER,
-            egress: 0,
-            ..self
+        Decision(self.0 & !Self::STEER & !Self::EGRESS).because(reason)
+    }
+
+    /// The decision as a word.
+    #[inline(always)]
+    pub const fn to_word(&self) -> u32 {
+        self.0
+    }
+
+    /// The decision that a word stands for, if its reason is one.
+    pub const fn from_word(word: u32) -> Option<Self> {
+        match Reason::from_number(word & Self::REASON) {
+            Some(_) => Some(Decision(word)),
+            None => None,
         }
     }
 
-    /// The decision as a word: the reason's number in the lowest 5 bits, the egress in 8 more, a bit that says whether it is
-    /// steered to that, a bit that says whether there is an endpoint set, and its slot.
+    /// The decision of a word that came from [`to_word`](Self::to_word).
     #[inline(always)]
-    pub const fn to_word(&self) -> u32 {
-        self.marks | (self.egress as u32) << 5 | (self.set as u32) << 15 | self.reason as u32
+    pub const fn from_known_word(word: u32) -> Self {
+        Decision(word)
     }
+}
 
-    /// The decision that a word stands for, if any.
-    pub const fn from_word(word: u32) -> Option<Self> {
-        let Some(reason) = Reason::from_number(word & 0x1f) else {
-            return None;
-        };
-        Some(Decision {
-            reason,
-            marks: word & (Self::STEER | Self::SET),
-            egress: (word >> 5 & 0xff) as u8,
-            set: (word >> 15 & 0xffff) as u16,
-        })
+impl fmt::Debug for Decision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (verdict, reason, set) = (self.verdict(), self.reason(), self.set());
+        write!(f, "Decision {{ {verdict:?}, {reason:?}, set {set:?} }}")
     }
 }
 

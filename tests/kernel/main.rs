@@ -3,6 +3,7 @@
 mod adopt;
 mod bad_input;
 mod cleanup;
+mod egress;
 mod flows;
 mod follow;
 mod golden;
@@ -75,6 +76,7 @@ fn main() -> ExitCode {
         questions::TESTS,
         flows::TESTS,
         redirect::TESTS,
+        egress::TESTS,
         link_kinds::TESTS,
         routing::TESTS,
         reload::TESTS,

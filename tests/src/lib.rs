@@ -15,6 +15,7 @@ pub mod fake_service;
 pub mod flow;
 pub mod golden;
 pub mod lab;
+pub mod live;
 pub mod netns;
 pub mod programs;
 pub mod requirements;

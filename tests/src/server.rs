@@ -110,3 +110,51 @@ fn udp(socket: &UdpSocket, identity: &str, stop: &AtomicBool) {
         }
     }
 }
+
+/// A relay that answers STUN binding requests (RFC 8489). It ends with the handle.
+pub struct Relay {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Relay {
+    /// Starts a relay in the namespace.
+    ///
+    /// # Errors
+    ///
+    /// When the address cannot be bound.
+    pub fn start(namespace: &Namespace, address: SocketAddr) -> Result<Self> {
+        let socket = namespace.enter(move || Ok(UdpSocket::bind(address)?))?;
+        socket.set_read_timeout(Some(TURN))?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&stop);
+        let thread = thread::spawn(move || {
+            let mut buffer = [0; 1500];
+            while !flag.load(Ordering::Relaxed) {
+                let Ok((count, client)) = socket.recv_from(&mut buffer) else {
+                    continue;
+                };
+                if count >= 20 && buffer[..2] == [0, 1] {
+                    // A success response without attributes, with the request's transaction.
+                    let mut answer = [0; 20];
+                    answer[..2].copy_from_slice(&[1, 1]);
+                    answer[4..].copy_from_slice(&buffer[4..20]);
+                    let _ = socket.send_to(&answer, client);
+                }
+            }
+        });
+        Ok(Relay {
+            stop,
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}

@@ -3,7 +3,7 @@
 use aya_ebpf::bindings::xdp_action::XDP_PASS;
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
-use breakout_common::classify::rule;
+use breakout_common::classify::{by_preference, rule};
 use breakout_common::frame::FrameMut;
 use breakout_common::packet::walk;
 use breakout_common::question::QuestionWords;
@@ -28,7 +28,7 @@ pub(crate) fn ask(ctx: XdpContext) -> u32 {
         let decision = match walk(&packet) {
             Ok(mut headers) => {
                 headers.vlan = vlan;
-                rule(&LiveRuleset, &packet, &headers, lan).by_preference()
+                by_preference(rule(&LiveRuleset, &packet, &headers, lan))
             }
             Err(stop) => Decision::pass(stop.reason()),
         };

@@ -224,6 +224,9 @@ impl Controller {
             && ruleset.own == self.ruleset.own
             && cause.action == "list";
         image.set_generation(self.generation.wrapping_add(1));
+        if !same_rules {
+            self.pin_the_ordinary(Some(&self.datapath.live_table()?), image.words())?;
+        }
         if same_interfaces && same_rules {
             // Another version of the same rules: nothing to switch.
             (self.config, self.lists, self.ruleset, self.slots) = (config, lists, ruleset, slots);
@@ -239,7 +242,7 @@ impl Controller {
                 .health
                 .paths(&config, &egresses, &persistent.preferences);
             published.table.epoch = self.published.table.epoch.wrapping_add(1);
-            published.table.pins_beyond_ruleset = self.published.table.pins_beyond_ruleset;
+            published.table.pins_beyond_ruleset = u32::from(config.pinning.enabled && !bypass);
             let setup = Setup {
                 config,
                 lists,

@@ -115,6 +115,9 @@ impl Controller {
         };
         match controller.install(image).await {
             Ok(()) => {
+                if !adopted {
+                    controller.pin_the_ordinary(None, &controller.datapath.live_table()?)?;
+                }
                 if let Some(former) = former.filter(|former| *former != controller.config.routing) {
                     let former = egress::empty_routing(&former);
                     controller.links.apply_routing(&former).await?;

@@ -1,13 +1,15 @@
 //! The pins of flows, seen from the controller: what a change of the ruleset means for them, and what is no longer needed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use anyhow::Result;
-use breakout_common::path::{CLIENT, Flow, ORDINARY, Pin, PinKey};
+use breakout_common::classify::by_preference;
+use breakout_common::path::{Flow, ORDINARY, Pin, PinKey};
 use breakout_common::table::{Destination, Lookup, Transport};
 use nix::time::{ClockId, clock_gettime};
 
 use super::Controller;
+use crate::links::conntrack::{self, Connection};
 use crate::ruleset::Image;
 
 impl Controller {
@@ -34,6 +36,36 @@ impl Controller {
             self.unpin_steered()?;
         }
         Ok(true)
+    }
+
+    /// Pins connections that are on the ordinary path by the table `before`, or without one, and that the table `after`
+    /// would steer. Those that nobody tracks cannot be told.
+    pub(super) fn pin_the_ordinary(&self, before: Option<&[u32]>, after: &[u32]) -> Result<()> {
+        if !self.config.pinning.enabled {
+            return Ok(());
+        }
+        let now = seconds_since_boot();
+        let known: HashSet<PinKey> = self
+            .datapath
+            .pins()?
+            .into_iter()
+            .map(|(key, _)| key)
+            .collect();
+        let pin = Pin {
+            seen: now,
+            since: now,
+            epoch: self.published.table.epoch,
+            way: Pin::way_of(ORDINARY, 0),
+        };
+        let keys = conntrack::connections()?
+            .into_iter()
+            .map(|connection| key_of(&connection));
+        let moving = keys.filter(|key| {
+            let was_steered = before.is_some_and(|before| is_steered(before, key));
+            !known.contains(key) && !was_steered && is_steered(after, key)
+        });
+        let pins: Vec<(PinKey, Pin)> = moving.map(|key| (key, pin)).collect();
+        self.datapath.pin(&pins)
     }
 
     /// Forgets the flows that leave by an egress.
@@ -69,7 +101,7 @@ impl Controller {
         }
         let table = self.datapath.live_table()?;
         let is_beyond = |(key, pin): &(PinKey, Pin)| {
-            key[4] & CLIENT == 0 && pin.egress() != ORDINARY && !is_steered(&table, key)
+            key[4] & Flow::CLIENT == 0 && pin.egress() != ORDINARY && !is_steered(&table, key)
         };
         if !live.iter().any(is_beyond) {
             let mut paths = self.published.clone();
@@ -82,13 +114,31 @@ impl Controller {
     fn is_idle(&self, key: &PinKey, pin: &Pin, now: u32) -> bool {
         let table = &self.published.table;
         let idle = match key[4] {
-            kind if kind & CLIENT != 0 => table.media_hold,
+            kind if kind & Flow::CLIENT != 0 => table.media_hold,
             kind if kind & Flow::TCP != 0 => table.tcp_idle,
             _ => table.udp_idle,
         };
         // A packet may have come since `now` was taken.
         now.saturating_sub(pin.seen) > idle
     }
+}
+
+/// The key of a connection's pin.
+fn key_of(connection: &Connection) -> PinKey {
+    let (source, destination) = (connection.source, connection.destination);
+    let is_v6 = source.0.is_ipv6();
+    let flow = Flow {
+        source: Destination::from(source.0).to_halves(),
+        destination: Destination::from(destination.0).to_halves(),
+        facts: Flow::ports(source.1, destination.1)
+            | if is_v6 { Flow::V6 } else { 0 }
+            | if connection.protocol == 6 {
+                Flow::TCP
+            } else {
+                0
+            },
+    };
+    flow.key()
 }
 
 /// Whether the ruleset may steer a flow, whoever its client is.
@@ -99,15 +149,14 @@ fn is_steered(table: &[u32], key: &PinKey) -> bool {
     } else {
         Transport::Udp
     };
-    let port = (key[4] & 0xffff) as u16;
+    let port = (key[4] >> 32 & 0xffff) as u16;
     let client = breakout_common::condition::Client {
         source: Destination::from_halves(key[4] & Flow::V6 != 0, key[0], key[1]),
         lan: 0,
         vlan: 0,
     };
-    let answer = table.lookup(destination, transport.key(port), || Some(client));
-    let ruling = breakout_common::classify::by_answer(answer);
-    ruling.preference().is_some()
+    let word = table.lookup_word(destination, transport.key(port), || Some(client));
+    by_preference(word).egress().is_some()
 }
 
 /// Seconds since boot, as the data path counts them.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use anyhow::{Context, Result};
-use breakout_common::classify::{flow, rule};
+use breakout_common::classify::{decide_unpinned, rule};
 use breakout_common::egress::{Egress, MAX_EGRESSES, NextHop};
 use breakout_common::fragment::{Key, key};
 use breakout_common::packet::{Stop, walk};
@@ -108,9 +108,8 @@ impl Pure {
     fn decide(&mut self, captured: &Captured) -> Decision {
         match walk(captured) {
             Ok(headers) => {
-                let ruling = rule(self.image.words(), captured, &headers, 0);
-                let bucket = flow(captured, &headers, &ruling).map_or(0, |flow| flow.bucket());
-                let decision = ruling.by_choice(&self.paths, headers.is_v6(), bucket);
+                let word = rule(self.image.words(), captured, &headers, 0);
+                let decision = decide_unpinned(captured, &headers, word, &self.paths);
                 if let Some(key) = headers
                     .first_fragment()
                     .and_then(|first| key(captured, &first))

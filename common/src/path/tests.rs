@@ -47,29 +47,43 @@ fn flow(port: u16, facts: u64) -> Flow {
     Flow {
         source: (0, 0x0a01_0002),
         destination: (0, 0x3471_0001),
-        facts: Flow::ports(port, 443) | Flow::ruled(0, 7) | Flow::PINNED | facts,
+        facts: Flow::ports(port, 443) | Flow::PINNED | facts,
     }
 }
 
-const STEERED: u64 = Flow::STEERED | Flow::TCP;
+/// What the ruleset says: steered by a preference because of set 7.
+const fn ruled(preference: u8, media: bool, hard: bool) -> u64 {
+    let outcome = Outcome {
+        set: 7,
+        preference: Some(preference),
+        hold: None,
+        media,
+        hard,
+    };
+    outcome.to_word() as u64
+}
+
+const STEERED: u64 = Flow::TCP | ruled(0, false, false);
+const MEDIA: u64 = ruled(0, true, false);
 
 #[test]
 fn a_flow_stays_while_its_way_works() {
     let pins = Memory::default();
     let old = flow(1000, STEERED);
-    assert_eq!(settle(&old, &table(1, 3), &pins, 10).egress(), 0);
+    assert_eq!(settle(&old, &table(1, 3), &pins, 10).egress(), Some(0));
     // The other one becomes the only one; it moves at once, and does not move back.
-    assert_eq!(settle(&old, &table(2, 2), &pins, 11).egress(), 1);
+    assert_eq!(settle(&old, &table(2, 2), &pins, 11).egress(), Some(1));
     let way = settle(&old, &table(3, 3), &pins, 12);
-    assert_eq!((way.egress(), way.set(), way.is_kept()), (1, 7, true));
+    assert_eq!(way, Decision::steer(1, 7));
     assert_eq!(
         settle(&flow(1001, STEERED), &table(3, 3), &pins, 12).egress(),
-        0
+        Some(0)
     );
     // One that began on the ordinary path stays there too.
     let late = flow(1002, STEERED);
-    assert_eq!(settle(&late, &table(4, 0), &pins, 13).egress(), ORDINARY);
-    assert_eq!(settle(&late, &table(5, 3), &pins, 14).egress(), ORDINARY);
+    assert_eq!(settle(&late, &table(4, 0), &pins, 13).egress(), None);
+    let way = settle(&late, &table(5, 3), &pins, 14);
+    assert_eq!(way, Decision::pass_set(Reason::Pinned, 7));
     assert_eq!(*pins.counts.borrow(), [3, 1, 0]);
 }
 
@@ -78,36 +92,42 @@ fn a_new_connection_from_the_same_port_takes_the_new_way() {
     let pins = Memory::default();
     assert_eq!(
         settle(&flow(1000, STEERED), &table(1, 2), &pins, 10).egress(),
-        1
+        Some(1)
     );
     let opening = flow(1000, STEERED | Flow::OPENS);
-    assert_eq!(settle(&opening, &table(2, 3), &pins, 11).egress(), 0);
+    assert_eq!(settle(&opening, &table(2, 3), &pins, 11).egress(), Some(0));
     assert_eq!(
         settle(&flow(1000, STEERED), &table(2, 3), &pins, 12).egress(),
-        0
+        Some(0)
     );
 }
 
 #[test]
 fn an_idle_flow_is_forgotten() {
     let pins = Memory::default();
-    let udp = flow(1000, Flow::STEERED);
-    assert_eq!(settle(&udp, &table(1, 2), &pins, 10).egress(), 1);
-    assert_eq!(settle(&udp, &table(2, 3), &pins, 190).egress(), 1);
-    assert_eq!(settle(&udp, &table(3, 3), &pins, 371).egress(), 0);
+    let udp = flow(1000, ruled(0, false, false));
+    assert_eq!(settle(&udp, &table(1, 2), &pins, 10).egress(), Some(1));
+    assert_eq!(settle(&udp, &table(2, 3), &pins, 190).egress(), Some(1));
+    assert_eq!(settle(&udp, &table(3, 3), &pins, 371).egress(), Some(0));
 }
 
 #[test]
 fn what_is_no_longer_steered_stays_where_it_was() {
     let pins = Memory::default();
     settle(&flow(1000, STEERED), &table(1, 3), &pins, 10);
-    let unruled = flow(1000, Flow::TCP);
+    let unruled = flow(1000, Flow::TCP | u64::from(NO_PREFIX));
     let way = settle(&unruled, &table(2, 3), &pins, 20);
-    assert_eq!((way.egress(), way.set()), (0, 7));
-    assert_eq!(settle(&unruled, &table(3, 2), &pins, 20).egress(), ORDINARY);
+    assert_eq!(way, Decision::steer(0, 7));
+    assert_eq!(settle(&unruled, &table(3, 2), &pins, 20).egress(), None);
     assert_eq!(
-        settle(&flow(1001, Flow::TCP), &table(2, 3), &pins, 20).egress(),
-        ORDINARY
+        settle(
+            &flow(1001, Flow::TCP | u64::from(NO_PREFIX)),
+            &table(2, 3),
+            &pins,
+            20
+        )
+        .egress(),
+        None
     );
 }
 
@@ -115,49 +135,48 @@ fn what_is_no_longer_steered_stays_where_it_was() {
 fn what_is_held_back_moves_and_stays_on_the_ordinary_path() {
     let pins = Memory::default();
     settle(&flow(1000, STEERED), &table(1, 3), &pins, 10);
-    let held = flow(1000, Flow::HELD | Flow::TCP);
-    assert_eq!(settle(&held, &table(1, 3), &pins, 11).egress(), ORDINARY);
+    let held = flow(1000, STEERED | u64::from(Outcome::BYPASS));
+    assert_eq!(settle(&held, &table(1, 3), &pins, 11).egress(), None);
     assert_eq!(
         settle(&flow(1000, STEERED), &table(1, 3), &pins, 12).egress(),
-        ORDINARY
+        None
     );
 }
 
 #[test]
 fn a_clients_media_moves_together() {
     let pins = Memory::default();
-    let media = Flow::STEERED | Flow::MEDIA;
-    let (audio, video) = (flow(50_000, media), flow(50_020, media));
+    let (audio, video) = (flow(50_000, MEDIA), flow(50_020, MEDIA));
     for flow in [&audio, &video] {
-        assert_eq!(settle(flow, &table(1, 3), &pins, 10).egress(), 0);
+        assert_eq!(settle(flow, &table(1, 3), &pins, 10).egress(), Some(0));
     }
     // Audio notices the outage, video was silent meanwhile.
-    assert_eq!(settle(&audio, &table(2, 2), &pins, 11).egress(), 1);
-    assert_eq!(settle(&audio, &table(3, 3), &pins, 12).egress(), 1);
-    assert_eq!(settle(&video, &table(3, 3), &pins, 13).egress(), 1);
+    assert_eq!(settle(&audio, &table(2, 2), &pins, 11).egress(), Some(1));
+    assert_eq!(settle(&audio, &table(3, 3), &pins, 12).egress(), Some(1));
+    assert_eq!(settle(&video, &table(3, 3), &pins, 13).egress(), Some(1));
     // So does a flow that the client adds to the call, and another client's does not.
     assert_eq!(
-        settle(&flow(50_040, media), &table(3, 3), &pins, 14).egress(),
-        1
+        settle(&flow(50_040, MEDIA), &table(3, 3), &pins, 14).egress(),
+        Some(1)
     );
     let other = Flow {
         source: (0, 0x0a01_0003),
-        ..flow(50_000, media)
+        ..flow(50_000, MEDIA)
     };
-    assert_eq!(settle(&other, &table(3, 3), &pins, 14).egress(), 0);
+    assert_eq!(settle(&other, &table(3, 3), &pins, 14).egress(), Some(0));
     // After the hold time the next call takes the better way.
     assert_eq!(
-        settle(&flow(50_060, media), &table(3, 3), &pins, 45).egress(),
-        0
+        settle(&flow(50_060, MEDIA), &table(3, 3), &pins, 45).egress(),
+        Some(0)
     );
 }
 
 #[test]
 fn hard_rules_always_take_what_is_best() {
     let pins = Memory::default();
-    let hard = flow(1000, STEERED | Flow::HARD);
-    assert_eq!(settle(&hard, &table(1, 2), &pins, 10).egress(), 1);
-    assert_eq!(settle(&hard, &table(2, 3), &pins, 11).egress(), 0);
+    let hard = flow(1000, Flow::TCP | ruled(0, false, true));
+    assert_eq!(settle(&hard, &table(1, 2), &pins, 10).egress(), Some(1));
+    assert_eq!(settle(&hard, &table(2, 3), &pins, 11).egress(), Some(0));
     assert!(pins.pins.borrow().is_empty());
 }
 
@@ -170,18 +189,18 @@ fn weights_share_flows_out_and_keep_a_clients_media_together() {
     for place in 0..PLACES {
         table.set_choices(2, place, &choices);
     }
-    let ruled = |port: u16, facts: u64| Flow {
-        facts: Flow::ports(port, 443) | Flow::ruled(2, 7) | facts,
+    let unpinned = |port: u16, facts: u64| Flow {
+        facts: flow(port, facts).facts & !Flow::PINNED,
         ..flow(port, 0)
     };
+    let (standard, media) = (Flow::TCP | ruled(2, false, false), ruled(2, true, false));
     let mut by_second = 0;
     for port in 1..10_001u16 {
-        let way = settle(&ruled(port, STEERED), &table, &pins, 1);
-        assert_eq!(way, settle(&ruled(port, STEERED), &table, &pins, 2));
-        by_second += u32::from(way.egress());
-        let media = settle(&ruled(port, Flow::STEERED | Flow::MEDIA), &table, &pins, 1);
-        let first = settle(&ruled(1, Flow::STEERED | Flow::MEDIA), &table, &pins, 1);
-        assert_eq!(media, first);
+        let way = settle(&unpinned(port, standard), &table, &pins, 1);
+        assert_eq!(way, settle(&unpinned(port, standard), &table, &pins, 2));
+        by_second += u32::from(way.egress() == Some(1));
+        let ours = settle(&unpinned(port, media), &table, &pins, 1);
+        assert_eq!(ours, settle(&unpinned(1, media), &table, &pins, 1));
     }
     assert!(by_second.abs_diff(2500) < 150, "{by_second}");
 }

@@ -72,17 +72,17 @@ fn destinations(questions: &[Question]) -> Vec<Destination> {
 
 /// The kernel's answers are those of the pure function, before anything is timed.
 fn check(asker: &mut Asker, image: &breakout::ruleset::Image, asked: &[Question]) -> Result<()> {
-    use breakout_common::classify::by_answer;
+    use breakout_common::classify::by_preference;
     use breakout_common::table::Lookup;
     let answers = asker.ask(asked)?;
     for (question, answer) in asked.iter().zip(answers) {
-        let expected = by_answer(
-            image
-                .words()
-                .lookup(question.destination, question.key, || None),
-        );
+        let expected = by_preference(image.words().lookup_word(
+            question.destination,
+            question.key,
+            || None,
+        ));
         ensure!(
-            answer == expected.by_preference().to_word(),
+            answer == expected.to_word(),
             "{question:x?}: {answer:x}, not {expected:?}"
         );
     }

@@ -1,0 +1,241 @@
+//! The kernel's connection table, by ctnetlink (linux/netfilter/nfnetlink_conntrack.h).
+
+use std::io;
+use std::net::IpAddr;
+
+use anyhow::{Context, Result};
+use rtnetlink::sys::protocols::NETLINK_NETFILTER;
+use rtnetlink::sys::{Socket, SocketAddr};
+
+const SUBSYSTEM: u16 = 1;
+const GET: u16 = 1;
+const DELETE: u16 = 2;
+const TUPLE_ORIG: u16 = 1;
+const TUPLE_IP: u16 = 1;
+const TUPLE_PROTO: u16 = 2;
+/// IPv4 source and destination, then those of IPv6.
+const IP: [u16; 4] = [1, 2, 3, 4];
+const PROTO_NUM: u16 = 1;
+const PROTO_SOURCE_PORT: u16 = 2;
+const PROTO_DESTINATION_PORT: u16 = 3;
+
+const NLM_F_REQUEST: u16 = 1;
+const NLM_F_ACK: u16 = 4;
+const NLM_F_DUMP: u16 = 0x300;
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+/// The bits of an attribute's type that are its number (`NLA_TYPE_MASK`), and the one that says it holds others.
+const TYPE_MASK: u16 = 0x3fff;
+const NESTED: u16 = 1 << 15;
+/// Lengths of `struct nlmsghdr` and `struct nfgenmsg`.
+const HEADER: usize = 16;
+const GENERIC: usize = 4;
+/// No message of the kernel's dumps is longer (`NLMSG_GOODSIZE` and its sk_buff head room).
+const RECEIVE: usize = 64 << 10;
+
+/// A TCP or UDP connection as its first packet had it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Connection {
+    /// The source address and port.
+    pub source: (IpAddr, u16),
+    /// The destination address and port.
+    pub destination: (IpAddr, u16),
+    /// The IP protocol's number: 6 or 17.
+    pub protocol: u8,
+}
+
+/// All TCP and UDP connections that the kernel tracks in this network namespace; none if it tracks nothing.
+///
+/// # Errors
+///
+/// When the kernel does not answer.
+pub fn connections() -> Result<Vec<Connection>> {
+    let mut found = Vec::new();
+    for v6 in [false, true] {
+        match dump(v6, &mut found) {
+            // Nothing has asked for connection tracking since boot.
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {}
+            other => other.context("cannot list the tracked connections")?,
+        }
+    }
+    Ok(found)
+}
+
+/// Has the kernel forget a connection, so that its next packet is translated afresh. One that is not there is fine.
+///
+/// # Errors
+///
+/// When the kernel refuses.
+pub fn forget(connection: &Connection) -> Result<()> {
+    let v6 = connection.source.0.is_ipv6();
+    let mut tuple = Vec::new();
+    let mut addresses = Vec::new();
+    for (address, kind) in [(connection.source.0, 0), (connection.destination.0, 1)] {
+        match address {
+            IpAddr::V4(address) => put(&mut addresses, IP[kind], &address.octets()),
+            IpAddr::V6(address) => put(&mut addresses, IP[kind + 2], &address.octets()),
+        }
+    }
+    put(&mut tuple, TUPLE_IP | NESTED, &addresses);
+    let mut protocol = Vec::new();
+    put(&mut protocol, PROTO_NUM, &[connection.protocol]);
+    put(
+        &mut protocol,
+        PROTO_SOURCE_PORT,
+        &connection.source.1.to_be_bytes(),
+    );
+    put(
+        &mut protocol,
+        PROTO_DESTINATION_PORT,
+        &connection.destination.1.to_be_bytes(),
+    );
+    put(&mut tuple, TUPLE_PROTO | NESTED, &protocol);
+    let mut attributes = Vec::new();
+    put(&mut attributes, TUPLE_ORIG | NESTED, &tuple);
+    let socket = open().context("cannot open a netfilter socket")?;
+    let request = message(DELETE, NLM_F_REQUEST | NLM_F_ACK, v6, &attributes);
+    let outcome = socket
+        .send(&request, 0)
+        .and_then(|_| socket.recv_from_full());
+    let (answer, _) = outcome.context("cannot forget a tracked connection")?;
+    match error_of(&answer).and_then(|error| error.raw_os_error()) {
+        None | Some(0 | libc::ENOENT) => Ok(()),
+        Some(code) => {
+            Err(io::Error::from_raw_os_error(code)).context("cannot forget a tracked connection")
+        }
+    }
+}
+
+fn open() -> io::Result<Socket> {
+    let mut socket = Socket::new(NETLINK_NETFILTER)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    Ok(socket)
+}
+
+fn dump(v6: bool, found: &mut Vec<Connection>) -> io::Result<()> {
+    let socket = open()?;
+    socket.send(&message(GET, NLM_F_REQUEST | NLM_F_DUMP, v6, &[]), 0)?;
+    let mut buffer = Vec::with_capacity(RECEIVE);
+    loop {
+        buffer.clear();
+        socket.recv(&mut buffer, 0)?;
+        let mut rest = buffer.as_slice();
+        while let Some((kind, one)) = next(&mut rest) {
+            match kind {
+                NLMSG_DONE => return Ok(()),
+                NLMSG_ERROR => {
+                    return Err(error_of(one).unwrap_or(io::ErrorKind::InvalidData.into()));
+                }
+                _ => found.extend(one.get(HEADER + GENERIC..).and_then(connection)),
+            }
+        }
+        if buffer.is_empty() {
+            return Ok(());
+        }
+    }
+}
+
+/// Takes the next message off a datagram.
+fn next<'a>(rest: &mut &'a [u8]) -> Option<(u16, &'a [u8])> {
+    let length = u32::from_ne_bytes(rest.get(..4)?.try_into().ok()?) as usize;
+    let kind = u16::from_ne_bytes(rest.get(4..6)?.try_into().ok()?);
+    let one = rest.get(..length).filter(|one| one.len() >= HEADER)?;
+    *rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+    Some((kind, one))
+}
+
+/// The error that a message of the type `NLMSG_ERROR` tells of; number 0 for success.
+fn error_of(message: &[u8]) -> Option<io::Error> {
+    let code = i32::from_ne_bytes(message.get(HEADER..HEADER + 4)?.try_into().ok()?);
+    Some(io::Error::from_raw_os_error(-code))
+}
+
+fn message(kind: u16, flags: u16, v6: bool, attributes: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(HEADER + GENERIC + attributes.len()).unwrap_or(u32::MAX);
+    let family = if v6 { libc::AF_INET6 } else { libc::AF_INET };
+    let mut message = Vec::with_capacity(HEADER + GENERIC + attributes.len());
+    message.extend(length.to_ne_bytes());
+    message.extend((SUBSYSTEM << 8 | kind).to_ne_bytes());
+    message.extend(flags.to_ne_bytes());
+    // Sequence number and port: there is one request, and the kernel fills in the port.
+    message.extend([0; 8]);
+    message.extend([u8::try_from(family).unwrap_or(0), 0, 0, 0]);
+    message.extend(attributes);
+    message
+}
+
+fn put(attributes: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    let length = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
+    attributes.extend(length.to_ne_bytes());
+    attributes.extend(kind.to_ne_bytes());
+    attributes.extend(value);
+    attributes.resize(attributes.len().next_multiple_of(4), 0);
+}
+
+/// The value of the attribute of this kind.
+fn attribute(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
+    while let [l0, l1, k0, k1, ..] = *attributes {
+        let length = usize::from(u16::from_ne_bytes([l0, l1]));
+        let value = attributes.get(4..length)?;
+        if u16::from_ne_bytes([k0, k1]) & TYPE_MASK == wanted {
+            return Some(value);
+        }
+        attributes = attributes.get(length.next_multiple_of(4)..)?;
+    }
+    None
+}
+
+/// The connection that an entry's attributes describe, if it is TCP or UDP.
+fn connection(attributes: &[u8]) -> Option<Connection> {
+    let tuple = attribute(attributes, TUPLE_ORIG)?;
+    let (addresses, protocol) = (attribute(tuple, TUPLE_IP)?, attribute(tuple, TUPLE_PROTO)?);
+    let address = |at: usize| -> Option<IpAddr> {
+        if let Some(octets) = attribute(addresses, IP[at]) {
+            return Some(<[u8; 4]>::try_from(octets).ok()?.into());
+        }
+        Some(
+            <[u8; 16]>::try_from(attribute(addresses, IP[at + 2])?)
+                .ok()?
+                .into(),
+        )
+    };
+    let port = |kind: u16| {
+        Some(u16::from_be_bytes(
+            attribute(protocol, kind)?.try_into().ok()?,
+        ))
+    };
+    let [number] = *attribute(protocol, PROTO_NUM)? else {
+        return None;
+    };
+    if !matches!(number, 6 | 17) {
+        return None;
+    }
+    Some(Connection {
+        source: (address(0)?, port(PROTO_SOURCE_PORT)?),
+        destination: (address(1)?, port(PROTO_DESTINATION_PORT)?),
+        protocol: number,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_parse_is_no_connection() {
+        assert_eq!(connection(&[]), None);
+        let mut tuple = Vec::new();
+        let mut protocol = Vec::new();
+        put(&mut protocol, PROTO_NUM, &[47]);
+        put(&mut tuple, TUPLE_IP | NESTED, &[]);
+        put(&mut tuple, TUPLE_PROTO | NESTED, &protocol);
+        let mut attributes = Vec::new();
+        put(&mut attributes, TUPLE_ORIG | NESTED, &tuple);
+        for length in 0..=attributes.len() {
+            assert_eq!(connection(&attributes[..length]), None);
+        }
+        let mut rest: &[u8] = &[255, 0, 0, 0, 1, 2];
+        assert_eq!(next(&mut rest), None);
+    }
+}
