@@ -341,9 +341,9 @@ fn unmoved() -> Result<()> {
     lab.gateway.exec("nft add table ip track")?;
     // The ordinary path's connections are tracked, as with any firewall that keeps states.
     lab.gateway
-        .exec("nft add chain ip track fwd { type filter hook forward priority 0 ; }")?;
+        .exec("nft add chain ip track forward { type filter hook forward priority 0 ; }")?;
     lab.gateway
-        .exec("nft add rule ip track fwd ct state established accept")?;
+        .exec("nft add rule ip track forward ct state established accept")?;
     let daemon = Daemon::start(site, &lab.gateway)?;
     let ends = [address(MAIL), address("203.0.113.1:443")];
     let connections = Connections::open(&lab.client, &ends, 200)?;

@@ -78,13 +78,24 @@ pub enum Command {
         #[arg(long)]
         trace: bool,
     },
-    /// Check configuration and list without touching the kernel.
+    /// Check configuration and list, and, as root, look for clashes as `doctor` does. Changes nothing.
     ///
     /// Example: breakout check --config ./breakout.toml
     Check {
         /// Check with this list instead of the configured one.
         #[arg(long, value_name = "FILE")]
         list: Option<PathBuf>,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Look for what stands in the way on this machine, and say what to do about it.
+    ///
+    /// Forwarding, reverse path filters, other users of marks, rules and tables, transparent proxies, a full connection
+    /// table. Changes nothing. The exit code is 9 if there is a warning or an error.
+    ///
+    /// Example: breakout doctor
+    Doctor {
         /// Print JSON.
         #[arg(long)]
         json: bool,
@@ -107,6 +118,31 @@ pub enum Command {
     ///
     /// Example: breakout stats --json
     Stats {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show what changed by itself, when and why: egresses, links, rulesets.
+    ///
+    /// Example: breakout events --follow
+    Events {
+        /// Go on as more happens.
+        #[arg(short, long)]
+        follow: bool,
+        /// Only the newest so many at first.
+        #[arg(long, value_name = "N")]
+        limit: Option<usize>,
+        /// Print JSON; with --follow one object a line.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show the flows that are pinned to their way, those with the latest packets first.
+    ///
+    /// Example: breakout flows --limit 20
+    Flows {
+        /// At most so many.
+        #[arg(long, value_name = "N", default_value_t = 100)]
+        limit: usize,
         /// Print JSON.
         #[arg(long)]
         json: bool,

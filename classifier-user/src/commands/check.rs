@@ -11,6 +11,7 @@ use super::output::print_json;
 use crate::config::{self, ListSource};
 use crate::control::{ListSummary, Unusable};
 use crate::controller::summary;
+use crate::doctor::{Finding, examine};
 use crate::exit::{Code, WithCode};
 use crate::policy::{Build, sign_in_notes};
 use crate::ruleset::{Rule, compile};
@@ -26,9 +27,11 @@ struct Report {
     table_bytes: usize,
     unusable: Vec<Unusable>,
     warnings: Vec<String>,
+    /// What `breakout doctor` would find; nothing if it may not look.
+    findings: Vec<Finding>,
 }
 
-pub(super) fn check(config: &ConfigArgument, list: Option<&Path>, json: bool) -> Result<()> {
+pub(super) async fn check(config: &ConfigArgument, list: Option<&Path>, json: bool) -> Result<()> {
     let path = config.path();
     let offline = Offline::load(config::load(&path).code(Code::Config)?, list)?;
     let ruleset = &offline.ruleset;
@@ -43,6 +46,7 @@ pub(super) fn check(config: &ConfigArgument, list: Option<&Path>, json: bool) ->
         table_bytes: compile(ruleset).code(Code::List)?.words().len() * 4,
         unusable: offline.lists.iter().flat_map(Unusable::of).collect(),
         warnings: warnings(&offline)?,
+        findings: findings(&offline).await,
     };
     if json {
         return print_json(&report);
@@ -69,11 +73,20 @@ pub(super) fn check(config: &ConfigArgument, list: Option<&Path>, json: bool) ->
     for warning in &report.warnings {
         println!("warning: {warning}");
     }
-    println!("interfaces, gateways and the kernel were not looked at; `breakout run` does that");
+    report.findings.iter().for_each(super::doctor::print);
+    println!("interfaces and gateways were not looked at; `breakout run` does that");
     for unusable in &report.unusable {
         println!("  {unusable}");
     }
     Ok(())
+}
+
+/// What stands in the way on this machine. The configuration may be checked on another one, or without root.
+async fn findings(offline: &Offline) -> Vec<Finding> {
+    if !nix::unistd::geteuid().is_root() {
+        return Vec::new();
+    }
+    examine(&offline.config, &offline.ruleset).await.unwrap_or_default()
 }
 
 fn warnings(offline: &Offline) -> Result<Vec<String>> {

@@ -3,9 +3,11 @@
 mod arguments;
 mod changes;
 mod check;
+mod doctor;
 mod explain;
 mod export;
 mod list;
+mod live;
 mod offline;
 mod orders;
 mod output;
@@ -40,11 +42,20 @@ pub async fn main() -> Result<()> {
             })
             .await
         }
-        Command::Check { list, json } => check::check(config, list.as_deref(), *json),
+        Command::Check { list, json } => check::check(config, list.as_deref(), *json).await,
+        Command::Doctor { json } => doctor::doctor(config, *json).await,
         Command::Status { json, check } => {
             status::status(&mut connect(config).await?, *json, *check).await
         }
         Command::Stats { json } => stats::stats(&mut connect(config).await?, *json).await,
+        Command::Events {
+            json,
+            follow,
+            limit,
+        } => live::events(&mut connect(config).await?, *json, *follow, *limit).await,
+        Command::Flows { json, limit } => {
+            live::flows(&mut connect(config).await?, *json, *limit).await
+        }
         Command::Explain(explain) => explain::explain(config, explain).await,
         Command::Export(arguments) => export::export(config, arguments),
         Command::Replay(arguments) => replay::replay(config, arguments),

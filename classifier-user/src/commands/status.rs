@@ -111,25 +111,46 @@ fn print_follow(follow: &FollowStatus) {
 
 fn print_egress(name: &str, egress: &EgressStatus) {
     println!(
-        "egress    {name}: {} on {}, mark {}, table {}",
-        egress.mode, egress.interface, egress.mark, egress.table
+        "egress    {name}: {} on {}{}, mark {}, table {}",
+        egress.mode,
+        egress.interface,
+        if egress.masquerade { ", masquerade" } else { "" },
+        egress.mark,
+        egress.table
     );
     for (family, way) in [("IPv4", &egress.v4), ("IPv6", &egress.v6)] {
-        println!("          {family} {}", way_out(way));
+        print_way(family, way);
     }
     if let Some(reason) = &egress.by_kernel {
         println!("          {reason}");
     }
-    if let Some(problem) = &egress.problem {
-        println!("          DOWN: {problem}");
-    }
 }
 
-fn way_out(way: &WayOut) -> String {
-    match (way.up, &way.gateway, &way.mac) {
-        (false, _, _) => "no way out; packets take the ordinary path".to_owned(),
-        (true, None, _) => "up, point to point".to_owned(),
-        (true, Some(gateway), None) => format!("up, via {gateway}"),
-        (true, Some(gateway), Some(mac)) => format!("up, via {gateway} at {mac}"),
+fn print_way(family: &str, way: &WayOut) {
+    let next_hop = match (&way.gateway, &way.mac) {
+        (None, _) => String::new(),
+        (Some(gateway), None) => format!(", via {gateway}"),
+        (Some(gateway), Some(mac)) => format!(", via {gateway} at {mac}"),
+    };
+    let Some(standing) = &way.standing else {
+        println!("          {family} not looked at yet{next_hop}");
+        return;
+    };
+    println!(
+        "          {family} {} since {}, score {}{next_hop}",
+        standing.state.name(),
+        standing.since,
+        standing.score
+    );
+    if let Some(measure) = &standing.measure {
+        let latency = measure.latency_ms.map(|time| format!(", latency {time:.0} ms"));
+        println!("               loss {:.1} %{}", measure.loss * 100.0, latency.unwrap_or_default());
+        for target in measure.targets.iter().filter(|target| !target.answers) {
+            let why = target.last_error.as_deref().unwrap_or("not tried yet");
+            println!("               {} does not answer: {why}", target.target);
+        }
+    }
+    if let Some(why) = &standing.why {
+        println!("               {why}");
     }
 }

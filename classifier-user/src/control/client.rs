@@ -16,7 +16,7 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use super::{
-    BypassOrder, Failure, FetchReport, ListOrder, ListReport, Plan, Reloaded, Stats, Status,
+    BypassOrder, EventsQuery, EventsReport, Failure, FetchReport, FlowsQuery, FlowsReport, ListOrder, ListReport, Plan, Reloaded, Stats, Status,
 };
 use crate::exit::{Code, WithCode};
 use crate::explain::{Explanation, Query};
@@ -154,6 +154,24 @@ impl Client {
     /// When the switch fails; everything then stays as it is.
     pub async fn bypass(&mut self, order: BypassOrder) -> anyhow::Result<Reloaded> {
         self.request(Method::POST, "/v1/bypass", &order).await
+    }
+
+    /// What has happened.
+    ///
+    /// # Errors
+    ///
+    /// As for [`status`](Self::status).
+    pub async fn events(&mut self, query: EventsQuery) -> anyhow::Result<EventsReport> {
+        self.request(Method::POST, "/v1/events", &query).await
+    }
+
+    /// Pinned flows.
+    ///
+    /// # Errors
+    ///
+    /// As for [`status`](Self::status).
+    pub async fn flows(&mut self, query: FlowsQuery) -> anyhow::Result<FlowsReport> {
+        self.request(Method::POST, "/v1/flows", &query).await
     }
 
     /// Looks at the lists' source now.

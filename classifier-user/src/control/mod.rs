@@ -2,7 +2,9 @@
 
 mod changes;
 mod client;
+mod flows;
 mod lists;
+pub mod metrics;
 mod server;
 mod status;
 
@@ -13,10 +15,11 @@ use crate::explain::{Explanation, Query};
 
 pub use changes::{BypassOrder, ListOrder, Plan, Reloaded, RuleDelta, RulesetDelta};
 pub use client::{Client, ClientError};
+pub use flows::{EventsQuery, EventsReport, FlowsQuery, FlowsReport, PinnedFlow};
 pub use lists::{
     FetchReport, Fetching, ListReport, ListSummary, ListedSet, PendingReport, Unusable,
 };
-pub use server::Server;
+pub use server::{MetricsServer, Server};
 pub use status::{
     BypassStatus, EgressStatus, FollowStatus, LanStatus, ReasonCount, RefusedList, RulesetStatus,
     SetCount, SetReport, Stats, Status, WayOut,
@@ -41,6 +44,12 @@ pub enum Request {
     Apply(Reply<Reloaded>),
     /// `POST /v1/bypass`
     Bypass(BypassOrder, Reply<Reloaded>),
+    /// `POST /v1/events`
+    Events(EventsQuery, Reply<EventsReport>),
+    /// `POST /v1/flows`
+    Flows(FlowsQuery, Reply<FlowsReport>),
+    /// `GET /metrics`
+    Metrics(Reply<metrics::Snapshot>),
     /// `POST /v1/list/fetch`
     Fetch(Reply<FetchReport>),
     /// `POST /v1/list/change`

@@ -1,20 +1,22 @@
 //! The controller's end of the control socket.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::Serialize;
-use tokio::net::UnixListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{mpsc, oneshot};
 
-use super::{BypassOrder, Failure, ListOrder, Reply, Request};
+use super::{BypassOrder, EventsQuery, Failure, FlowsQuery, ListOrder, Reply, Request, metrics};
 use crate::exit::{Code, WithCode, code_of};
 use crate::explain::Query;
 
@@ -67,6 +69,9 @@ impl Server {
             .route("/v1/plan", get(plan))
             .route("/v1/apply", post(apply))
             .route("/v1/bypass", post(bypass))
+            .route("/v1/events", post(events))
+            .route("/v1/flows", post(flows))
+            .route("/metrics", get(metrics))
             .route("/v1/list/fetch", post(fetch))
             .route("/v1/list/change", post(change_list))
             .with_state(requests);
@@ -87,6 +92,59 @@ impl Drop for Server {
         self.task.abort();
         let _ = fs::remove_file(&self.path);
     }
+}
+
+/// `/metrics` on a TCP address. It ends when this is dropped.
+pub struct MetricsServer {
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl MetricsServer {
+    /// Listens on `address` and answers `/metrics` only.
+    ///
+    /// # Errors
+    ///
+    /// When the address cannot be listened on.
+    pub async fn start(address: SocketAddr, requests: Requests) -> Result<Self> {
+        let listener = TcpListener::bind(address).await;
+        let listener = listener.with_context(|| {
+            format!("[metrics] listen: cannot listen on {address}; is it taken, or no address of this machine?")
+        })?;
+        let router = Router::new()
+            .route("/metrics", get(metrics))
+            .with_state(requests);
+        let task = tokio::spawn(async move {
+            if let Err(error) = axum::serve(listener, router).await {
+                tracing::error!("the metrics' address failed: {error}");
+            }
+        });
+        Ok(MetricsServer { task })
+    }
+}
+
+impl Drop for MetricsServer {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn metrics(State(requests): State<Requests>) -> Response {
+    let snapshot = match answer(requests, Request::Metrics).await {
+        Ok(snapshot) => snapshot,
+        Err(failure) => return failure,
+    };
+    match metrics::text(snapshot) {
+        Ok(text) => ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
+        Err(error) => failure(error.to_string(), 1),
+    }
+}
+
+async fn events(State(requests): State<Requests>, Json(query): Json<EventsQuery>) -> Response {
+    ask(requests, |reply| Request::Events(query, reply)).await
+}
+
+async fn flows(State(requests): State<Requests>, Json(query): Json<FlowsQuery>) -> Response {
+    ask(requests, |reply| Request::Flows(query, reply)).await
 }
 
 async fn status(State(requests): State<Requests>) -> Response {
@@ -133,16 +191,22 @@ async fn ask<T: Serialize>(
     requests: Requests,
     request: impl FnOnce(Reply<T>) -> Request,
 ) -> Response {
-    let (reply, answer) = oneshot::channel();
-    let answer = match requests.send(request(reply)).await {
-        Ok(()) => answer.await,
-        Err(_) => return failure("the controller is stopping".to_owned(), 1),
-    };
-    match answer {
-        Ok(Ok(value)) => Json(value).into_response(),
-        Ok(Err(error)) => failure(format!("{error:#}"), code_of(&error) as u8),
-        Err(_) => failure("the controller is stopping".to_owned(), 1),
+    match answer(requests, request).await {
+        Ok(value) => Json(value).into_response(),
+        Err(failure) => failure,
     }
+}
+
+/// What the controller answers, or the response that says why it does not.
+async fn answer<T>(
+    requests: Requests,
+    request: impl FnOnce(Reply<T>) -> Request,
+) -> Result<T, Response> {
+    let stopping = || failure("the controller is stopping".to_owned(), 1);
+    let (reply, answer) = oneshot::channel();
+    requests.send(request(reply)).await.map_err(|_| stopping())?;
+    let answer = answer.await.map_err(|_| stopping())?;
+    answer.map_err(|error| failure(format!("{error:#}"), code_of(&error) as u8))
 }
 
 fn failure(error: String, code: u8) -> Response {

@@ -288,6 +288,8 @@ impl Controller {
             lists: self.lists.iter().map(List::name).collect(),
             why: cause.why.clone(),
         };
+        let subject = format!("generation {}", self.generation);
+        self.events.note("ruleset", subject, cause.action, &*cause.why);
         let path = journal::path(&self.config.state.directory);
         if let Err(error) = journal::append(&path, &entry) {
             tracing::warn!("cannot write {}: {error}", path.display());

@@ -70,7 +70,7 @@ impl Controller {
         Ok(())
     }
 
-    fn tell_of(&self, changes: Vec<Changed>) {
+    fn tell_of(&mut self, changes: Vec<Changed>) {
         for Changed {
             egress,
             v6,
@@ -80,6 +80,10 @@ impl Controller {
         {
             let family = if v6 { "IPv6" } else { "IPv4" };
             let why = standing.why.unwrap_or_default();
+            if before != standing.state {
+                let what = format!("{}, was {}", standing.state.name(), before.name());
+                self.events.note("egress", format!("{egress} {family}"), what, &why);
+            }
             match standing.state {
                 State::Up if before == State::Up => {}
                 State::Up => tracing::info!("egress {egress} is up for {family}"),
@@ -124,6 +128,7 @@ impl Controller {
             Err(error) => {
                 if self.lan_problem.is_none() {
                     tracing::warn!("nothing is steered there until it is back: {error:#}");
+                    self.events.note("link", "LAN", "gone", format!("{error:#}"));
                 }
                 self.lan_problem = Some(format!("{error:#}"));
                 return Ok(());
@@ -137,6 +142,8 @@ impl Controller {
         // What has failed is tried again at the next look.
         self.lan_problem = installed.as_ref().err().map(|error| format!("{error:#}"));
         installed?;
+        let generation = format!("generation {}", self.generation);
+        self.events.note("link", "LAN", "attached again", generation);
         tracing::info!(
             "attached to the LAN interfaces again: generation {}",
             self.generation

@@ -15,6 +15,7 @@ use super::ways::Health;
 use super::{Controller, Options, make_ruleset};
 use crate::config::{self, Config, Routing, XdpAttach};
 use crate::datapath::{DataPath, FILTER_PRIORITY, Foreign, LanPlan, Plan, has_tcx, object};
+use crate::events::Events;
 use crate::exit::{Code, WithCode};
 use crate::links::{Links, network_namespace};
 use crate::nat::{NatEgress, NatPlan};
@@ -85,11 +86,14 @@ impl Controller {
         // What an earlier controller wrote into pins shall not look like ours.
         published.table.epoch = fastrand::u32(..);
         published.table.pins_beyond_ruleset = u32::from(adopted && !ruleset.bypass);
+        let events = config.state.directory.clone();
         let generation = persistent.generation;
         let before = ruleset.hash();
         let mut controller = Controller {
             published,
             health,
+            events: Events::open(&events),
+            told: String::new(),
             options,
             config,
             lists,

@@ -20,14 +20,17 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::config::Config;
-use crate::control::{Request, Server};
+use crate::control::{EventsReport, MetricsServer, Request, Server};
+use crate::events::Events;
 use crate::datapath::{DataPath, LanPlan, Paths};
+use crate::doctor::{Level, examine};
 use crate::exit::{Code, WithCode};
 use crate::links::{Changes, Links};
 use crate::list::List;
@@ -92,6 +95,9 @@ struct Controller {
     lans: Vec<LanPlan>,
     egresses: Vec<EgressState>,
     health: Health,
+    events: Events,
+    /// What the service manager was told last.
+    told: String,
     published: Paths,
     datapath: DataPath,
     state: StateDirectory,
@@ -120,7 +126,11 @@ pub async fn run(options: Options) -> Result<()> {
     let state = StateDirectory::lock(&config.state.directory)?;
     let sources = Sources::open(&config, options.list.as_deref())?;
     change::warn_of_problems(&sources.lists());
-    let server = Server::start(&config.control.socket, sender).code(Code::System)?;
+    let server = Server::start(&config.control.socket, sender.clone()).code(Code::System)?;
+    let metrics = match config.metrics.listen {
+        Some(address) => Some(MetricsServer::start(address, sender).await.code(Code::System)?),
+        None => None,
+    };
     let mut controller = Controller::start(options, config, sources, state).await?;
     if controller.adopted {
         tracing::info!("took over from an earlier controller");
@@ -132,12 +142,22 @@ pub async fn run(options: Options) -> Result<()> {
         controller.ruleset.rules.len(),
         lists.join(", "),
     );
+    controller.warn_of_clashes().await;
+    tell(&[NotifyState::Ready]);
     controller
         .serve(requests, changes, &mut stop, &mut hangup)
         .await;
     tracing::info!("stopping: removing programs, rules and routes");
-    drop(server);
+    tell(&[NotifyState::Stopping]);
+    drop((server, metrics));
     controller.stop().await
+}
+
+/// Tells the service manager, if there is one that wants to know.
+fn tell(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::debug!("the service manager cannot be told: {error}");
+    }
 }
 
 /// SIGTERM or SIGINT.
@@ -206,6 +226,18 @@ impl Controller {
         }
     }
 
+    /// Logs what stands in the way.
+    async fn warn_of_clashes(&self) {
+        match examine(&self.config, &self.ruleset).await {
+            Ok(findings) => {
+                for finding in findings.iter().filter(|finding| finding.level > Level::Note) {
+                    tracing::warn!("{finding}");
+                }
+            }
+            Err(error) => tracing::warn!("cannot look for what stands in the way: {error:#}"),
+        }
+    }
+
     async fn answer(&mut self, request: Request) {
         // A client that has gone away meanwhile wants no answer.
         match request {
@@ -215,6 +247,12 @@ impl Controller {
                 let indices = &self.persistent.preferences;
                 drop(reply.send(Ok(report(indices, &self.lists, &self.ruleset))));
             }
+            Request::Events(query, reply) => {
+                let events = self.events.after(query.after);
+                drop(reply.send(Ok(EventsReport { events })));
+            }
+            Request::Flows(query, reply) => drop(reply.send(self.flows(query.limit))),
+            Request::Metrics(reply) => drop(reply.send(self.snapshot())),
             Request::Explain(query, reply) => drop(reply.send(self.explain(query))),
             Request::Reload(reply) => {
                 let outcome = self.reload().await;
@@ -261,6 +299,7 @@ impl Controller {
         // What does not answer may come back; what was bad may have been good for long enough.
         egress::refresh_neighbours(&self.links, &self.egresses, true).await;
         self.settle_ways().await;
+        self.tell_status();
     }
 
     /// Leaves what has failed alone for some time.

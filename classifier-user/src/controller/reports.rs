@@ -1,15 +1,21 @@
 //! What the controller answers.
 
 use std::collections::HashSet;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::Result;
-use breakout_common::table::GENERATION;
+use breakout_common::path::{Flow, ORDINARY, Pin, PinKey};
+use breakout_common::table::{Destination, GENERATION};
 use ipnet::IpNet;
+use sd_notify::NotifyState;
 
-use super::{Controller, preference_names, summary};
+use super::pinning::seconds_since_boot;
+use super::{Controller, name_of, preference_names, summary, tell};
 use crate::config::XdpAttach;
+use crate::control::metrics::Snapshot;
 use crate::control::{
+    FlowsReport, PinnedFlow,
     FollowStatus, LanStatus, ReasonCount, RefusedList, RulesetStatus, SetCount, SetReport, Stats,
     Status,
 };
@@ -193,6 +199,71 @@ impl Controller {
             reasons: reasons.collect(),
             endpoint_sets: sets.collect(),
         })
+    }
+
+    /// The flows that are pinned, those with the latest packets first.
+    pub(super) fn flows(&self, limit: usize) -> Result<FlowsReport> {
+        let enabled = self.config.pinning.enabled;
+        let mut pins = if enabled { self.datapath.pins()? } else { Vec::new() };
+        pins.retain(|(key, _)| key[4] & Flow::CLIENT == 0);
+        pins.sort_by_key(|(_, pin)| std::cmp::Reverse(pin.seen));
+        let now = seconds_since_boot();
+        Ok(FlowsReport {
+            enabled,
+            pinned: pins.len(),
+            size: self.config.pinning.size,
+            flows: (pins.iter().take(limit)).map(|(key, pin)| self.pinned_flow(key, pin, now)).collect(),
+        })
+    }
+
+    fn pinned_flow(&self, key: &PinKey, pin: &Pin, now: u32) -> PinnedFlow {
+        let address = |high, low| IpAddr::from(Destination::from_halves(key[4] & Flow::V6 != 0, high, low));
+        let port = |shift: u32| (key[4] >> shift & 0xffff) as u16;
+        let rule = self.ruleset.rule(pin.set()).filter(|_| pin.egress() != ORDINARY);
+        PinnedFlow {
+            proto: if key[4] & Flow::TCP != 0 { "tcp" } else { "udp" }.to_owned(),
+            source: SocketAddr::new(address(key[0], key[1]), port(48)),
+            destination: SocketAddr::new(address(key[2], key[3]), port(32)),
+            egress: name_of(&self.persistent.egresses, pin.egress()),
+            endpoint_set: rule.map(|rule| rule.key.to_string()),
+            age_seconds: now.saturating_sub(pin.since),
+            idle_seconds: now.saturating_sub(pin.seen),
+        }
+    }
+
+    /// What metrics are made of.
+    pub(super) fn snapshot(&self) -> Result<Snapshot> {
+        let flows = self.flows(0)?;
+        Ok(Snapshot {
+            status: self.status(),
+            stats: self.stats()?,
+            pinned_flows: flows.pinned as u64,
+            pins_size: flows.size.into(),
+            pin_events: self.datapath.pin_events()?,
+        })
+    }
+
+    /// Tells the service manager in a line how things are, if that has changed.
+    pub(super) fn tell_status(&mut self) {
+        let status = self.status();
+        let egresses: Vec<String> = (status.egress.iter())
+            .map(|(name, egress)| {
+                let standings = [&egress.v4, &egress.v6].into_iter().filter_map(|way| way.standing.as_ref());
+                let best = standings.map(|standing| standing.state).min().unwrap_or(State::Down);
+                format!("{name} {}", best.name())
+            })
+            .collect();
+        let text = format!(
+            "generation {}, {} sets steered; {}{}",
+            self.generation,
+            status.ruleset.steered_sets,
+            egresses.join(", "),
+            status.alerts.first().map(|alert| format!("; {alert}")).unwrap_or_default()
+        );
+        if text != self.told {
+            tell(&[NotifyState::Status(&text)]);
+            self.told = text;
+        }
     }
 
     /// Asks the table that the kernel holds now.

@@ -9,7 +9,7 @@ use crate::config::{Class, HealthConfig};
 use crate::timestamp::Timestamp;
 
 /// How an egress stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
     /// Everything may use it.

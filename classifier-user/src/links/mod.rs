@@ -8,6 +8,7 @@ mod neighbour;
 mod own;
 mod qdisc;
 mod routing;
+mod survey;
 mod watch;
 mod xdp_features;
 
@@ -19,6 +20,7 @@ pub use gateway::{Gateway, Gateways, NoWayOut};
 pub use interface::{Interface, network_namespace};
 pub use neighbour::Neighbour;
 pub use routing::{RouteRule, RoutingPlan};
+pub use survey::{RouteFound, RuleFound};
 pub use watch::Changes;
 
 /// A connection to the kernel's routing.

@@ -237,7 +237,7 @@ fn route_is(route: &RouteMessage, entry: &RouteRule) -> bool {
 }
 
 /// The route's table; numbers above 255 stand in an attribute.
-fn table(route: &RouteMessage) -> u32 {
+pub(super) fn table(route: &RouteMessage) -> u32 {
     let attribute = route
         .attributes
         .iter()

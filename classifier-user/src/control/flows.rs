@@ -1,0 +1,61 @@
+//! Pinned flows and events, as the socket answers them.
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::events::Event;
+
+/// A question for what has happened.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct EventsQuery {
+    /// Only events with higher numbers.
+    #[serde(default)]
+    pub after: u64,
+}
+
+/// What has happened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventsReport {
+    /// The oldest first.
+    pub events: Vec<Event>,
+}
+
+/// A question for flows.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct FlowsQuery {
+    /// At most so many.
+    pub limit: usize,
+}
+
+/// Pinned flows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowsReport {
+    /// Whether flows are pinned.
+    pub enabled: bool,
+    /// How many flows are pinned now.
+    pub pinned: usize,
+    /// How many can be.
+    pub size: u32,
+    /// Those with the latest packets.
+    pub flows: Vec<PinnedFlow>,
+}
+
+/// A pinned flow.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PinnedFlow {
+    /// `tcp` or `udp`.
+    pub proto: String,
+    /// The client.
+    pub source: SocketAddr,
+    /// Whom it talks to.
+    pub destination: SocketAddr,
+    /// The egress; none for the ordinary path.
+    pub egress: Option<String>,
+    /// The endpoint set that it was pinned for, if that is known.
+    pub endpoint_set: Option<String>,
+    /// Seconds since its first packet.
+    pub age_seconds: u32,
+    /// Seconds since its last packet.
+    pub idle_seconds: u32,
+}

@@ -1,0 +1,302 @@
+//! Metrics for Prometheus, in the OpenMetrics text format.
+
+use std::fmt;
+use std::time::Duration;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::{Registry, Unit};
+use serde::{Deserialize, Serialize};
+
+use super::{Stats, Status, WayOut};
+use crate::health::State;
+
+/// The content type of the text.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Everything that metrics are made of.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// The state.
+    pub status: Status,
+    /// The counters.
+    pub stats: Stats,
+    /// Flows that are pinned now.
+    pub pinned_flows: u64,
+    /// How many can be.
+    pub pins_size: u64,
+    /// Flows that were pinned, that were moved because their way did not work, and that could not be pinned.
+    pub pin_events: [u64; 3],
+}
+
+/// The metrics as text.
+///
+/// # Errors
+///
+/// When there is no memory for it.
+pub fn text(snapshot: Snapshot) -> Result<String, fmt::Error> {
+    let mut registry = Registry::with_prefix("breakout");
+    registry.register_collector(Box::new(snapshot));
+    let mut text = String::new();
+    encode(&mut text, &registry)?;
+    Ok(text)
+}
+
+/// A number with its labels.
+type Sample = (Vec<(&'static str, String)>, f64);
+
+enum Value {
+    Counter(f64),
+    Gauge(f64),
+}
+
+impl EncodeMetric for Value {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+        match self {
+            Value::Counter(value) => encoder.encode_counter::<NoLabelSet, _, f64>(value, None),
+            Value::Gauge(value) => encoder.encode_gauge(value),
+        }
+    }
+
+    fn metric_type(&self) -> MetricType {
+        match self {
+            Value::Counter(_) => MetricType::Counter,
+            Value::Gauge(_) => MetricType::Gauge,
+        }
+    }
+}
+
+struct Families<'a>(DescriptorEncoder<'a>);
+
+impl Families<'_> {
+    fn put(
+        &mut self,
+        name: &str,
+        help: &str,
+        unit: Option<&Unit>,
+        value: fn(f64) -> Value,
+        samples: impl IntoIterator<Item = Sample>,
+    ) -> fmt::Result {
+        let kind = value(0.0).metric_type();
+        let mut family = self.0.encode_descriptor(name, help, unit, kind)?;
+        for (labels, number) in samples {
+            value(number).encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "Prometheus has floats only")]
+fn float(number: u64) -> f64 {
+    number as f64
+}
+
+fn one(number: f64) -> [Sample; 1] {
+    [(Vec::new(), number)]
+}
+
+impl Collector for Snapshot {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let families = &mut Families(encoder);
+        self.encode_counts(families)?;
+        self.encode_lists(families)?;
+        self.encode_egresses(families)?;
+        self.encode_pins(families)
+    }
+}
+
+impl Snapshot {
+    fn encode_counts(&self, families: &mut Families<'_>) -> fmt::Result {
+        let reasons = || {
+            self.stats.reasons.iter().map(|reason| {
+                let labels = vec![("verdict", reason.verdict.clone()), ("reason", reason.reason.clone())];
+                (labels, reason.count)
+            })
+        };
+        let sets = || {
+            self.stats.endpoint_sets.iter().map(|set| {
+                let labels = vec![
+                    ("instance_name", set.set.instance.clone()),
+                    ("set", set.set.id.map_or(String::new(), |id| id.to_string())),
+                    ("area", set.set.service_area.clone()),
+                    ("category", set.set.category.clone()),
+                ];
+                (labels, set.count)
+            })
+        };
+        families.put(
+            "packets",
+            "Packets from LAN interfaces by verdict and reason",
+            None,
+            Value::Counter,
+            reasons().map(|(labels, count)| (labels, float(count.packets))),
+        )?;
+        families.put(
+            "traffic",
+            "The same in bytes of frames",
+            Some(&Unit::Bytes),
+            Value::Counter,
+            reasons().map(|(labels, count)| (labels, float(count.bytes))),
+        )?;
+        families.put(
+            "endpoint_set_packets",
+            "Packets by the endpoint set that decided",
+            None,
+            Value::Counter,
+            sets().map(|(labels, count)| (labels, float(count.packets))),
+        )?;
+        families.put(
+            "endpoint_set_traffic",
+            "The same in bytes of frames",
+            Some(&Unit::Bytes),
+            Value::Counter,
+            sets().map(|(labels, count)| (labels, float(count.bytes))),
+        )
+    }
+
+    fn encode_lists(&self, families: &mut Families<'_>) -> fmt::Result {
+        let status = &self.status;
+        let version = vec![("version", status.version.clone())];
+        families.put("build", "The controller's version", None, Value::Gauge, [(version, 1.0)])?;
+        families.put(
+            "uptime",
+            "Time since the controller started",
+            Some(&Unit::Seconds),
+            Value::Gauge,
+            one(float(status.uptime_seconds)),
+        )?;
+        let ruleset = &status.ruleset;
+        families.put(
+            "ruleset_generation",
+            "Generation of the ruleset in force",
+            None,
+            Value::Gauge,
+            one(ruleset.generation.into()),
+        )?;
+        let prefixes = [("ipv4", ruleset.steered_v4), ("ipv6", ruleset.steered_v6)];
+        families.put(
+            "ruleset_steered_prefixes",
+            "Prefixes that are steered",
+            None,
+            Value::Gauge,
+            prefixes.map(|(family, count)| (vec![("family", family.to_owned())], float(count as u64))),
+        )?;
+        let switches = [("bypass", status.bypass.is_some()), ("shadow", status.shadow)];
+        families.put(
+            "steering_suspended",
+            "1 while nothing is steered because an operator wants it so",
+            None,
+            Value::Gauge,
+            switches.map(|(by, is_on)| (vec![("by", by.to_owned())], f64::from(u8::from(is_on)))),
+        )?;
+        families.put("alerts", "Things that need an operator's attention", None, Value::Gauge, one(float(status.alerts.len() as u64)))?;
+        let lists = || status.follow.iter().map(|list| (vec![("instance_name", list.instance.clone())], list));
+        families.put(
+            "list_age",
+            "Time since the list was last known to be the newest",
+            Some(&Unit::Seconds),
+            Value::Gauge,
+            lists().filter_map(|(labels, list)| Some((labels, float(list.age_seconds?)))),
+        )?;
+        families.put(
+            "list_stale",
+            "1 if that is longer ago than stale_after",
+            None,
+            Value::Gauge,
+            lists().map(|(labels, list)| (labels, f64::from(u8::from(list.is_stale)))),
+        )?;
+        families.put(
+            "list_refused",
+            "1 if the newest list was refused",
+            None,
+            Value::Gauge,
+            lists().map(|(labels, list)| (labels, f64::from(u8::from(list.refused.is_some())))),
+        )?;
+        families.put(
+            "list_fetch_failures",
+            "Attempts to fetch the list that have failed since the last one that succeeded",
+            None,
+            Value::Gauge,
+            lists().map(|(labels, list)| (labels, list.failures.into())),
+        )
+    }
+
+    /// Every egress and address family that has been looked at, with its labels.
+    fn ways(&self) -> impl Iterator<Item = (Vec<(&'static str, String)>, &WayOut)> {
+        self.status.egress.iter().flat_map(|(name, egress)| {
+            [("ipv4", &egress.v4), ("ipv6", &egress.v6)].map(|(family, way)| {
+                (vec![("egress", name.clone()), ("family", family.to_owned())], way)
+            })
+        })
+    }
+
+    fn encode_egresses(&self, families: &mut Families<'_>) -> fmt::Result {
+        let standings = || self.ways().filter_map(|(labels, way)| Some((labels, way.standing.as_ref()?)));
+        let states = [State::Up, State::Degraded, State::Down];
+        let with = |mut labels: Vec<(&'static str, String)>, name: &'static str, value: &str| {
+            labels.push((name, value.to_owned()));
+            labels
+        };
+        families.put(
+            "egress_state",
+            "1 for the state that the egress is in",
+            None,
+            Value::Gauge,
+            standings().flat_map(|(labels, standing)| {
+                states.map(|state| {
+                    let is_it = f64::from(u8::from(standing.state == state));
+                    (with(labels.clone(), "state", state.name()), is_it)
+                })
+            }),
+        )?;
+        families.put(
+            "egress_usable",
+            "1 if a class of traffic may use the egress",
+            None,
+            Value::Gauge,
+            standings().flat_map(|(labels, standing)| {
+                [("standard", standing.standard), ("media", standing.media)]
+                    .map(|(class, usable)| (with(labels.clone(), "class", class), f64::from(u8::from(usable))))
+            }),
+        )?;
+        families.put(
+            "egress_score",
+            "How good the egress is, from 0 to 10",
+            None,
+            Value::Gauge,
+            standings().map(|(labels, standing)| (labels, standing.score)),
+        )?;
+        let measures = || standings().filter_map(|(labels, standing)| Some((labels, standing.measure.as_ref()?)));
+        families.put(
+            "egress_probe_loss",
+            "Share of probes without an answer, as a moving average",
+            Some(&Unit::Ratios),
+            Value::Gauge,
+            measures().map(|(labels, measure)| (labels, measure.loss)),
+        )?;
+        families.put(
+            "egress_probe_latency",
+            "Time until probes are answered, as a moving average",
+            Some(&Unit::Seconds),
+            Value::Gauge,
+            measures().filter_map(|(labels, measure)| {
+                Some((labels, Duration::from_secs_f64(measure.latency_ms? / 1000.0).as_secs_f64()))
+            }),
+        )
+    }
+
+    fn encode_pins(&self, families: &mut Families<'_>) -> fmt::Result {
+        families.put("pinned_flows", "Flows that are pinned", None, Value::Gauge, one(float(self.pinned_flows)))?;
+        families.put("pins_size", "Flows that can be pinned", None, Value::Gauge, one(float(self.pins_size)))?;
+        let events = ["pinned", "moved", "failed"].into_iter().zip(self.pin_events);
+        families.put(
+            "pin_events",
+            "Flows that were pinned, moved because their way did not work, or could not be pinned",
+            None,
+            Value::Counter,
+            events.map(|(event, count)| (vec![("event", event.to_owned())], float(count))),
+        )
+    }
+}

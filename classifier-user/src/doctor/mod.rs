@@ -1,0 +1,80 @@
+//! What on this machine stands in Breakout's way, or in whose way Breakout stands; and what to do about it.
+
+mod kernel;
+mod netfilter;
+mod routing;
+
+use std::fmt;
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+
+use crate::config::{Config, Mode};
+use crate::links::Links;
+use crate::ruleset::Ruleset;
+
+/// How bad it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// Worth knowing.
+    Note,
+    /// Some packets do not go where they should, or will not some day.
+    Warning,
+    /// Steered packets are lost, or nothing is steered.
+    Error,
+}
+
+/// Something that was found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// How bad it is.
+    pub level: Level,
+    /// What was found.
+    pub what: String,
+    /// What to do, ready to paste where it is a command.
+    pub advice: String,
+}
+
+impl Finding {
+    fn new(level: Level, what: impl Into<String>, advice: impl Into<String>) -> Self {
+        Finding {
+            level,
+            what: what.into(),
+            advice: advice.into(),
+        }
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}. {}", self.what, self.advice)
+    }
+}
+
+/// Looks at everything that a configuration touches, the worst first. Changes nothing.
+///
+/// # Errors
+///
+/// When the kernel does not answer.
+pub async fn examine(config: &Config, ruleset: &Ruleset) -> Result<Vec<Finding>> {
+    let links = Links::open()?;
+    let mut findings = kernel::examine(config);
+    findings.extend(routing::examine(&links, config, ruleset).await?);
+    findings.extend(netfilter::examine(config).await);
+    for (name, egress) in &config.egress {
+        let interface = links.interface(&egress.interface).await?;
+        let Some(interface) = interface.filter(|_| egress.mode == Mode::Redirect) else {
+            continue;
+        };
+        if !interface.takes_redirects() {
+            findings.push(Finding::new(
+                Level::Warning,
+                format!("{} takes no redirected frames now, so the kernel forwards what egress {name} should", interface.name),
+                "Load any XDP program on it (its driver wants that), or on a veth switch GRO on at its other end",
+            ));
+        }
+    }
+    findings.sort_by_key(|finding| std::cmp::Reverse(finding.level));
+    Ok(findings)
+}

@@ -1,0 +1,132 @@
+//! Everybody's rules and routes, to look for clashes.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use anyhow::{Context, Result};
+use futures_util::TryStreamExt;
+use ipnet::IpNet;
+use rtnetlink::packet_route::link::LinkAttribute;
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
+use rtnetlink::packet_route::rule::{RuleAttribute, RuleMessage};
+use rtnetlink::{IpVersion, RouteMessageBuilder};
+
+use super::Links;
+use super::routing::{PROTOCOL, table};
+
+/// A rule of policy routing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RuleFound {
+    /// The address family.
+    pub v6: bool,
+    /// Its priority.
+    pub priority: u32,
+    /// The bits of the firewall mark that it asks for; 0 if it asks for none.
+    pub mask: u32,
+    /// The table that it leads to; 0 if to none.
+    pub table: u32,
+    /// Whether it is that of VRFs.
+    pub is_l3mdev: bool,
+    /// Whether a Breakout controller made it.
+    pub is_ours: bool,
+}
+
+/// A route to a neighbour or network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouteFound {
+    /// The destinations.
+    pub prefix: IpNet,
+    /// The interface.
+    pub interface: String,
+    /// The table that it is in.
+    pub table: u32,
+    /// Whether a Breakout controller made it.
+    pub is_ours: bool,
+}
+
+impl Links {
+    /// All rules of both address families.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not answer.
+    pub async fn rules(&self) -> Result<Vec<RuleFound>> {
+        let mut found = Vec::new();
+        for (v6, version) in [(false, IpVersion::V4), (true, IpVersion::V6)] {
+            let rules: Vec<RuleMessage> = self.handle.rule().get(version).execute().try_collect().await.context("cannot list the rules")?;
+            found.extend(rules.iter().map(|rule| rule_found(v6, rule)));
+        }
+        Ok(found)
+    }
+
+    /// All routes over interfaces, in all tables but the kernel's own of local addresses.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not answer.
+    pub async fn routes(&self) -> Result<Vec<RouteFound>> {
+        let mut links = self.handle.link().get().execute();
+        let mut names = HashMap::new();
+        while let Some(link) = links.try_next().await.context("cannot list the interfaces")? {
+            let name = link.attributes.iter().find_map(|attribute| match attribute {
+                LinkAttribute::IfName(name) => Some(name.clone()),
+                _ => None,
+            });
+            names.insert(link.header.index, name.unwrap_or_default());
+        }
+        let mut found = Vec::new();
+        for dump in [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()] {
+            let routes: Vec<RouteMessage> = self.handle.route().get(dump).execute().try_collect().await.context("cannot list the routes")?;
+            found.extend(routes.iter().filter_map(|route| route_found(route, &names)));
+        }
+        Ok(found)
+    }
+}
+
+fn rule_found(v6: bool, rule: &RuleMessage) -> RuleFound {
+    let mut found = RuleFound {
+        v6,
+        priority: 0,
+        mask: 0,
+        table: rule.header.table.into(),
+        is_l3mdev: false,
+        is_ours: false,
+    };
+    for attribute in &rule.attributes {
+        match attribute {
+            RuleAttribute::Priority(priority) => found.priority = *priority,
+            RuleAttribute::FwMask(mask) => found.mask = *mask,
+            RuleAttribute::Table(table) => found.table = *table,
+            RuleAttribute::L3MDev(is_l3mdev) => found.is_l3mdev = *is_l3mdev,
+            RuleAttribute::Protocol(protocol) => found.is_ours = *protocol == PROTOCOL,
+            _ => {}
+        }
+    }
+    found
+}
+
+fn route_found(route: &RouteMessage, names: &HashMap<u32, String>) -> Option<RouteFound> {
+    /// The kernel's table of local and broadcast addresses.
+    const LOCAL: u32 = 255;
+    let (mut destination, mut index) = (None, None);
+    for attribute in &route.attributes {
+        match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(address)) => destination = Some(IpAddr::V4(*address)),
+            RouteAttribute::Destination(RouteAddress::Inet6(address)) => destination = Some(IpAddr::V6(*address)),
+            RouteAttribute::Oif(oif) => index = Some(*oif),
+            _ => {}
+        }
+    }
+    let any = match route.header.address_family {
+        rtnetlink::packet_route::AddressFamily::Inet6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        _ => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+    };
+    let prefix = IpNet::new(destination.unwrap_or(any), route.header.destination_prefix_length).ok()?;
+    let table = table(route);
+    (table != LOCAL).then_some(RouteFound {
+        prefix,
+        interface: names.get(&index?).cloned().unwrap_or_default(),
+        table,
+        is_ours: route.header.protocol == PROTOCOL,
+    })
+}
