@@ -47,7 +47,10 @@ impl Events {
         for file in [aside(&path), path.clone()] {
             let text = fs::read_to_string(file).unwrap_or_default();
             // A line that a crash has cut off is left out.
-            newest.extend(text.lines().filter_map(|line| serde_json::from_str::<Event>(line).ok()));
+            newest.extend(
+                text.lines()
+                    .filter_map(|line| serde_json::from_str::<Event>(line).ok()),
+            );
         }
         newest.drain(..newest.len().saturating_sub(KEPT));
         let next = newest.back().map_or(1, |event| event.number + 1);
@@ -55,7 +58,13 @@ impl Events {
     }
 
     /// Notes that something happened now.
-    pub fn note(&mut self, kind: &str, subject: impl Into<String>, what: impl Into<String>, why: impl Into<String>) {
+    pub fn note(
+        &mut self,
+        kind: &str,
+        subject: impl Into<String>,
+        what: impl Into<String>,
+        why: impl Into<String>,
+    ) {
         let event = Event {
             number: self.next,
             at: Timestamp::now(),
@@ -76,7 +85,11 @@ impl Events {
 
     /// Those with a higher number, the oldest first.
     pub fn after(&self, number: u64) -> Vec<Event> {
-        self.newest.iter().filter(|event| event.number > number).cloned().collect()
+        self.newest
+            .iter()
+            .filter(|event| event.number > number)
+            .cloned()
+            .collect()
     }
 
     fn append(&self, event: &Event) -> io::Result<()> {
@@ -115,7 +128,10 @@ mod tests {
         assert_eq!(again.after(newest.number - 1), [newest.clone()]);
         again.note("egress", "local IPv4", "up", "");
         assert_eq!(again.after(newest.number)[0].number, newest.number + 1);
-        let bytes: u64 = fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum();
+        let bytes: u64 = fs::read_dir(directory.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().metadata().unwrap().len())
+            .sum();
         assert!(bytes < 3 * FILE_BYTES, "{bytes}");
     }
 }

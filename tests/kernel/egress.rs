@@ -1,18 +1,16 @@
-//! Egresses that fail, come back, lose packets and change places, under real traffic.
+//! Egresses that fail, come back and lose packets, under real traffic, and rulesets that change meanwhile.
 
-use std::net::SocketAddr;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
-use breakout_tests::daemon::{Daemon, Site};
-use breakout_tests::flow::{Flow, Transport};
-use breakout_tests::lab::{Lab, connect};
+use anyhow::{Result, ensure};
+use breakout_tests::daemon::Daemon;
 use breakout_tests::live::{Connections, Stream};
 use breakout_tests::netns::Namespace;
-use breakout_tests::server::{Relay, Servers};
+use breakout_tests::server::Relay;
 use fastrand::Rng;
 
+use crate::office::{MAIL, MEDIA, Office, address, config, list, ways};
 use crate::{Test, setting};
 
 pub(crate) const TESTS: &[Test] = &[
@@ -20,103 +18,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_dead_link_is_left_within_a_second", dead),
     ("media_leaves_a_lossy_link_and_mail_stays", lossy),
     ("changes_of_list_and_policy_move_no_connection", unmoved),
-    ("the_first_egress_that_works_is_taken", in_order),
-    ("weights_share_connections_out", weighted),
-    ("a_next_hop_with_another_mac_is_followed", other_mac),
-    (
-        "an_egress_interface_that_comes_back_is_used_again",
-        vanishing,
-    ),
 ];
-
-/// Mail, and a Teams call.
-const MAIL: &str = "52.98.1.1:443";
-const MEDIA: &str = "52.113.0.1:3478";
-
-fn address(text: &str) -> SocketAddr {
-    text.parse().expect("tests name valid addresses")
-}
-
-/// A lab with masquerading and servers for mail and media at both ends. The internet has no route to the clients: it
-/// answers only to what has the gateway's address.
-struct Office {
-    lab: Lab,
-    site: Site,
-    _servers: [Servers; 2],
-}
-
-const EGRESS: &str = "\n[egress.local]\ninterface = \"inet\"\ngateway = \"10.3.0.2\"\ngateway6 = \"fd00:3::2\"\n\
-                      masquerade = true\n";
-
-fn config(more: &str) -> String {
-    format!("[list]\nfile = \"list.json\"\n[[lan]]\ninterface = \"lan\"\n{EGRESS}{more}")
-}
-
-/// A list with mail and media, and other sets to change at will.
-fn list(others: &[String]) -> String {
-    let others: Vec<String> = (others.iter())
-        .map(|prefix| format!("\"{prefix}\""))
-        .collect();
-    let others = if others.is_empty() {
-        String::new()
-    } else {
-        format!(
-            r#",{{"id":31,"serviceArea":"SharePoint","ips":[{}],"tcpPorts":"443","category":"Optimize"}}"#,
-            others.join(",")
-        )
-    };
-    format!(
-        r#"[{{"id":1,"serviceArea":"Exchange","ips":["52.98.0.0/16"],"tcpPorts":"443","category":"Optimize"}},
-            {{"id":11,"serviceArea":"Skype","ips":["52.112.0.0/14"],"udpPorts":"3478-3481","category":"Optimize"}}{others}]"#
-    )
-}
-
-impl Office {
-    fn open(more: &str) -> Result<Self> {
-        let lab = Lab::build()?;
-        let flows = [
-            Flow::new(Transport::Tcp, "52.98.1.1", 443),
-            Flow::new(Transport::Tcp, "203.0.113.1", 443),
-            Flow::new(Transport::Udp, "52.113.0.1", 3478),
-        ];
-        let servers = lab.serve(&flows)?;
-        lab.internet.ip("route del 10.1.0.0/24")?;
-        let site = Site::new(&config(more))?;
-        std::fs::write(site.path().join("list.json"), list(&[]))?;
-        Ok(Office {
-            lab,
-            site,
-            _servers: servers,
-        })
-    }
-
-    fn connections(&self, count: usize) -> Result<Connections> {
-        Connections::open(&self.lab.client, &[address(MAIL)], count)
-    }
-
-    fn is_up(&self, up: bool) -> impl FnMut(&Daemon<'_>) -> bool + '_ {
-        move |_| {
-            let status = self.site.json(&self.lab.gateway, &["status"]);
-            status.unwrap_or_default()["egress"]["local"]["v4"]["up"] == up
-        }
-    }
-
-    /// A new connection's way.
-    fn new_way(&self) -> Result<String> {
-        Flow::new(Transport::Tcp, "52.98.1.1", 443).talk(&self.lab.client)
-    }
-}
-
-/// Those at the internet's end, those at the WAN's, and those that have ended.
-fn ways(connections: &Connections) -> [usize; 3] {
-    let now = connections.now();
-    let count = |identity: &str| {
-        let alive = now.iter().filter(|one| one.error.is_none());
-        alive.filter(|one| one.identity == identity).count()
-    };
-    let ended = now.iter().filter(|one| one.error.is_some()).count();
-    [count("internet"), count("wan"), ended]
-}
 
 fn flapping() -> Result<()> {
     let flaps = setting("BREAKOUT_TEST_FLAPS", 50);
@@ -397,161 +299,6 @@ fn unmoved() -> Result<()> {
         "{:?} {:?}",
         ways(&connections),
         last.iter().find(|one| one.error.is_some())
-    );
-    daemon.stop()?;
-    Ok(())
-}
-
-/// A second internet link, `lte`, to the WAN's far end, whose servers say `wan`.
-fn second_link(lab: &Lab) -> Result<()> {
-    connect(&lab.gateway, "wwan0", &lab.wan, "eth1")?;
-    lab.gateway.ip("addr add 10.4.0.1/24 dev wwan0")?;
-    lab.gateway
-        .exec("sysctl -qw net.ipv4.conf.wwan0.rp_filter=0")?;
-    lab.wan.ip("addr add 10.4.0.2/24 dev eth1")?;
-    Ok(())
-}
-
-const LTE: &str = "probes = []\n[egress.lte]\ninterface = \"wwan0\"\ngateway = \"10.4.0.2\"\nmasquerade = true\nprobes = []\n\
-                   [health]\nhold_down = \"500ms\"\n";
-
-/// How many connections the kernel has masqueraded to the second link's address.
-fn by_lte(lab: &Lab) -> Result<usize> {
-    let entries = lab
-        .gateway
-        .exec("conntrack -L -p tcp --reply-dst 10.4.0.1")?;
-    Ok(entries
-        .lines()
-        .filter(|line| line.contains("dport=443"))
-        .count())
-}
-
-fn in_order() -> Result<()> {
-    let rule = "[[policy]]\ncategory = \"optimize\"\naction = [\"local\", \"lte\"]\n";
-    let office = Office::open(&format!("{LTE}{rule}"))?;
-    let (lab, site) = (&office.lab, &office.site);
-    second_link(lab)?;
-    let mut daemon = Daemon::start(site, &lab.gateway)?;
-    ensure!(office.new_way()? == "internet");
-    let explained = |lab: &Lab| {
-        site.json(
-            &lab.gateway,
-            &["explain", "52.98.1.1", "--proto", "tcp", "--port", "443"],
-        )
-    };
-    let answer = explained(lab)?;
-    ensure!(
-        answer["egress"] == "local" && answer["preference"] == "local > lte",
-        "{answer}"
-    );
-    lab.internet.ip("link set eth0 down")?;
-    daemon.wait_until(office.is_up(false))?;
-    ensure!(office.new_way()? == "wan");
-    ensure!(by_lte(lab)? > 0, "the second link was not taken");
-    ensure!(explained(lab)?["egress"] == "lte");
-    lab.internet.ip("link set eth0 up")?;
-    daemon.wait_until(office.is_up(true))?;
-    ensure!(office.new_way()? == "internet");
-    daemon.stop()?;
-    Ok(())
-}
-
-fn weighted() -> Result<()> {
-    let rule = "[[policy]]\ncategory = \"optimize\"\naction = { local = 75, lte = 25 }\n";
-    let office = Office::open(&format!("{LTE}{rule}"))?;
-    let (lab, site) = (&office.lab, &office.site);
-    second_link(lab)?;
-    let daemon = Daemon::start(site, &lab.gateway)?;
-    let connections = office.connections(200)?;
-    connections.rounds(3)?;
-    let [local, lte, ended] = ways(&connections);
-    ensure!(ended == 0 && (25..=80).contains(&lte), "{local} and {lte}");
-    let tracked = by_lte(lab)?;
-    ensure!(tracked == lte, "{tracked} tracked, {lte} at its far end");
-    daemon.stop()?;
-    Ok(())
-}
-
-fn other_mac() -> Result<()> {
-    for mode in ["route", "redirect"] {
-        let office = Office::open("probes = []\n")?;
-        let (lab, site) = (&office.lab, &office.site);
-        site.configure(
-            &config("probes = []\n").replace("masquerade = true", &format!("mode = \"{mode}\"")),
-        )?;
-        lab.internet.ip("route add 10.1.0.0/24 via 10.3.0.1")?;
-        let mut daemon = Daemon::start(site, &lab.gateway)?;
-        let stream = Stream::start(&lab.client, address(MEDIA))?;
-        daemon.wait_until(|_| stream.now().as_deref() == Some("internet"))?;
-        lab.internet
-            .ip("link set dev eth0 address 02:00:00:00:be:ef")?;
-        let changed = Instant::now();
-        // What a router does that takes over an address; the neighbours' entries are then of the new one.
-        lab.internet
-            .exec("arping -A -c 2 -I eth0 10.3.0.2")
-            .context("arping")?;
-        daemon.wait_until(|_| changed.elapsed() > Duration::from_secs(2))?;
-        ensure!(stream.now().as_deref() == Some("internet"), "{mode}");
-        ensure!(
-            stream.who_since(changed) == ["internet"],
-            "{mode}: {:?}",
-            stream.who_since(changed)
-        );
-        let gap = stream.gap_since(changed + Duration::from_millis(1200));
-        ensure!(
-            gap < Duration::from_millis(500),
-            "{mode}: silent for {gap:?} after the new address was told"
-        );
-        daemon.stop()?;
-    }
-    Ok(())
-}
-
-fn vanishing() -> Result<()> {
-    let office = Office::open("probes = []\n[health]\nhold_down = \"500ms\"\n")?;
-    let (lab, site) = (&office.lab, &office.site);
-    let mut daemon = Daemon::start(site, &lab.gateway)?;
-    ensure!(office.new_way()? == "internet");
-    lab.gateway.ip("link set inet down")?;
-    lab.gateway.ip("link set inet name ppp7")?;
-    daemon.wait_until(office.is_up(false))?;
-    ensure!(office.new_way()? == "wan", "renamed");
-    lab.gateway.ip("link del ppp7")?;
-    connect(&lab.gateway, "inet", &lab.internet, "eth0")?;
-    lab.gateway.ip("addr add 10.3.0.1/24 dev inet")?;
-    lab.internet.ip("addr add 10.3.0.2/24 dev eth0")?;
-    lab.gateway
-        .exec("sysctl -qw net.ipv4.conf.inet.rp_filter=0")?;
-    daemon.wait_until(office.is_up(true))?;
-    ensure!(
-        office.new_way()? == "internet",
-        "a new interface with the old name"
-    );
-    lab.gateway.ip("addr del 10.3.0.1/24 dev inet")?;
-    daemon.wait_until(office.is_up(false))?;
-    ensure!(office.new_way()? == "wan", "without an address");
-    lab.gateway.ip("addr add 10.3.0.1/24 dev inet")?;
-    daemon.wait_until(office.is_up(true))?;
-    // The neighbour goes silent: the kernel's own probes find that out.
-    lab.internet.exec("nft add table arp mute")?;
-    lab.internet
-        .exec("nft add chain arp mute in { type filter hook input priority 0 ; policy drop ; }")?;
-    lab.gateway.ip("neigh flush dev inet")?;
-    daemon.wait_until(office.is_up(false))?;
-    let status = site.json(&lab.gateway, &["status"])?;
-    let why = status["egress"]["local"]["v4"]["standing"]["why"]
-        .as_str()
-        .unwrap_or_default();
-    ensure!(why.contains("10.3.0.2 does not answer"), "{why}");
-    ensure!(
-        office.new_way()? == "wan",
-        "without an answer from the gateway"
-    );
-    lab.internet.exec("nft delete table arp mute")?;
-    daemon.wait_until(office.is_up(true))?;
-    ensure!(
-        office.new_way()? == "internet",
-        "with a gateway that answers again"
     );
     daemon.stop()?;
     Ok(())

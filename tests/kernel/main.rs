@@ -9,12 +9,16 @@ mod follow;
 mod golden;
 mod headers;
 mod link_kinds;
+mod office;
 mod policy;
+mod proxies;
 mod questions;
 mod redirect;
 mod reload;
 mod replay;
 mod routing;
+mod seeing;
+mod several;
 mod switch;
 mod thousand;
 mod traffic;
@@ -77,6 +81,9 @@ fn main() -> ExitCode {
         flows::TESTS,
         redirect::TESTS,
         egress::TESTS,
+        several::TESTS,
+        proxies::TESTS,
+        seeing::TESTS,
         link_kinds::TESTS,
         routing::TESTS,
         reload::TESTS,

@@ -163,8 +163,27 @@ impl<'a> Daemon<'a> {
     ///
     /// As [`start`](Self::start).
     pub fn start_with(site: &'a Site, namespace: &'a Namespace, more: &[&str]) -> Result<Self> {
-        let child = site
-            .command(namespace, &[&["run"], more].concat())?
+        let command = site.command(namespace, &[&["run"], more].concat())?;
+        Self::spawn(site, namespace, command)
+    }
+
+    /// Starts a controller that tells a service manager's socket how it is, and waits until it is ready.
+    ///
+    /// # Errors
+    ///
+    /// As [`start`](Self::start).
+    pub fn start_notifying(
+        site: &'a Site,
+        namespace: &'a Namespace,
+        socket: &Path,
+    ) -> Result<Self> {
+        let mut command = site.command(namespace, &["run"])?;
+        command.env("NOTIFY_SOCKET", socket);
+        Self::spawn(site, namespace, command)
+    }
+
+    fn spawn(site: &'a Site, namespace: &'a Namespace, mut command: Command) -> Result<Self> {
+        let child = command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(File::create(site.log())?)

@@ -158,3 +158,61 @@ impl Drop for Relay {
         }
     }
 }
+
+/// An HTTP server that answers every request with where it stands. It ends with the handle.
+pub struct Web {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Web {
+    /// Starts a server in the namespace.
+    ///
+    /// # Errors
+    ///
+    /// When the address cannot be bound.
+    pub fn start(
+        namespace: &Namespace,
+        address: SocketAddr,
+        identity: &'static str,
+    ) -> Result<Self> {
+        let listener = namespace.enter(move || Ok(TcpListener::bind(address)?))?;
+        listener.set_nonblocking(true)?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&stop);
+        let thread = thread::spawn(move || {
+            while !flag.load(Ordering::Relaxed) {
+                match listener.accept() {
+                    // A client that breaks off sees that itself.
+                    Ok((stream, _)) => drop(answer(stream, identity)),
+                    Err(_) => thread::sleep(Duration::from_millis(5)),
+                }
+            }
+        });
+        Ok(Web {
+            stop,
+            thread: Some(thread),
+        })
+    }
+}
+
+fn answer(mut stream: TcpStream, identity: &str) -> std::io::Result<()> {
+    stream.set_nonblocking(false)?;
+    stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+    let mut request = [0; 4096];
+    let _ = stream.read(&mut request)?;
+    let length = identity.len() + 1;
+    write!(
+        stream,
+        "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{identity}\n"
+    )
+}
+
+impl Drop for Web {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}

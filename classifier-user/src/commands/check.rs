@@ -86,7 +86,9 @@ async fn findings(offline: &Offline) -> Vec<Finding> {
     if !nix::unistd::geteuid().is_root() {
         return Vec::new();
     }
-    examine(&offline.config, &offline.ruleset).await.unwrap_or_default()
+    examine(&offline.config, &offline.ruleset)
+        .await
+        .unwrap_or_default()
 }
 
 fn warnings(offline: &Offline) -> Result<Vec<String>> {

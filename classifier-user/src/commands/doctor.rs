@@ -11,7 +11,9 @@ use crate::exit::{Code, WithCode, coded};
 
 pub(super) async fn doctor(config: &ConfigArgument, json: bool) -> Result<()> {
     let offline = Offline::load(config::load(&config.path()).code(Code::Config)?, None)?;
-    let findings = examine(&offline.config, &offline.ruleset).await.code(Code::System)?;
+    let findings = examine(&offline.config, &offline.ruleset)
+        .await
+        .code(Code::System)?;
     if json {
         print_json(&findings)?;
     } else if findings.is_empty() {

@@ -114,7 +114,11 @@ fn print_egress(name: &str, egress: &EgressStatus) {
         "egress    {name}: {} on {}{}, mark {}, table {}",
         egress.mode,
         egress.interface,
-        if egress.masquerade { ", masquerade" } else { "" },
+        if egress.masquerade {
+            ", masquerade"
+        } else {
+            ""
+        },
         egress.mark,
         egress.table
     );
@@ -143,8 +147,14 @@ fn print_way(family: &str, way: &WayOut) {
         standing.score
     );
     if let Some(measure) = &standing.measure {
-        let latency = measure.latency_ms.map(|time| format!(", latency {time:.0} ms"));
-        println!("               loss {:.1} %{}", measure.loss * 100.0, latency.unwrap_or_default());
+        let latency = measure
+            .latency_ms
+            .map(|time| format!(", latency {time:.0} ms"));
+        println!(
+            "               loss {:.1} %{}",
+            measure.loss * 100.0,
+            latency.unwrap_or_default()
+        );
         for target in measure.targets.iter().filter(|target| !target.answers) {
             let why = target.last_error.as_deref().unwrap_or("not tried yet");
             println!("               {} does not answer: {why}", target.target);

@@ -16,7 +16,8 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use super::{
-    BypassOrder, EventsQuery, EventsReport, Failure, FetchReport, FlowsQuery, FlowsReport, ListOrder, ListReport, Plan, Reloaded, Stats, Status,
+    BypassOrder, EventsQuery, EventsReport, Failure, FetchReport, FlowsQuery, FlowsReport,
+    ListOrder, ListReport, Plan, Reloaded, Stats, Status,
 };
 use crate::exit::{Code, WithCode};
 use crate::explain::{Explanation, Query};

@@ -82,6 +82,9 @@ impl Families<'_> {
         let kind = value(0.0).metric_type();
         let mut family = self.0.encode_descriptor(name, help, unit, kind)?;
         for (labels, number) in samples {
+            if labels.is_empty() {
+                return value(number).encode(family);
+            }
             value(number).encode(family.encode_family(&labels)?)?;
         }
         Ok(())
@@ -111,7 +114,10 @@ impl Snapshot {
     fn encode_counts(&self, families: &mut Families<'_>) -> fmt::Result {
         let reasons = || {
             self.stats.reasons.iter().map(|reason| {
-                let labels = vec![("verdict", reason.verdict.clone()), ("reason", reason.reason.clone())];
+                let labels = vec![
+                    ("verdict", reason.verdict.clone()),
+                    ("reason", reason.reason.clone()),
+                ];
                 (labels, reason.count)
             })
         };
@@ -159,7 +165,13 @@ impl Snapshot {
     fn encode_lists(&self, families: &mut Families<'_>) -> fmt::Result {
         let status = &self.status;
         let version = vec![("version", status.version.clone())];
-        families.put("build", "The controller's version", None, Value::Gauge, [(version, 1.0)])?;
+        families.put(
+            "build",
+            "The controller's version",
+            None,
+            Value::Gauge,
+            [(version, 1.0)],
+        )?;
         families.put(
             "uptime",
             "Time since the controller started",
@@ -181,9 +193,13 @@ impl Snapshot {
             "Prefixes that are steered",
             None,
             Value::Gauge,
-            prefixes.map(|(family, count)| (vec![("family", family.to_owned())], float(count as u64))),
+            prefixes
+                .map(|(family, count)| (vec![("family", family.to_owned())], float(count as u64))),
         )?;
-        let switches = [("bypass", status.bypass.is_some()), ("shadow", status.shadow)];
+        let switches = [
+            ("bypass", status.bypass.is_some()),
+            ("shadow", status.shadow),
+        ];
         families.put(
             "steering_suspended",
             "1 while nothing is steered because an operator wants it so",
@@ -191,8 +207,19 @@ impl Snapshot {
             Value::Gauge,
             switches.map(|(by, is_on)| (vec![("by", by.to_owned())], f64::from(u8::from(is_on)))),
         )?;
-        families.put("alerts", "Things that need an operator's attention", None, Value::Gauge, one(float(status.alerts.len() as u64)))?;
-        let lists = || status.follow.iter().map(|list| (vec![("instance_name", list.instance.clone())], list));
+        families.put(
+            "alerts",
+            "Things that need an operator's attention",
+            None,
+            Value::Gauge,
+            one(float(status.alerts.len() as u64)),
+        )?;
+        let lists = || {
+            status
+                .follow
+                .iter()
+                .map(|list| (vec![("instance_name", list.instance.clone())], list))
+        };
         families.put(
             "list_age",
             "Time since the list was last known to be the newest",
@@ -227,13 +254,19 @@ impl Snapshot {
     fn ways(&self) -> impl Iterator<Item = (Vec<(&'static str, String)>, &WayOut)> {
         self.status.egress.iter().flat_map(|(name, egress)| {
             [("ipv4", &egress.v4), ("ipv6", &egress.v6)].map(|(family, way)| {
-                (vec![("egress", name.clone()), ("family", family.to_owned())], way)
+                (
+                    vec![("egress", name.clone()), ("family", family.to_owned())],
+                    way,
+                )
             })
         })
     }
 
     fn encode_egresses(&self, families: &mut Families<'_>) -> fmt::Result {
-        let standings = || self.ways().filter_map(|(labels, way)| Some((labels, way.standing.as_ref()?)));
+        let standings = || {
+            self.ways()
+                .filter_map(|(labels, way)| Some((labels, way.standing.as_ref()?)))
+        };
         let states = [State::Up, State::Degraded, State::Down];
         let with = |mut labels: Vec<(&'static str, String)>, name: &'static str, value: &str| {
             labels.push((name, value.to_owned()));
@@ -257,8 +290,14 @@ impl Snapshot {
             None,
             Value::Gauge,
             standings().flat_map(|(labels, standing)| {
-                [("standard", standing.standard), ("media", standing.media)]
-                    .map(|(class, usable)| (with(labels.clone(), "class", class), f64::from(u8::from(usable))))
+                [("standard", standing.standard), ("media", standing.media)].map(
+                    |(class, usable)| {
+                        (
+                            with(labels.clone(), "class", class),
+                            f64::from(u8::from(usable)),
+                        )
+                    },
+                )
             }),
         )?;
         families.put(
@@ -268,11 +307,13 @@ impl Snapshot {
             Value::Gauge,
             standings().map(|(labels, standing)| (labels, standing.score)),
         )?;
-        let measures = || standings().filter_map(|(labels, standing)| Some((labels, standing.measure.as_ref()?)));
+        let measures = || {
+            standings().filter_map(|(labels, standing)| Some((labels, standing.measure.as_ref()?)))
+        };
         families.put(
             "egress_probe_loss",
             "Share of probes without an answer, as a moving average",
-            Some(&Unit::Ratios),
+            Some(&Unit::Other("ratio".to_owned())),
             Value::Gauge,
             measures().map(|(labels, measure)| (labels, measure.loss)),
         )?;
@@ -282,15 +323,32 @@ impl Snapshot {
             Some(&Unit::Seconds),
             Value::Gauge,
             measures().filter_map(|(labels, measure)| {
-                Some((labels, Duration::from_secs_f64(measure.latency_ms? / 1000.0).as_secs_f64()))
+                Some((
+                    labels,
+                    Duration::from_secs_f64(measure.latency_ms? / 1000.0).as_secs_f64(),
+                ))
             }),
         )
     }
 
     fn encode_pins(&self, families: &mut Families<'_>) -> fmt::Result {
-        families.put("pinned_flows", "Flows that are pinned", None, Value::Gauge, one(float(self.pinned_flows)))?;
-        families.put("pins_size", "Flows that can be pinned", None, Value::Gauge, one(float(self.pins_size)))?;
-        let events = ["pinned", "moved", "failed"].into_iter().zip(self.pin_events);
+        families.put(
+            "pinned_flows",
+            "Flows that are pinned",
+            None,
+            Value::Gauge,
+            one(float(self.pinned_flows)),
+        )?;
+        families.put(
+            "pins_size",
+            "Flows that can be pinned",
+            None,
+            Value::Gauge,
+            one(float(self.pins_size)),
+        )?;
+        let events = ["pinned", "moved", "failed"]
+            .into_iter()
+            .zip(self.pin_events);
         families.put(
             "pin_events",
             "Flows that were pinned, moved because their way did not work, or could not be pinned",

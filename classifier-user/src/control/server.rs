@@ -204,7 +204,10 @@ async fn answer<T>(
 ) -> Result<T, Response> {
     let stopping = || failure("the controller is stopping".to_owned(), 1);
     let (reply, answer) = oneshot::channel();
-    requests.send(request(reply)).await.map_err(|_| stopping())?;
+    requests
+        .send(request(reply))
+        .await
+        .map_err(|_| stopping())?;
     let answer = answer.await.map_err(|_| stopping())?;
     answer.map_err(|error| failure(format!("{error:#}"), code_of(&error) as u8))
 }

@@ -289,7 +289,8 @@ impl Controller {
             why: cause.why.clone(),
         };
         let subject = format!("generation {}", self.generation);
-        self.events.note("ruleset", subject, cause.action, &*cause.why);
+        self.events
+            .note("ruleset", subject, cause.action, &*cause.why);
         let path = journal::path(&self.config.state.directory);
         if let Err(error) = journal::append(&path, &entry) {
             tracing::warn!("cannot write {}: {error}", path.display());

@@ -82,7 +82,8 @@ impl Controller {
             let why = standing.why.unwrap_or_default();
             if before != standing.state {
                 let what = format!("{}, was {}", standing.state.name(), before.name());
-                self.events.note("egress", format!("{egress} {family}"), what, &why);
+                self.events
+                    .note("egress", format!("{egress} {family}"), what, &why);
             }
             match standing.state {
                 State::Up if before == State::Up => {}
@@ -128,7 +129,8 @@ impl Controller {
             Err(error) => {
                 if self.lan_problem.is_none() {
                     tracing::warn!("nothing is steered there until it is back: {error:#}");
-                    self.events.note("link", "LAN", "gone", format!("{error:#}"));
+                    self.events
+                        .note("link", "LAN", "gone", format!("{error:#}"));
                 }
                 self.lan_problem = Some(format!("{error:#}"));
                 return Ok(());
@@ -143,7 +145,8 @@ impl Controller {
         self.lan_problem = installed.as_ref().err().map(|error| format!("{error:#}"));
         installed?;
         let generation = format!("generation {}", self.generation);
-        self.events.note("link", "LAN", "attached again", generation);
+        self.events
+            .note("link", "LAN", "attached again", generation);
         tracing::info!(
             "attached to the LAN interfaces again: generation {}",
             self.generation

@@ -28,9 +28,9 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::config::Config;
 use crate::control::{EventsReport, MetricsServer, Request, Server};
-use crate::events::Events;
 use crate::datapath::{DataPath, LanPlan, Paths};
 use crate::doctor::{Level, examine};
+use crate::events::Events;
 use crate::exit::{Code, WithCode};
 use crate::links::{Changes, Links};
 use crate::list::List;
@@ -128,7 +128,11 @@ pub async fn run(options: Options) -> Result<()> {
     change::warn_of_problems(&sources.lists());
     let server = Server::start(&config.control.socket, sender.clone()).code(Code::System)?;
     let metrics = match config.metrics.listen {
-        Some(address) => Some(MetricsServer::start(address, sender).await.code(Code::System)?),
+        Some(address) => Some(
+            MetricsServer::start(address, sender)
+                .await
+                .code(Code::System)?,
+        ),
         None => None,
     };
     let mut controller = Controller::start(options, config, sources, state).await?;
@@ -230,7 +234,10 @@ impl Controller {
     async fn warn_of_clashes(&self) {
         match examine(&self.config, &self.ruleset).await {
             Ok(findings) => {
-                for finding in findings.iter().filter(|finding| finding.level > Level::Note) {
+                for finding in findings
+                    .iter()
+                    .filter(|finding| finding.level > Level::Note)
+                {
                     tracing::warn!("{finding}");
                 }
             }

@@ -15,9 +15,8 @@ use super::{Controller, name_of, preference_names, summary, tell};
 use crate::config::XdpAttach;
 use crate::control::metrics::Snapshot;
 use crate::control::{
-    FlowsReport, PinnedFlow,
-    FollowStatus, LanStatus, ReasonCount, RefusedList, RulesetStatus, SetCount, SetReport, Stats,
-    Status,
+    FlowsReport, FollowStatus, LanStatus, PinnedFlow, ReasonCount, RefusedList, RulesetStatus,
+    SetCount, SetReport, Stats, Status,
 };
 use crate::explain::{Context, Explanation, Query, explain};
 use crate::health::State;
@@ -204,7 +203,11 @@ impl Controller {
     /// The flows that are pinned, those with the latest packets first.
     pub(super) fn flows(&self, limit: usize) -> Result<FlowsReport> {
         let enabled = self.config.pinning.enabled;
-        let mut pins = if enabled { self.datapath.pins()? } else { Vec::new() };
+        let mut pins = if enabled {
+            self.datapath.pins()?
+        } else {
+            Vec::new()
+        };
         pins.retain(|(key, _)| key[4] & Flow::CLIENT == 0);
         pins.sort_by_key(|(_, pin)| std::cmp::Reverse(pin.seen));
         let now = seconds_since_boot();
@@ -212,16 +215,27 @@ impl Controller {
             enabled,
             pinned: pins.len(),
             size: self.config.pinning.size,
-            flows: (pins.iter().take(limit)).map(|(key, pin)| self.pinned_flow(key, pin, now)).collect(),
+            flows: (pins.iter().take(limit))
+                .map(|(key, pin)| self.pinned_flow(key, pin, now))
+                .collect(),
         })
     }
 
     fn pinned_flow(&self, key: &PinKey, pin: &Pin, now: u32) -> PinnedFlow {
-        let address = |high, low| IpAddr::from(Destination::from_halves(key[4] & Flow::V6 != 0, high, low));
+        let address =
+            |high, low| IpAddr::from(Destination::from_halves(key[4] & Flow::V6 != 0, high, low));
         let port = |shift: u32| (key[4] >> shift & 0xffff) as u16;
-        let rule = self.ruleset.rule(pin.set()).filter(|_| pin.egress() != ORDINARY);
+        let rule = self
+            .ruleset
+            .rule(pin.set())
+            .filter(|_| pin.egress() != ORDINARY);
         PinnedFlow {
-            proto: if key[4] & Flow::TCP != 0 { "tcp" } else { "udp" }.to_owned(),
+            proto: if key[4] & Flow::TCP != 0 {
+                "tcp"
+            } else {
+                "udp"
+            }
+            .to_owned(),
             source: SocketAddr::new(address(key[0], key[1]), port(48)),
             destination: SocketAddr::new(address(key[2], key[3]), port(32)),
             egress: name_of(&self.persistent.egresses, pin.egress()),
@@ -248,8 +262,13 @@ impl Controller {
         let status = self.status();
         let egresses: Vec<String> = (status.egress.iter())
             .map(|(name, egress)| {
-                let standings = [&egress.v4, &egress.v6].into_iter().filter_map(|way| way.standing.as_ref());
-                let best = standings.map(|standing| standing.state).min().unwrap_or(State::Down);
+                let standings = [&egress.v4, &egress.v6]
+                    .into_iter()
+                    .filter_map(|way| way.standing.as_ref());
+                let best = standings
+                    .map(|standing| standing.state)
+                    .min()
+                    .unwrap_or(State::Down);
                 format!("{name} {}", best.name())
             })
             .collect();
@@ -258,7 +277,11 @@ impl Controller {
             self.generation,
             status.ruleset.steered_sets,
             egresses.join(", "),
-            status.alerts.first().map(|alert| format!("; {alert}")).unwrap_or_default()
+            status
+                .alerts
+                .first()
+                .map(|alert| format!("; {alert}"))
+                .unwrap_or_default()
         );
         if text != self.told {
             tell(&[NotifyState::Status(&text)]);

@@ -10,7 +10,10 @@ use crate::config::{Config, Mode};
 pub(super) fn examine(config: &Config) -> Vec<Finding> {
     let mut findings = forwarding(config);
     findings.extend(reverse_path(config));
-    findings.extend(conntrack(number("net/netfilter/nf_conntrack_count"), number("net/netfilter/nf_conntrack_max")));
+    findings.extend(conntrack(
+        number("net/netfilter/nf_conntrack_count"),
+        number("net/netfilter/nf_conntrack_max"),
+    ));
     findings.extend(offloads(config));
     findings.extend(vrf(config));
     findings
@@ -24,7 +27,10 @@ fn number(path: &str) -> Option<u64> {
 
 fn forwarding(config: &Config) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let has_v6 = config.egress.values().any(|egress| egress.gateway6.is_some());
+    let has_v6 = config
+        .egress
+        .values()
+        .any(|egress| egress.gateway6.is_some());
     for lan in &config.lan {
         let interface = &lan.interface;
         if number(&format!("net/ipv4/conf/{interface}/forwarding")) == Some(0) {
@@ -55,7 +61,9 @@ fn reverse_path(config: &Config) -> Vec<Finding> {
         (all.max(own) == 1).then(|| {
             Finding::new(
                 Level::Error,
-                format!("strict reverse path filtering drops the replies that come in by {interface}"),
+                format!(
+                    "strict reverse path filtering drops the replies that come in by {interface}"
+                ),
                 format!("sysctl -w net.ipv4.conf.{interface}.rp_filter=2"),
             )
         })
@@ -76,14 +84,21 @@ fn conntrack(count: Option<u64>, most: Option<u64>) -> Option<Finding> {
 
 fn offloads(config: &Config) -> Vec<Finding> {
     let asks_for_vlans = config.policy.iter().any(|rule| !rule.vlan.is_empty());
-    let redirects = config.egress.values().any(|egress| egress.mode == Mode::Redirect);
+    let redirects = config
+        .egress
+        .values()
+        .any(|egress| egress.mode == Mode::Redirect);
     let mut findings = Vec::new();
     for lan in config.lan.iter().filter(|_| redirects) {
         let interface = &lan.interface;
         let features = Command::new("ethtool").args(["-k", interface]).output();
         let Ok(features) = features else { continue };
         let features = String::from_utf8_lossy(&features.stdout);
-        let is_on = |name: &str| features.lines().any(|line| line.trim().starts_with(&format!("{name}: on")));
+        let is_on = |name: &str| {
+            features
+                .lines()
+                .any(|line| line.trim().starts_with(&format!("{name}: on")))
+        };
         if is_on("large-receive-offload") {
             findings.push(Finding::new(
                 Level::Error,
@@ -127,6 +142,11 @@ mod tests {
     fn a_nearly_full_connection_table_is_found() {
         assert_eq!(conntrack(Some(89), Some(100)), None);
         assert_eq!(conntrack(None, Some(100)), None);
-        assert!(conntrack(Some(90), Some(100)).unwrap().advice.contains("=200"));
+        assert!(
+            conntrack(Some(90), Some(100))
+                .unwrap()
+                .advice
+                .contains("=200")
+        );
     }
 }

@@ -7,7 +7,11 @@ use crate::config::{Config, Mode};
 use crate::nat;
 
 pub(super) async fn examine(config: &Config) -> Vec<Finding> {
-    if config.egress.values().all(|egress| egress.mode == Mode::Redirect) {
+    if config
+        .egress
+        .values()
+        .all(|egress| egress.mode == Mode::Redirect)
+    {
         // XDP comes before all of netfilter.
         return Vec::new();
     }
@@ -35,7 +39,10 @@ fn rules(ruleset: &Value, config: &Config) -> Vec<Finding> {
         let text = |key: &str| rule[key].as_str().unwrap_or_default();
         let place = [text("family"), text("table"), text("chain")];
         let [family, table, chain] = place;
-        let expressions = rule["expr"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let expressions = rule["expr"]
+            .as_array()
+            .map(Vec::as_slice)
+            .unwrap_or_default();
         if table == own || spared.contains(&place) {
             continue;
         }
@@ -47,17 +54,25 @@ fn rules(ruleset: &Value, config: &Config) -> Vec<Finding> {
         if has(expressions, "tproxy", "TPROXY") {
             findings.push(Finding::new(
                 Level::Error,
-                format!("a rule in {at} gives packets to a transparent proxy (TPROXY), steered ones too"),
+                format!(
+                    "a rule in {at} gives packets to a transparent proxy (TPROXY), steered ones too"
+                ),
                 advice(place, expressions, mask, "mangle"),
             ));
-        } else if !skips && (has(expressions, "redirect", "REDIRECT") || has(expressions, "dnat", "DNAT")) {
+        } else if !skips
+            && (has(expressions, "redirect", "REDIRECT") || has(expressions, "dnat", "DNAT"))
+        {
             findings.push(Finding::new(
                 Level::Warning,
                 format!("a rule in {at} changes destinations (REDIRECT or DNAT), of steered packets too where it matches them"),
                 format!("Set skip_dnat = true in [egress]; or: {}", advice(place, expressions, mask, "nat")),
             ));
         }
-        if expressions.iter().any(|expression| overwrites(expression, mask)) && !has(expressions, "tproxy", "TPROXY") {
+        if expressions
+            .iter()
+            .any(|expression| overwrites(expression, mask))
+            && !has(expressions, "tproxy", "TPROXY")
+        {
             findings.push(Finding::new(
                 Level::Warning,
                 format!("a rule in {at} sets bits of the firewall mark that are Breakout's ({mask:#x})"),
@@ -88,7 +103,9 @@ fn spares(expressions: &[Value], mask: u32) -> bool {
     compared["op"] == "!="
         && compared["right"] == 0
         && masked[0]["meta"]["key"] == "mark"
-        && masked[1].as_u64().is_some_and(|bits| bits & u64::from(mask) == u64::from(mask))
+        && masked[1]
+            .as_u64()
+            .is_some_and(|bits| bits & u64::from(mask) == u64::from(mask))
         && (verdict.get("accept").is_some() || verdict.get("return").is_some())
 }
 
@@ -110,7 +127,8 @@ fn keeps(value: &Value, mask: u32) -> bool {
     }
     for (operator, wanted) in [("|", 0), ("^", 0), ("&", mask)] {
         if let Some([left, right]) = value[operator].as_array().map(Vec::as_slice) {
-            let is_harmless = bits(right).is_some_and(|bits| bits & u64::from(mask) == u64::from(wanted));
+            let is_harmless =
+                bits(right).is_some_and(|bits| bits & u64::from(mask) == u64::from(wanted));
             return is_harmless && keeps(left, mask);
         }
     }
@@ -118,10 +136,24 @@ fn keeps(value: &Value, mask: u32) -> bool {
 }
 
 /// A line that lets steered packets go on, ready to paste.
-fn advice([family, table, chain]: [&str; 3], expressions: &[Value], mask: u32, xt_table: &str) -> String {
-    if expressions.iter().any(|expression| expression.get("xt").is_some()) {
-        let command = if family == "ip6" { "ip6tables" } else { "iptables" };
-        return format!("{command} -t {xt_table} -I {chain} -m mark ! --mark 0/{mask:#x} -j ACCEPT");
+fn advice(
+    [family, table, chain]: [&str; 3],
+    expressions: &[Value],
+    mask: u32,
+    xt_table: &str,
+) -> String {
+    if expressions
+        .iter()
+        .any(|expression| expression.get("xt").is_some())
+    {
+        let command = if family == "ip6" {
+            "ip6tables"
+        } else {
+            "iptables"
+        };
+        return format!(
+            "{command} -t {xt_table} -I {chain} -m mark ! --mark 0/{mask:#x} -j ACCEPT"
+        );
     }
     format!("nft insert rule {family} {table} {chain} meta mark and {mask:#x} != 0 accept")
 }
@@ -151,16 +183,27 @@ mod tests {
     fn a_transparent_proxy_is_found_unless_it_spares_steered_packets() {
         let tproxy = json!([{ "tproxy": { "port": 3129 } }]);
         let findings = found(std::slice::from_ref(&tproxy), "");
-        assert_eq!(findings[0].advice, "nft insert rule ip proxy pre meta mark and 0xff0000 != 0 accept");
+        assert_eq!(
+            findings[0].advice,
+            "nft insert rule ip proxy pre meta mark and 0xff0000 != 0 accept"
+        );
         let spare = json!([
             { "match": { "op": "!=", "left": { "&": [{ "meta": { "key": "mark" } }, 0xff_0000] }, "right": 0 } },
             { "accept": null },
         ]);
         assert!(found(&[spare, tproxy], "").is_empty());
         let xt = json!([{ "xt": { "type": "target", "name": "TPROXY" } }]);
-        assert!(found(&[xt], "")[0].advice.starts_with("iptables -t mangle -I pre -m mark ! --mark 0/0xff0000"));
+        assert!(
+            found(&[xt], "")[0]
+                .advice
+                .starts_with("iptables -t mangle -I pre -m mark ! --mark 0/0xff0000")
+        );
         let redirect = json!([{ "redirect": { "port": 3129 } }]);
-        assert!(found(std::slice::from_ref(&redirect), "")[0].advice.contains("skip_dnat = true"));
+        assert!(
+            found(std::slice::from_ref(&redirect), "")[0]
+                .advice
+                .contains("skip_dnat = true")
+        );
         assert!(found(&[redirect], "masquerade = true\n").is_empty());
     }
 
@@ -169,8 +212,17 @@ mod tests {
         let mark = || json!({ "meta": { "key": "mark" } });
         let and = |mask: u32| json!({ "&": [mark(), mask] });
         assert_eq!(found(&[set_mark(json!(1))], "").len(), 1);
-        assert_eq!(found(&[set_mark(json!({ "|": [mark(), 0x1_0000] }))], "").len(), 1);
-        assert_eq!(found(&[set_mark(json!({ "|": [and(0xffff_c0ff), 0x100] }))], "").len(), 0);
-        assert_eq!(found(&[set_mark(json!({ "^": [and(0xff00_ffff), 0x100] }))], "").len(), 1);
+        assert_eq!(
+            found(&[set_mark(json!({ "|": [mark(), 0x1_0000] }))], "").len(),
+            1
+        );
+        assert_eq!(
+            found(&[set_mark(json!({ "|": [and(0xffff_c0ff), 0x100] }))], "").len(),
+            0
+        );
+        assert_eq!(
+            found(&[set_mark(json!({ "^": [and(0xff00_ffff), 0x100] }))], "").len(),
+            1
+        );
     }
 }

@@ -12,7 +12,11 @@ use breakout_common::egress::MAX_EGRESSES;
 /// The most routes that are named one by one.
 const MOST_ROUTES: usize = 5;
 
-pub(super) async fn examine(links: &Links, config: &Config, ruleset: &Ruleset) -> Result<Vec<Finding>> {
+pub(super) async fn examine(
+    links: &Links,
+    config: &Config,
+    ruleset: &Ruleset,
+) -> Result<Vec<Finding>> {
     let mut findings = rules(&links.rules().await?, config);
     findings.extend(routes(&links.routes().await?, config, ruleset));
     Ok(findings)
@@ -27,7 +31,10 @@ fn rules(rules: &[RuleFound], config: &Config) -> Vec<Finding> {
         if rule.mask & routing.mark_mask != 0 {
             findings.push(Finding::new(
                 Level::Warning,
-                format!("{name} asks for bits of the firewall mark that are Breakout's ({:#x})", routing.mark_mask),
+                format!(
+                    "{name} asks for bits of the firewall mark that are Breakout's ({:#x})",
+                    routing.mark_mask
+                ),
                 "Set [routing] mark_mask to bits that nobody uses",
             ));
         }
@@ -46,7 +53,13 @@ fn rules(rules: &[RuleFound], config: &Config) -> Vec<Finding> {
             ));
         }
         // Rules that want a mark are about other packets than ours.
-        if rule.priority != 0 && rule.priority < routing.rule_priority && rule.mask == 0 && rule.table != 0 && !rule.is_l3mdev {
+        if rule.priority != 0
+            && rule.priority < routing.rule_priority
+            && rule.mask == 0
+            && rule.table != 0
+            && !rule.is_l3mdev
+            && !rule.suppresses
+        {
             findings.push(Finding::new(
                 Level::Warning,
                 format!("{name} comes before Breakout's, and packets that it finds a route for are not steered in mode route"),
@@ -59,22 +72,37 @@ fn rules(rules: &[RuleFound], config: &Config) -> Vec<Finding> {
 
 fn routes(routes: &[RouteFound], config: &Config, ruleset: &Ruleset) -> Vec<Finding> {
     let mut findings = Vec::new();
-    for route in routes.iter().filter(|route| !route.is_ours && tables(config).contains(&route.table)) {
+    for route in routes
+        .iter()
+        .filter(|route| !route.is_ours && tables(config).contains(&route.table))
+    {
         findings.push(Finding::new(
             Level::Warning,
-            format!("table {}, which is Breakout's, has somebody else's route to {}", route.table, route.prefix),
+            format!(
+                "table {}, which is Breakout's, has somebody else's route to {}",
+                route.table, route.prefix
+            ),
             "Set [routing] table to numbers that nobody uses, or remove the route",
         ));
     }
     let steered: Vec<IpNet> = (ruleset.rules.iter().filter(|rule| Rule::is_steered(rule)))
         .flat_map(|rule| rule.prefixes.iter().copied())
         .collect();
-    let is_egress = |name: &str| config.egress.values().any(|egress| egress.interface == name);
+    let is_egress = |name: &str| {
+        config
+            .egress
+            .values()
+            .any(|egress| egress.interface == name)
+    };
     let specific = routes.iter().filter(|route| {
         route.prefix.prefix_len() > 0 && route.table == 254 && !is_egress(&route.interface)
     });
     let overridden: Vec<&RouteFound> = specific
-        .filter(|route| steered.iter().any(|net| net.contains(&route.prefix) || route.prefix.contains(net)))
+        .filter(|route| {
+            steered
+                .iter()
+                .any(|net| net.contains(&route.prefix) || route.prefix.contains(net))
+        })
         .collect();
     for route in overridden.iter().take(MOST_ROUTES) {
         findings.push(Finding::new(
@@ -109,6 +137,7 @@ mod tests {
         mask: 0x3f00,
         table: 1,
         is_l3mdev: false,
+        suppresses: false,
         is_ours: false,
     };
 
@@ -120,12 +149,41 @@ mod tests {
     #[test]
     fn clashes_of_rules_are_found_and_mwan3_is_none() {
         assert!(found(OTHER).is_empty());
-        let ours = RuleFound { is_ours: true, mask: 0xff_0000, ..OTHER };
+        let ours = RuleFound {
+            is_ours: true,
+            mask: 0xff_0000,
+            ..OTHER
+        };
         assert!(found(ours).is_empty());
-        assert!(found(RuleFound { mask: 0x1_0000, ..OTHER })[0].contains("mark_mask"));
-        assert!(found(RuleFound { table: 5003, ..OTHER })[0].contains("table"));
-        assert!(found(RuleFound { priority: 5000, ..OTHER })[0].contains("rule_priority"));
+        assert!(
+            found(RuleFound {
+                mask: 0x1_0000,
+                ..OTHER
+            })[0]
+                .contains("mark_mask")
+        );
+        assert!(
+            found(RuleFound {
+                table: 5003,
+                ..OTHER
+            })[0]
+                .contains("table")
+        );
+        assert!(
+            found(RuleFound {
+                priority: 5000,
+                ..OTHER
+            })[0]
+                .contains("rule_priority")
+        );
         assert!(found(RuleFound { mask: 0, ..OTHER })[0].contains("below 2000"));
-        assert!(found(RuleFound { mask: 0, priority: 0, ..OTHER }).is_empty());
+        assert!(
+            found(RuleFound {
+                mask: 0,
+                priority: 0,
+                ..OTHER
+            })
+            .is_empty()
+        );
     }
 }

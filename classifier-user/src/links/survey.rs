@@ -27,6 +27,8 @@ pub struct RuleFound {
     pub table: u32,
     /// Whether it is that of VRFs.
     pub is_l3mdev: bool,
+    /// Whether it leaves out routes for being too short, as default routes.
+    pub suppresses: bool,
     /// Whether a Breakout controller made it.
     pub is_ours: bool,
 }
@@ -53,7 +55,14 @@ impl Links {
     pub async fn rules(&self) -> Result<Vec<RuleFound>> {
         let mut found = Vec::new();
         for (v6, version) in [(false, IpVersion::V4), (true, IpVersion::V6)] {
-            let rules: Vec<RuleMessage> = self.handle.rule().get(version).execute().try_collect().await.context("cannot list the rules")?;
+            let rules: Vec<RuleMessage> = self
+                .handle
+                .rule()
+                .get(version)
+                .execute()
+                .try_collect()
+                .await
+                .context("cannot list the rules")?;
             found.extend(rules.iter().map(|rule| rule_found(v6, rule)));
         }
         Ok(found)
@@ -67,16 +76,33 @@ impl Links {
     pub async fn routes(&self) -> Result<Vec<RouteFound>> {
         let mut links = self.handle.link().get().execute();
         let mut names = HashMap::new();
-        while let Some(link) = links.try_next().await.context("cannot list the interfaces")? {
-            let name = link.attributes.iter().find_map(|attribute| match attribute {
-                LinkAttribute::IfName(name) => Some(name.clone()),
-                _ => None,
-            });
+        while let Some(link) = links
+            .try_next()
+            .await
+            .context("cannot list the interfaces")?
+        {
+            let name = link
+                .attributes
+                .iter()
+                .find_map(|attribute| match attribute {
+                    LinkAttribute::IfName(name) => Some(name.clone()),
+                    _ => None,
+                });
             names.insert(link.header.index, name.unwrap_or_default());
         }
         let mut found = Vec::new();
-        for dump in [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()] {
-            let routes: Vec<RouteMessage> = self.handle.route().get(dump).execute().try_collect().await.context("cannot list the routes")?;
+        for dump in [
+            RouteMessageBuilder::<Ipv4Addr>::new().build(),
+            RouteMessageBuilder::<Ipv6Addr>::new().build(),
+        ] {
+            let routes: Vec<RouteMessage> = self
+                .handle
+                .route()
+                .get(dump)
+                .execute()
+                .try_collect()
+                .await
+                .context("cannot list the routes")?;
             found.extend(routes.iter().filter_map(|route| route_found(route, &names)));
         }
         Ok(found)
@@ -90,6 +116,7 @@ fn rule_found(v6: bool, rule: &RuleMessage) -> RuleFound {
         mask: 0,
         table: rule.header.table.into(),
         is_l3mdev: false,
+        suppresses: false,
         is_ours: false,
     };
     for attribute in &rule.attributes {
@@ -98,6 +125,7 @@ fn rule_found(v6: bool, rule: &RuleMessage) -> RuleFound {
             RuleAttribute::FwMask(mask) => found.mask = *mask,
             RuleAttribute::Table(table) => found.table = *table,
             RuleAttribute::L3MDev(is_l3mdev) => found.is_l3mdev = *is_l3mdev,
+            RuleAttribute::SuppressPrefixLen(length) => found.suppresses = *length != u32::MAX,
             RuleAttribute::Protocol(protocol) => found.is_ours = *protocol == PROTOCOL,
             _ => {}
         }
@@ -111,8 +139,12 @@ fn route_found(route: &RouteMessage, names: &HashMap<u32, String>) -> Option<Rou
     let (mut destination, mut index) = (None, None);
     for attribute in &route.attributes {
         match attribute {
-            RouteAttribute::Destination(RouteAddress::Inet(address)) => destination = Some(IpAddr::V4(*address)),
-            RouteAttribute::Destination(RouteAddress::Inet6(address)) => destination = Some(IpAddr::V6(*address)),
+            RouteAttribute::Destination(RouteAddress::Inet(address)) => {
+                destination = Some(IpAddr::V4(*address))
+            }
+            RouteAttribute::Destination(RouteAddress::Inet6(address)) => {
+                destination = Some(IpAddr::V6(*address))
+            }
             RouteAttribute::Oif(oif) => index = Some(*oif),
             _ => {}
         }
@@ -121,7 +153,11 @@ fn route_found(route: &RouteMessage, names: &HashMap<u32, String>) -> Option<Rou
         rtnetlink::packet_route::AddressFamily::Inet6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
         _ => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
     };
-    let prefix = IpNet::new(destination.unwrap_or(any), route.header.destination_prefix_length).ok()?;
+    let prefix = IpNet::new(
+        destination.unwrap_or(any),
+        route.header.destination_prefix_length,
+    )
+    .ok()?;
     let table = table(route);
     (table != LOCAL).then_some(RouteFound {
         prefix,

@@ -1,0 +1,185 @@
+//! What an operator sees: events, flows, metrics, the service manager's line, and what `doctor` finds.
+
+use std::os::unix::net::UnixDatagram;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use breakout_tests::daemon::Daemon;
+use breakout_tests::live::Stream;
+
+use crate::Test;
+use crate::office::{MEDIA, Office, address, config};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("events_flows_and_metrics_tell_of_a_fail_over", fail_over),
+    ("doctor_finds_what_stands_in_the_way", doctor),
+];
+
+const QUICK: &str =
+    "probes = []\n[health]\nhold_down = \"500ms\"\n[metrics]\nlisten = \"127.0.0.1:9760\"\n";
+
+fn fail_over() -> Result<()> {
+    let office = Office::open(QUICK)?;
+    let (lab, site) = (&office.lab, &office.site);
+    let manager = UnixDatagram::bind(site.path().join("notify"))?;
+    manager.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let mut daemon = Daemon::start_notifying(site, &lab.gateway, &site.path().join("notify"))?;
+    let call = Stream::start(&lab.client, address(MEDIA))?;
+    daemon.wait_until(|_| call.now().as_deref() == Some("internet"))?;
+    let flows = site.json(&lab.gateway, &["flows"])?;
+    let flow = &flows["flows"][0];
+    ensure!(
+        flows["pinned"] == 1 && flow["egress"] == "local" && flow["proto"] == "udp",
+        "{flows}"
+    );
+    ensure!(
+        flow["destination"] == MEDIA && flow["endpoint_set"] == "Worldwide 11",
+        "{flows}"
+    );
+    lab.internet.ip("link set eth0 down")?;
+    daemon.wait_until(|_| call.now().as_deref() == Some("wan"))?;
+    let flows = site.json(&lab.gateway, &["flows"])?;
+    ensure!(flows["flows"][0]["egress"].is_null(), "{flows}");
+    let events = site.json(&lab.gateway, &["events"])?;
+    let events = events["events"].as_array().context("events")?;
+    let is_down = |event: &&serde_json::Value| {
+        event["kind"] == "egress"
+            && event["subject"] == "local IPv4"
+            && event["what"] == "down, was up"
+    };
+    let down = events
+        .iter()
+        .find(is_down)
+        .with_context(|| format!("{events:?}"))?;
+    ensure!(
+        down["why"]
+            .as_str()
+            .is_some_and(|why| why.contains("no carrier")),
+        "{down}"
+    );
+    ensure!(
+        events[0]["kind"] == "ruleset" && events[0]["what"] == "start",
+        "{events:?}"
+    );
+    let text = lab.gateway.exec("curl -sS http://127.0.0.1:9760/metrics")?;
+    let same = lab.gateway.exec(&format!(
+        "curl -sS --unix-socket {} http://breakout/metrics",
+        site.socket().display()
+    ))?;
+    for line in [
+        "breakout_egress_state{egress=\"local\",family=\"ipv4\",state=\"down\"} 1.0",
+        "breakout_egress_usable{egress=\"local\",family=\"ipv4\",class=\"media\"} 0.0",
+        "breakout_egress_score{egress=\"local\",family=\"ipv4\"} 0.0",
+        "breakout_pin_events_total{event=\"moved\"} 1.0",
+        "breakout_pinned_flows 1.0",
+        "breakout_packets_total{verdict=\"steer\",reason=\"steered\"} ",
+        "# TYPE breakout_traffic_bytes counter",
+        "# EOF",
+    ] {
+        ensure!(text.contains(line) && same.contains(line), "{line}: {text}");
+    }
+    ensure!(
+        lab.gateway
+            .exec("curl -sS -o /dev/null -w %{http_code} http://127.0.0.1:9760/v1/status")?
+            == "404"
+    );
+    let mut told = Vec::new();
+    let mut buffer = [0; 1024];
+    while !told.iter().any(|line: &String| line.contains("local down")) {
+        let count = manager
+            .recv(&mut buffer)
+            .with_context(|| format!("{told:?}"))?;
+        told.push(String::from_utf8_lossy(&buffer[..count]).into_owned());
+    }
+    ensure!(told.iter().any(|line| line.contains("READY=1")), "{told:?}");
+    ensure!(
+        told.iter()
+            .any(|line| line.starts_with("STATUS=generation 1, 2 sets steered; local up")),
+        "{told:?}"
+    );
+    let text = String::from_utf8(site.output(&lab.gateway, &["status"])?.stdout)?;
+    ensure!(
+        text.contains("IPv4 down since") && text.contains("no carrier"),
+        "{text}"
+    );
+    daemon.stop()?;
+    Ok(())
+}
+
+fn doctor() -> Result<()> {
+    let office = Office::open("probes = []\n")?;
+    let (lab, site) = (&office.lab, &office.site);
+    let found = || -> Result<(Option<i32>, String)> {
+        let output = site.output(&lab.gateway, &["doctor"])?;
+        Ok((output.status.code(), String::from_utf8(output.stdout)?))
+    };
+    let (code, text) = found()?;
+    ensure!(
+        code == Some(0) && text.contains("nothing found"),
+        "{code:?} {text}"
+    );
+    let trouble = [
+        (
+            "sysctl -qw net.ipv4.conf.inet.rp_filter=1",
+            "sysctl -w net.ipv4.conf.inet.rp_filter=2",
+        ),
+        (
+            "sysctl -qw net.ipv4.conf.lan.forwarding=0",
+            "sysctl -w net.ipv4.ip_forward=1",
+        ),
+        (
+            "ip rule add fwmark 0x10000/0x10000 table 77 priority 900",
+            "Set [routing] mark_mask",
+        ),
+        (
+            "ip rule add from 10.1.0.0/24 table 78 priority 800",
+            "Set [routing] rule_priority below 800",
+        ),
+        (
+            "ip route add 10.99.0.0/24 dev wan table 5003",
+            "Set [routing] table",
+        ),
+        ("nft add table ip proxy", ""),
+        (
+            "nft add chain ip proxy pre { type filter hook prerouting priority mangle ; }",
+            "",
+        ),
+        (
+            "nft add rule ip proxy pre tcp dport 80 tproxy to :3129 meta mark set 1 accept",
+            "nft insert rule ip proxy pre",
+        ),
+        (
+            "ip route add 52.98.7.0/24 via 10.2.0.2",
+            "have a [[policy]] pass them",
+        ),
+    ];
+    for (command, _) in trouble {
+        lab.gateway.exec(command)?;
+    }
+    let (code, text) = found()?;
+    ensure!(code == Some(9), "{code:?} {text}");
+    for (command, advice) in trouble {
+        ensure!(text.contains(advice), "after {command}: {text}");
+    }
+    let checked = site.json(&lab.gateway, &["check"])?;
+    ensure!(
+        checked["findings"]
+            .as_array()
+            .is_some_and(|found| found.len() >= 7),
+        "{checked}"
+    );
+    // What it says is enough: the line for the proxy makes the finding go away.
+    let line = text
+        .lines()
+        .find(|line| line.contains("nft insert rule"))
+        .context("the line to paste")?;
+    lab.gateway.exec(line.trim())?;
+    ensure!(!found()?.1.contains("nft insert rule"), "{}", found()?.1);
+    // It is said at the start too.
+    lab.gateway
+        .exec("sysctl -qw net.ipv4.conf.lan.forwarding=1")?;
+    site.configure(&config("probes = []\n"))?;
+    let log = Daemon::start(site, &lab.gateway)?.stop()?;
+    ensure!(log.contains("strict reverse path filtering"), "{log}");
+    Ok(())
+}
