@@ -8,6 +8,7 @@ mod flows;
 mod follow;
 mod golden;
 mod headers;
+mod icmp;
 mod link_kinds;
 mod office;
 mod policy;
@@ -82,6 +83,7 @@ fn main() -> ExitCode {
         redirect::TESTS,
         egress::TESTS,
         several::TESTS,
+        icmp::TESTS,
         proxies::TESTS,
         seeing::TESTS,
         link_kinds::TESTS,

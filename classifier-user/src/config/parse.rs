@@ -145,6 +145,7 @@ mode = "route"
         let full = parse(&uncommented, "example with every key").unwrap();
         assert_eq!(full.routing, config.routing);
         assert_eq!(full.control, config.control);
+        assert_eq!((full.health, full.pinning), (config.health, config.pinning));
         assert_eq!(full.state, config.state);
         assert_eq!(full.lan, config.lan);
         assert_eq!((full.list, full.shadow), (config.list, config.shadow));

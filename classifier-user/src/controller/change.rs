@@ -146,9 +146,10 @@ impl Controller {
         if config.state != self.config.state
             || config.control != self.config.control
             || config.routing != self.config.routing
+            || config.metrics != self.config.metrics
         {
             return Err(anyhow!(
-                "[state], [control] and [routing] cannot change in a reload; restart the controller for that"
+                "[state], [control], [routing] and [metrics] cannot change in a reload; restart the controller for that"
             ))
             .code(Code::Config);
         }
