@@ -21,7 +21,7 @@ pub(crate) fn decide_way(packet: &Packet, headers: &Headers, word: u32) -> Decis
         return Decision::pass(Reason::NoPrefix);
     }
     let Some(flow) = flow(packet, headers, word) else {
-        return Decision::pass(Reason::Truncated);
+        return unsteered(word);
     };
     let facts = flow.facts | if is_pinned { Flow::PINNED } else { 0 };
     let ((source_high, source_low), (high, low)) = (flow.source, flow.destination);

@@ -33,7 +33,9 @@ pub fn flow<F: Frame + ?Sized>(frame: &F, headers: &Headers, word: u32) -> Optio
     if headers.key & Transport::Udp.key(0) == 0 {
         facts |= Flow::TCP;
         // RFC 9293, section 3.1: SYN is bit 1, ACK bit 4 of the flags.
-        let [flags] = frame.read::<1>(headers.transport_offset.wrapping_add(13))?;
+        // A capture may end before them.
+        let flags = frame.read::<1>(headers.transport_offset.wrapping_add(13));
+        let [flags] = flags.unwrap_or_default();
         facts |= if flags & 0x12 == 0x02 { Flow::OPENS } else { 0 };
     }
     Some(Flow {

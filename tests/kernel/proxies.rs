@@ -12,6 +12,8 @@ use breakout_tests::daemon::Daemon;
 use breakout_tests::flow::{Flow, Transport};
 use breakout_tests::lab::Lab;
 use breakout_tests::server::Web;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use crate::Test;
@@ -49,7 +51,12 @@ impl Squid {
         let file = directory.path().join("squid.conf");
         fs::write(&file, config)?;
         let mut command = lab.gateway.command("squid");
-        command.arg("-N").arg("-f").arg(&file);
+        // By its name squid keeps its shared memory apart from that of others.
+        let name = lab
+            .gateway
+            .name()
+            .replace(|c: char| !c.is_ascii_alphanumeric(), "");
+        command.arg("-N").arg("-n").arg(name).arg("-f").arg(&file);
         let child = command
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -75,7 +82,14 @@ impl Squid {
 
 impl Drop for Squid {
     fn drop(&mut self) {
-        // `ip netns exec` has become squid.
+        // `ip netns exec` has become squid, which removes its shared memory when it is asked to end.
+        let pid = Pid::from_raw(self.child.id().cast_signed());
+        let _ = kill(pid, Signal::SIGTERM);
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while self.child.try_wait().is_ok_and(|ended| ended.is_none()) && Instant::now() < deadline
+        {
+            sleep(Duration::from_millis(20));
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -108,6 +122,11 @@ fn check(lab: &Lab, squid: &Squid) -> Result<()> {
     for round in 0..3 {
         ensure!(page(lab, STEERED)? == "internet", "round {round}");
         ensure!(page(lab, OTHER)? == "wan", "round {round}");
+    }
+    // The log follows the answers.
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while squid.log().lines().count() < 3 && Instant::now() < deadline {
+        sleep(Duration::from_millis(20));
     }
     let log = squid.log();
     ensure!(!log.contains(STEERED), "squid saw steered flows: {log}");

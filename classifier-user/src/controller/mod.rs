@@ -136,6 +136,7 @@ pub async fn run(options: Options) -> Result<()> {
         None => None,
     };
     let mut controller = Controller::start(options, config, sources, state).await?;
+    controller.warn_of_clashes().await;
     if controller.adopted {
         tracing::info!("took over from an earlier controller");
     }
@@ -146,7 +147,6 @@ pub async fn run(options: Options) -> Result<()> {
         controller.ruleset.rules.len(),
         lists.join(", "),
     );
-    controller.warn_of_clashes().await;
     tell(&[NotifyState::Ready]);
     controller
         .serve(requests, changes, &mut stop, &mut hangup)
