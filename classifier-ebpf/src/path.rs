@@ -91,5 +91,5 @@ impl Pins for KernelPins {
 fn seconds() -> u32 {
     // SAFETY: the helper takes no arguments and has no preconditions.
     let now = unsafe { bpf_ktime_get_boot_ns() };
-    (now / 1_000_000_000) as u32
+    ((now / 1_000_000_000) & 0xffff_ffff) as u32
 }

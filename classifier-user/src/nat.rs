@@ -3,11 +3,8 @@
 //! The kernel asks chains of type `nat` in the order of their priorities until one has decided; a packet whose destination
 //! has been translated to itself is therefore not redirected to a proxy by a later one (`nf_nat_inet_fn`, Linux 4.18).
 
-use std::process::Stdio;
-
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
-use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
 /// Just before `dstnat` (-100) and `srcnat` (100), where everybody else's chains are.
@@ -125,23 +122,11 @@ impl NatPlan {
 
 /// Runs commands in one transaction.
 async fn run(commands: &[Value]) -> Result<()> {
-    let input = json!({ "nftables": commands }).to_string();
-    let mut child = Command::new("nft")
-        .args(["-j", "-f", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .context("cannot run nft; install nftables, or set masquerade and skip_dnat to false")?;
-    let mut stdin = child.stdin.take().context("nft has no input")?;
-    stdin.write_all(input.as_bytes()).await?;
-    drop(stdin);
-    let output = child.wait_with_output().await?;
-    if !output.status.success() {
-        bail!("nft: {}", String::from_utf8_lossy(&output.stderr).trim());
-    }
-    Ok(())
+    let commands = json!({ "nftables": commands }).to_string();
+    nft(&["-j", &commands])
+        .await
+        .map(drop)
+        .context("install nftables if it is missing, or set masquerade and skip_dnat to false")
 }
 
 /// Everybody's tables, as nft prints them in JSON.
@@ -150,13 +135,19 @@ async fn run(commands: &[Value]) -> Result<()> {
 ///
 /// When there is no `nft`, or it fails.
 pub async fn ruleset() -> Result<Value> {
+    Ok(serde_json::from_slice(
+        &nft(&["-j", "list", "ruleset"]).await?,
+    )?)
+}
+
+async fn nft(arguments: &[&str]) -> Result<Vec<u8>> {
     let output = Command::new("nft")
-        .args(["-j", "list", "ruleset"])
-        .output()
-        .await;
-    let output = output.context("cannot run nft")?;
+        .args(arguments)
+        .kill_on_drop(true)
+        .output();
+    let output = output.await.context("cannot run nft")?;
     if !output.status.success() {
         bail!("nft: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
-    Ok(serde_json::from_slice(&output.stdout)?)
+    Ok(output.stdout)
 }

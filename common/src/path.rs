@@ -236,7 +236,7 @@ impl Flow {
     /// The word of the ruleset's answer.
     #[inline(always)]
     const fn word(&self) -> u32 {
-        (self.facts & Outcome::ALL as u64) as u32
+        (self.facts & 0xffff_ffff) as u32 & Outcome::ALL
     }
 
     #[inline(always)]

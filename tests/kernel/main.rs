@@ -44,6 +44,27 @@ const NEEDS: &[(&str, u32, u32)] = &[(
     3,
 )];
 
+/// Tests of what else runs on gateways: the start of their names, and the program.
+const TOOLS: &[(&str, &str)] = &[
+    ("squid_", "squid"),
+    ("what_others_have", "iptables"),
+    ("a_new_address_by_dhcp", "dhclient"),
+    ("events_flows_and_metrics", "curl"),
+];
+
+/// Whether a program is missing that a test runs; says so.
+fn lacks_tool(name: &str) -> bool {
+    let tool = TOOLS.iter().find(|(start, _)| name.starts_with(start));
+    tool.is_some_and(|(_, tool)| {
+        let paths = std::env::var_os("PATH").unwrap_or_default();
+        let is_there = std::env::split_paths(&paths).any(|path| path.join(tool).exists());
+        if !is_there {
+            println!("skipped: {name}: there is no {tool}");
+        }
+        !is_there
+    })
+}
+
 /// Whether this kernel lacks what a test needs, or makes no difference to it; says so.
 fn lacks(name: &str) -> bool {
     let is_of_service = |(test, _): &Test| *test == name;
@@ -106,7 +127,7 @@ fn main() -> ExitCode {
         Trial::test(name, move || {
             test().map_err(|error| Failed::from(format!("{error:#}")))
         })
-        .with_ignored_flag(missing.is_some() || lacks(name))
+        .with_ignored_flag(missing.is_some() || lacks(name) || lacks_tool(name))
     });
     libtest_mimic::run(&arguments, trials.collect()).exit_code()
 }

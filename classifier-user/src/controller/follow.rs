@@ -89,7 +89,7 @@ impl Controller {
                 State::Up if before == State::Up => {}
                 State::Up => tracing::info!("egress {egress} is up for {family}"),
                 State::Degraded => {
-                    tracing::warn!("egress {egress} is degraded for {family}: {why}")
+                    tracing::warn!("egress {egress} is degraded for {family}: {why}");
                 }
                 State::Down => tracing::warn!("egress {egress} is down for {family}: {why}"),
             }

@@ -288,7 +288,7 @@ impl Prober {
             .copied()
             .filter(|index| self.meters[*index].is_proven)
             .collect();
-        let candidates = if proven.is_empty() || self.turn % 20 == 0 {
+        let candidates = if proven.is_empty() || self.turn.is_multiple_of(20) {
             all
         } else {
             proven

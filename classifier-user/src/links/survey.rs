@@ -140,10 +140,10 @@ fn route_found(route: &RouteMessage, names: &HashMap<u32, String>) -> Option<Rou
     for attribute in &route.attributes {
         match attribute {
             RouteAttribute::Destination(RouteAddress::Inet(address)) => {
-                destination = Some(IpAddr::V4(*address))
+                destination = Some(IpAddr::V4(*address));
             }
             RouteAttribute::Destination(RouteAddress::Inet6(address)) => {
-                destination = Some(IpAddr::V6(*address))
+                destination = Some(IpAddr::V6(*address));
             }
             RouteAttribute::Oif(oif) => index = Some(*oif),
             _ => {}

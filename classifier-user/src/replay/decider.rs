@@ -49,7 +49,7 @@ impl Decider {
     pub(super) fn pure(image: Image) -> Self {
         Decider::Pure(Pure {
             image,
-            paths: all_up(),
+            paths: Box::new(all_up()),
             fragments: HashMap::new(),
         })
     }
@@ -99,7 +99,7 @@ fn all_up() -> PathTable {
 /// The decision without a kernel.
 pub(super) struct Pure {
     image: Image,
-    paths: PathTable,
+    paths: Box<PathTable>,
     /// The ways of first fragments that are steered.
     fragments: HashMap<Key, Decision>,
 }

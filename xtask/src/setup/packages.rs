@@ -1,5 +1,8 @@
 //! Debian packages.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -34,8 +37,22 @@ pub(crate) fn build() -> Packages {
 /// What the lab runs.
 pub(crate) fn lab() -> Packages {
     Packages {
-        why: "tools for the lab's namespaces and counters",
-        names: &["iproute2", "nftables", "ethtool", "procps", "bpftool"],
+        why: "tools for the lab's namespaces and counters, and what gateways have beside Breakout",
+        names: &[
+            "iproute2",
+            "nftables",
+            "ethtool",
+            "procps",
+            "bpftool",
+            "conntrack",
+            "curl",
+            "dnsmasq-base",
+            "iptables",
+            "iputils-arping",
+            "isc-dhcp-client",
+            "squid",
+            "traceroute",
+        ],
     }
 }
 
@@ -99,6 +116,34 @@ impl Packages {
     }
 }
 
+/// Where Debian's packages ask whether they may start their services (invoke-rc.d(8)).
+const POLICY: &str = "/usr/sbin/policy-rc.d";
+
+/// Keeps packages from starting services while it is there, unless somebody has a policy for that already.
+struct NoServices {
+    is_ours: bool,
+}
+
+impl NoServices {
+    fn start() -> Result<Self> {
+        let is_ours = !Path::new(POLICY).exists();
+        if is_ours {
+            fs::write(POLICY, "#!/bin/sh\nexit 101\n")
+                .context("cannot keep services from starting")?;
+            fs::set_permissions(POLICY, fs::Permissions::from_mode(0o755))?;
+        }
+        Ok(NoServices { is_ours })
+    }
+}
+
+impl Drop for NoServices {
+    fn drop(&mut self) {
+        if self.is_ours {
+            let _ = fs::remove_file(POLICY);
+        }
+    }
+}
+
 impl Step for Packages {
     fn title(&self) -> String {
         format!("Debian packages: {}", self.why)
@@ -126,6 +171,8 @@ impl Step for Packages {
         };
         run_logged(apt().arg("update"), LIMIT)
             .context("is this Debian 12 with a reachable package mirror?")?;
+        // Only the programs are wanted: no proxy shall run on this machine because of us.
+        let _no_services = NoServices::start()?;
         run_logged(
             apt()
                 .args(["install", "--yes", "--no-install-recommends"])

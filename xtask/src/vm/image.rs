@@ -16,8 +16,21 @@ const LIMIT: Duration = Duration::from_secs(300);
 
 /// Programs that the tests run.
 const TOOLS: &[&str] = &[
-    "ip", "tc", "nft", "ethtool", "sysctl", "bpftool", "find", "setpriv", "nstat", "modprobe",
-    "chmod", "kill",
+    "ip",
+    "tc",
+    "nft",
+    "ethtool",
+    "sysctl",
+    "bpftool",
+    "find",
+    "setpriv",
+    "nstat",
+    "modprobe",
+    "chmod",
+    "kill",
+    "conntrack",
+    "arping",
+    "traceroute",
 ];
 
 /// Modules that the lab needs; those they depend on come along.
@@ -35,6 +48,9 @@ const MODULES: &[&str] = &[
     "nft_ct",
     "nft_chain_nat",
     "nft_masq",
+    "nft_nat",
+    "nft_numgen",
+    "nf_conntrack_netlink",
     "nft_reject_inet",
     "af_packet",
     "8021q",
@@ -258,7 +274,7 @@ fn init_script(filter: Option<&str>) -> String {
     format!(
         "#!/bin/busybox sh\n\
          /bin/busybox --install -s /usr/sbin\n\
-         export PATH=/bin:/usr/sbin HOME=/tmp RUST_BACKTRACE=0 BREAKOUT_TEST_SWITCHES=10 BREAKOUT_TEST_CALLS=1 BREAKOUT_TEST_FRAMES=300 BREAKOUT_TEST_SERVICE=0\n\
+         export PATH=/bin:/usr/sbin HOME=/tmp RUST_BACKTRACE=0 BREAKOUT_TEST_SWITCHES=10 BREAKOUT_TEST_CALLS=1 BREAKOUT_TEST_FRAMES=300 BREAKOUT_TEST_SERVICE=0 BREAKOUT_TEST_FLAPS=5 BREAKOUT_TEST_LISTS=20\n\
          mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev\n\
          mount -t tmpfs tmp /tmp; mount -t tmpfs run /run; mount -t bpf bpf /sys/fs/bpf\n\
          for m in {modules}; do modprobe $m 2>/dev/null; done\n\
