@@ -19,7 +19,7 @@ pub(crate) fn count(decision: &Decision, packets: u64, bytes: u64) {
 }
 
 #[inline(always)]
-fn add(counter: Option<*mut Counter>, packets: u64, bytes: u64) {
+pub(crate) fn add(counter: Option<*mut Counter>, packets: u64, bytes: u64) {
     if let Some(counter) = counter {
         // SAFETY: the pointer is to this CPU's slot of a per-CPU array. XDP and TC run in softirq with
         // migration off, so nothing else writes the slot meanwhile.

@@ -1,6 +1,6 @@
 //! The maps other than the ruleset.
 
-use aya_ebpf::btf_maps::{Array, ArrayOfMaps, DevMap, LruHashMap, PerCpuArray};
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, DevMap, DevMapHash, LruHashMap, PerCpuArray};
 use aya_ebpf::macros::btf_map;
 use breakout_common::counters::{Counter, REASON_SLOTS, SET_SLOTS};
 use breakout_common::egress::{EGRESS_WORDS, MAX_EGRESSES};
@@ -8,6 +8,9 @@ use breakout_common::fragment::{Key, Memory};
 use breakout_common::path::{PIN_EVENTS, PathTable, Pin, PinKey};
 
 use crate::opaque::opaque;
+
+/// The most LAN interfaces that replies are redirected to.
+const MAX_LANS: usize = 64;
 
 /// The path table in force.
 #[btf_map]
@@ -25,6 +28,14 @@ pub(crate) static PINNED: PerCpuArray<u64, PIN_EVENTS> = PerCpuArray::new();
 /// The interfaces that XDP redirects to, by egress index.
 #[btf_map]
 pub(crate) static DEVICES: DevMap<MAX_EGRESSES> = DevMap::new();
+
+/// The LAN interfaces that replies are redirected to, by their indices.
+#[btf_map]
+pub(crate) static LANS: DevMapHash<MAX_LANS> = DevMapHash::new();
+
+/// Replies of steered flows: those that XDP forwarded, and those that it left to the kernel.
+#[btf_map]
+pub(crate) static REPLIES: PerCpuArray<Counter, 2> = PerCpuArray::new();
 
 /// The ways of first fragments that are steered, by their packets. The kernel drops the least recently used ones.
 #[btf_map]

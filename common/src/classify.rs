@@ -83,9 +83,9 @@ fn client<F: Frame + ?Sized>(frame: &F, headers: &Headers, lan: u32) -> Option<C
     })
 }
 
-/// The source address as two halves.
+/// The source address as two halves, see [`Destination::from_halves`]. `None` if the frame is not what the walk saw.
 #[inline(always)]
-fn source<F: Frame + ?Sized>(frame: &F, headers: &Headers) -> Option<(u64, u64)> {
+pub fn source<F: Frame + ?Sized>(frame: &F, headers: &Headers) -> Option<(u64, u64)> {
     if headers.is_v6() {
         let half = |octets| Some(u64::from_be_bytes(octets));
         Some((

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use breakout_tests::daemon::{Daemon, Site};
-use breakout_tests::flow::{Flow, Transport};
+use breakout_tests::flow::{Flow, Transport, bulk};
 use breakout_tests::lab::{CONFIG, Lab};
 use breakout_tests::seen;
 use breakout_tests::server::Servers;
@@ -14,6 +14,7 @@ use crate::Test;
 pub(crate) const TESTS: &[Test] = &[
     ("redirect_leaves_hard_packets_to_the_kernel", hard_packets),
     ("redirect_follows_a_new_mac_of_the_next_hop", new_mac),
+    ("replies_are_redirected_too_if_wanted", replies),
     (
         "an_egress_that_takes_no_frames_now_is_left_to_the_kernel",
         no_ndo_xmit,
@@ -166,5 +167,48 @@ fn no_next_hop() -> Result<()> {
     let stats = site.json(&lab.gateway, &["stats"])?;
     ensure!(reason(&stats, "steered") == 0, "{stats}");
     daemon.stop()?;
+    Ok(())
+}
+
+/// Both directions of steered flows pass by the kernel, and nothing else does.
+fn replies() -> Result<()> {
+    let v4 = Flow::new(Transport::Tcp, "52.98.1.1", 443);
+    let v6 = Flow::new(Transport::Tcp, "2603:1006::1", 443);
+    let other = Flow::new(Transport::Tcp, "203.0.113.1", 443);
+    let lab = Lab::build()?;
+    let flows = [v4.clone(), v6.clone(), other.clone()];
+    let _servers = lab.serve(&flows)?;
+    // As on a wire at this end too; and a veth takes redirected frames only where its peer has GRO.
+    lab.internet
+        .exec("ethtool -K eth0 tx off tso off gso off")?;
+    lab.client.exec("ethtool -K eth0 gro on")?;
+    let config = CONFIG.replace("MODE", "redirect");
+    let config = config.replace("probes = []", "probes = []\nreturn = true");
+    let site = Site::new(&config)?;
+    let mut daemon = Daemon::start(&site, &lab.gateway)?;
+    daemon.wait_until(|_| site.next_hops_known(&lab.gateway))?;
+    for flow in [&v4, &v6] {
+        let identity = bulk(&lab.client, flow.destination, 10_000_000)?;
+        ensure!(identity == "internet", "{identity}");
+    }
+    ensure!(other.talk(&lab.client)? == "wan");
+    let errors = lab
+        .client
+        .exec("nstat -asz TcpInCsumErrors Ip6InHdrErrors IpInHdrErrors")?;
+    for line in errors.lines().filter(|line| !line.starts_with('#')) {
+        ensure!(
+            line.split_whitespace().nth(1) == Some("0"),
+            "bad headers: {line}"
+        );
+    }
+    let stats = site.json(&lab.gateway, &["stats"])?;
+    let count = |way: &str| stats["replies"][way]["packets"].as_u64().unwrap_or(0);
+    ensure!(count("redirected") > 10_000, "{}", stats["replies"]);
+    ensure!(count("by_kernel") < 50, "{}", stats["replies"]);
+    // Without our programs the replies come as before.
+    let log = daemon.stop()?;
+    ensure!(!log.contains("WARN"), "{log}");
+    let left = lab.gateway.exec("ip link show inet")?;
+    ensure!(!left.contains("xdp"), "{left}");
     Ok(())
 }

@@ -77,6 +77,8 @@ impl TestBench {
             xdp: Some(XdpAttach::Native),
             namespace: 0,
             number: 0,
+            is_egress: false,
+            takes_replies: false,
         };
         let bench = Bench::load(&Plan {
             lans: &[lan],

@@ -42,5 +42,12 @@ pub(super) async fn stats(client: &mut Client, json: bool) -> Result<()> {
         ]);
     }
     println!("{sets}");
+    let replies = &stats.replies;
+    if replies.redirected.packets + replies.by_kernel.packets > 0 {
+        println!(
+            "replies: {} packets forwarded by XDP, {} left to the kernel",
+            replies.redirected.packets, replies.by_kernel.packets
+        );
+    }
     Ok(())
 }

@@ -35,6 +35,9 @@ pub struct EgressConfig {
     /// `route` or `redirect`, see [gateway.md](gateway.md).
     #[serde(default)]
     pub mode: Mode,
+    /// Whether XDP forwards the replies that come in by it too, with mode `redirect`.
+    #[serde(default, rename = "return")]
+    pub returns: bool,
     /// Whether steered packets get the interface's address as their source, by an nftables table of our own.
     #[serde(default)]
     pub masquerade: bool,

@@ -258,6 +258,11 @@ fn egresses(config: &Config) -> Result<(), String> {
                  skip; use mode = \"route\", or leave NAT to the router behind"
             ));
         }
+        if egress.mode == Mode::Route && egress.returns {
+            return Err(format!(
+                "egress.{name}: return = true is for mode = \"redirect\"; in mode = \"route\" replies go through netfilter as all does"
+            ));
+        }
         interface_name(&format!("egress.{name}.interface"), &egress.interface)?;
         if config
             .lan

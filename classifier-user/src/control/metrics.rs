@@ -146,6 +146,17 @@ impl Snapshot {
             Value::Counter,
             reasons().map(|(labels, count)| (labels, float(count.bytes))),
         )?;
+        let replies = [
+            ("xdp", self.stats.replies.redirected),
+            ("kernel", self.stats.replies.by_kernel),
+        ];
+        families.put(
+            "reply_packets",
+            "Replies of steered flows by egresses with return = true, by who forwarded them",
+            None,
+            Value::Counter,
+            replies.map(|(by, count)| (vec![("by", by.to_owned())], float(count.packets))),
+        )?;
         families.put(
             "endpoint_set_packets",
             "Packets by the endpoint set that decided",

@@ -192,6 +192,17 @@ pub struct Stats {
     pub reasons: Vec<ReasonCount>,
     /// By endpoint set in force.
     pub endpoint_sets: Vec<SetCount>,
+    /// What came back by egresses with `return = true`.
+    pub replies: RepliesCount,
+}
+
+/// Replies of steered flows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RepliesCount {
+    /// Those that XDP forwarded.
+    pub redirected: Count,
+    /// Those that it left to the kernel.
+    pub by_kernel: Count,
 }
 
 /// One reason's counter.

@@ -348,7 +348,10 @@ pub(super) async fn look_at_lans(links: &Links, config: &Config) -> Result<Vec<L
             .with_context(|| format!("[[lan]] {} is no Ethernet", lan.interface))
             .code(Code::System)?;
         let xdp = config.needs_xdp().then_some(lan.xdp);
+        let has_replies = config.egress.values().any(|egress| egress.returns);
         lans.push(LanPlan {
+            is_egress: false,
+            takes_replies: has_replies && interface.takes_redirects(),
             name: lan.interface.clone(),
             index: interface.index,
             mac,
@@ -356,6 +359,23 @@ pub(super) async fn look_at_lans(links: &Links, config: &Config) -> Result<Vec<L
             namespace,
             number,
         });
+    }
+    for egress in config.egress.values().filter(|egress| egress.returns) {
+        // One that is not there now is no mistake; it is attached to when it comes.
+        let interface = links.interface(&egress.interface).await?;
+        let usable = interface.and_then(|interface| Some((interface.index, interface.mac?)));
+        if let Some((index, mac)) = usable {
+            lans.push(LanPlan {
+                name: egress.interface.clone(),
+                index,
+                mac,
+                xdp: Some(XdpAttach::Native),
+                namespace,
+                number: 0,
+                is_egress: true,
+                takes_replies: false,
+            });
+        }
     }
     Ok(lans)
 }

@@ -15,8 +15,8 @@ use super::{Controller, name_of, preference_names, summary, tell};
 use crate::config::XdpAttach;
 use crate::control::metrics::Snapshot;
 use crate::control::{
-    FlowsReport, FollowStatus, LanStatus, PinnedFlow, ReasonCount, RefusedList, RulesetStatus,
-    SetCount, SetReport, Stats, Status,
+    FlowsReport, FollowStatus, LanStatus, PinnedFlow, ReasonCount, RefusedList, RepliesCount,
+    RulesetStatus, SetCount, SetReport, Stats, Status,
 };
 use crate::explain::{Context, Explanation, Query, explain};
 use crate::health::State;
@@ -60,6 +60,7 @@ impl Controller {
             lan: self
                 .lans
                 .iter()
+                .filter(|lan| !lan.is_egress)
                 .map(|lan| LanStatus {
                     interface: lan.name.clone(),
                     xdp: lan.xdp.map(|xdp| match xdp {
@@ -197,6 +198,10 @@ impl Controller {
             generation: self.generation,
             reasons: reasons.collect(),
             endpoint_sets: sets.collect(),
+            replies: RepliesCount {
+                redirected: counters.replies[0],
+                by_kernel: counters.replies[1],
+            },
         })
     }
 

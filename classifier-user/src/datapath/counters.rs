@@ -38,14 +38,18 @@ pub struct Counters {
     pub reasons: Vec<(Reason, Count)>,
     /// By endpoint set slot.
     pub sets: Vec<Count>,
+    /// Replies of steered flows: those that XDP forwarded, and those that it left to the kernel.
+    pub replies: [Count; 2],
 }
 
 impl Counters {
-    pub(super) fn read(reasons: &Path, sets: &Path) -> Result<Self> {
+    pub(super) fn read(reasons: &Path, sets: &Path, replies: &Path) -> Result<Self> {
         let reasons =
             sums(reasons, Reason::ALL.len()).context("cannot read the reasons' counters")?;
         let sets = sums(sets, usize::MAX).context("cannot read the endpoint sets' counters")?;
+        let replies = sums(replies, 2).context("cannot read the replies' counters")?;
         Ok(Counters {
+            replies: replies.try_into().unwrap_or_default(),
             reasons: Reason::ALL.iter().copied().zip(reasons).collect(),
             sets,
         })

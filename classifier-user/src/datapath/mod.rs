@@ -19,7 +19,7 @@ mod traffic;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use aya::maps::{DevMap, Map, MapData};
+use aya::maps::{DevMap, DevMapHash, Map, MapData};
 use breakout_common::path::{PATH_WORDS, PathTable};
 
 use crate::config::XdpAttach;
@@ -36,7 +36,7 @@ pub use object::object;
 pub use program::{FILTER_PRIORITY, has_tcx};
 
 /// The maps that all programs of one installation share, as the eBPF object names them.
-const MAPS: [&str; 8] = [
+const MAPS: [&str; 10] = [
     "RULESET",
     "PATHS",
     "DEVICES",
@@ -45,9 +45,11 @@ const MAPS: [&str; 8] = [
     "SETS",
     PINS,
     pins::EVENTS,
+    "LANS",
+    "REPLIES",
 ];
 /// Those of them that later installations go on using.
-const LASTING_MAPS: [&str; 4] = ["REASONS", "SETS", PINS, pins::EVENTS];
+const LASTING_MAPS: [&str; 5] = ["REASONS", "SETS", "REPLIES", PINS, pins::EVENTS];
 
 /// A LAN interface to attach to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,11 +66,24 @@ pub struct LanPlan {
     pub namespace: u64,
     /// The number by which conditions tell it from other LAN interfaces.
     pub number: u8,
+    /// Whether it is an egress instead, whose replies XDP forwards.
+    pub is_egress: bool,
+    /// Whether XDP may send replies to it.
+    pub takes_replies: bool,
 }
 
 impl LanPlan {
     fn tc_pin(&self) -> String {
         format!("tc-{}-{}", self.namespace, self.index)
+    }
+
+    /// The XDP program that belongs on it.
+    fn xdp_program(&self) -> &'static str {
+        if self.is_egress {
+            program::REPLY
+        } else {
+            program::XDP
+        }
     }
 
     /// An XDP link keeps its mode when its program is replaced, so the mode is part of the name.
@@ -296,6 +311,11 @@ impl DataPath {
             paths,
             devices: open_map(&self.pins.path("DEVICES"))?.try_into()?,
         };
+        let mut lans: DevMapHash<MapData> = open_map(&self.pins.path("LANS"))?.try_into()?;
+        for lan in plan.lans.iter().filter(|lan| lan.takes_replies) {
+            lans.insert(lan.index, lan.index, None, 0)
+                .with_context(|| format!("replies cannot be redirected to {}", lan.name))?;
+        }
         live.set_devices(plan.paths)?;
         self.pin(&carried)?;
         Ok(live)
@@ -356,6 +376,7 @@ impl DataPath {
         Counters::read(
             &self.pins.path(LASTING_MAPS[0]),
             &self.pins.path(LASTING_MAPS[1]),
+            &self.pins.path(LASTING_MAPS[2]),
         )
     }
 

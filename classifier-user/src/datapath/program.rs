@@ -23,6 +23,7 @@ use crate::exit::{Code, WithCode};
 
 pub(super) const TC: &str = "breakout_tc";
 pub(super) const XDP: &str = "breakout_xdp";
+pub(super) const REPLY: &str = "breakout_reply";
 
 /// Where the TC filter stands on kernels before 6.6, which have no TCX. Fixed, so that a
 /// later controller finds and replaces it.
@@ -110,11 +111,14 @@ impl Programs {
         let mut ebpf = loader
             .load(object()?)
             .context("cannot load the eBPF object")?;
-        let tc: &mut SchedClassifier = program(&mut ebpf, TC)?;
-        tc.load().map_err(|error| verifier(TC, error))?;
+        if !lan.is_egress {
+            let tc: &mut SchedClassifier = program(&mut ebpf, TC)?;
+            tc.load().map_err(|error| verifier(TC, error))?;
+        }
         if lan.xdp.is_some() {
-            let xdp: &mut Xdp = program(&mut ebpf, XDP)?;
-            xdp.load().map_err(|error| verifier(XDP, error))?;
+            let name = lan.xdp_program();
+            let xdp: &mut Xdp = program(&mut ebpf, name)?;
+            xdp.load().map_err(|error| verifier(name, error))?;
         }
         Ok(Programs {
             ebpf,
@@ -140,6 +144,9 @@ impl Programs {
             pins.remove(&self.lan.other_xdp_pin())?;
             self.attach_xdp(pins, added)?;
         }
+        if self.lan.is_egress {
+            return Ok(());
+        }
         if has_tcx() && !is_attached(pins, &self.lan.tc_pin()) {
             self.attach_tcx(pins, added)?;
         }
@@ -155,7 +162,7 @@ impl Programs {
         if lan.xdp.is_some()
             && let Some(link) = pinned_link(pins, &lan.xdp_pin())?
         {
-            let xdp: &mut Xdp = program(&mut self.ebpf, XDP)?;
+            let xdp: &mut Xdp = program(&mut self.ebpf, lan.xdp_program())?;
             match xdp.attach_to_link(link.try_into()?) {
                 Err(error) if is_defunct(&error) => {
                     pins.remove(&lan.xdp_pin())?;
@@ -167,6 +174,9 @@ impl Programs {
                     })?;
                 }
             }
+        }
+        if lan.is_egress {
+            return Ok(());
         }
         let tc: &mut SchedClassifier = program(&mut self.ebpf, TC)?;
         let failed = || format!("cannot replace the TC program on {}", lan.name);
@@ -196,7 +206,7 @@ impl Programs {
             Some(XdpAttach::Generic) => XdpMode::Skb,
             _ => XdpMode::Driver,
         };
-        let xdp: &mut Xdp = program(&mut self.ebpf, XDP)?;
+        let xdp: &mut Xdp = program(&mut self.ebpf, lan.xdp_program())?;
         let id = xdp
             .attach_to_if_index(lan.index, mode)
             .map_err(|error| xdp_refused(&lan.name, mode, error))?;

@@ -35,6 +35,8 @@ impl Decider {
             xdp: None,
             namespace: 0,
             number: 0,
+            is_egress: false,
+            takes_replies: false,
         };
         let plan = Plan {
             lans: &[lan],

@@ -1,0 +1,114 @@
+//! XDP on an egress interface: forwards the replies of steered flows to the LAN, past the kernel's stack.
+
+use core::mem;
+
+use aya_ebpf::bindings::bpf_fib_lookup;
+use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT};
+use aya_ebpf::helpers::bpf_fib_lookup as fib_lookup;
+use aya_ebpf::macros::xdp;
+use aya_ebpf::programs::XdpContext;
+use breakout_common::classify::source;
+use breakout_common::condition::Client;
+use breakout_common::forward;
+use breakout_common::frame::Frame;
+use breakout_common::packet::{FIRST_FRAGMENT, Headers, OPTIONS, TAGGED, walk};
+use breakout_common::table::{Destination, KEYS, Lookup, Outcome};
+
+use crate::count::add;
+use crate::maps::{LANS, REPLIES};
+use crate::reader::Packet;
+use crate::ruleset::LiveRuleset;
+
+/// Address families as the helper wants them.
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+/// The helper's answer if the packet can be forwarded as it says (BPF_FIB_LKUP_RET_SUCCESS).
+const FOUND: i64 = 0;
+
+/// Entry point. Whatever is no reply of a steered flow, or not plainly forwarded to a LAN, goes on to the kernel.
+#[xdp]
+pub(crate) fn breakout_reply(ctx: XdpContext) -> u32 {
+    let (start, end) = (ctx.data(), ctx.data_end());
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "both pointers are into one packet"
+    )]
+    let len = end.wrapping_sub(start) as u32;
+    let mut packet = Packet::new(start, end, len);
+    let Ok(headers) = walk(&packet) else {
+        return XDP_PASS;
+    };
+    if !is_reply(&packet, &headers) {
+        return XDP_PASS;
+    }
+    let action = forward_reply(&ctx, &mut packet, &headers).unwrap_or(XDP_PASS);
+    let slot = u32::from(action == XDP_PASS);
+    add(REPLIES.get_ptr_mut(slot), 1, u64::from(len));
+    action
+}
+
+/// Whether a packet with the addresses and ports the other way round would be steered, from some client.
+#[inline(always)]
+fn is_reply(packet: &Packet, headers: &Headers) -> bool {
+    let (Some((high, low)), Some([p0, p1])) = (
+        source(packet, headers),
+        packet.read::<2>(headers.transport_offset),
+    ) else {
+        return false;
+    };
+    let key = headers.key & (KEYS - 1) & !0xffff | u32::from(u16::from_be_bytes([p0, p1]));
+    let destination = Destination::from_halves(headers.is_v6(), high, low);
+    let word = LiveRuleset.lookup_word(destination, key, || {
+        Some(Client {
+            source: headers.destination(),
+            lan: 0,
+            vlan: 0,
+        })
+    });
+    word & (Outcome::STEER | Outcome::SHADOW | Outcome::BYPASS) == Outcome::STEER
+}
+
+/// Asks the kernel's own routes where the packet goes. `None` leaves it to the kernel, unchanged.
+#[inline(always)]
+fn forward_reply(ctx: &XdpContext, packet: &mut Packet, headers: &Headers) -> Option<u32> {
+    if headers.marks & (TAGGED | FIRST_FRAGMENT | OPTIONS) != 0 || headers.ttl <= 1 {
+        return None;
+    }
+    // SAFETY: the struct is plain numbers and unions of them, for which zeros are valid.
+    let mut query: bpf_fib_lookup = unsafe { mem::zeroed() };
+    query.l4_protocol = if headers.key >> 16 == 0 { 6 } else { 17 };
+    query.__bindgen_anon_1.tot_len = (headers.ip_len & 0xffff) as u16;
+    query.ifindex = ctx.ingress_ifindex() as u32;
+    if headers.is_v6() {
+        query.family = AF_INET6;
+        query.__bindgen_anon_3.ipv6_src = words(packet.read(headers.ip_offset + 8)?);
+        query.__bindgen_anon_4.ipv6_dst = words(packet.read(headers.ip_offset + 24)?);
+    } else {
+        query.family = AF_INET;
+        query.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(packet.read(headers.ip_offset + 12)?);
+        query.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(packet.read(headers.ip_offset + 16)?);
+    }
+    let size = size_of::<bpf_fib_lookup>() as i32;
+    // SAFETY: the context is the live packet's, the query is valid for reads and writes of its size.
+    let answer = unsafe { fib_lookup(ctx.ctx.cast(), (&raw mut query).cast(), size, 0) };
+    if answer != FOUND {
+        return None;
+    }
+    LANS.redirect(query.ifindex, u64::from(XDP_PASS)).ok()?;
+    match forward::rewrite(packet, headers, query.dmac, query.smac) {
+        Some(()) => Some(XDP_REDIRECT),
+        None => Some(XDP_DROP),
+    }
+}
+
+/// An IPv6 address as the helper has it: in network byte order.
+#[inline(always)]
+fn words(bytes: [u8; 16]) -> [u32; 4] {
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = bytes;
+    [
+        u32::from_ne_bytes([a, b, c, d]),
+        u32::from_ne_bytes([e, f, g, h]),
+        u32::from_ne_bytes([i, j, k, l]),
+        u32::from_ne_bytes([m, n, o, p]),
+    ]
+}
