@@ -128,7 +128,7 @@ fn rewritten() -> Result<()> {
         v6: NextHop::Kernel,
         ..Egress::default()
     };
-    let mut bench = TestBench::with(&embedded(Instance::Worldwide), egress)?;
+    let mut bench = TestBench::with(&embedded(Instance::Worldwide), egress, None)?;
     let sent = frame(0x0800, &media().to_bytes());
     let (run, outcome) = bench.run_frame("xdp", &sent)?;
     ensure!(

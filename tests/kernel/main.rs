@@ -11,6 +11,7 @@ mod headers;
 mod icmp;
 mod link_kinds;
 mod office;
+mod pinning;
 mod policy;
 mod proxies;
 mod questions;
@@ -50,6 +51,7 @@ const TOOLS: &[(&str, &str)] = &[
     ("what_others_have", "iptables"),
     ("a_new_address_by_dhcp", "dhclient"),
     ("events_flows_and_metrics", "curl"),
+    ("a_full_table_of_pins", "curl"),
 ];
 
 /// Whether a program is missing that a test runs; says so.
@@ -104,6 +106,7 @@ fn main() -> ExitCode {
         redirect::TESTS,
         egress::TESTS,
         several::TESTS,
+        pinning::TESTS,
         icmp::TESTS,
         proxies::TESTS,
         seeing::TESTS,

@@ -34,6 +34,17 @@ pub struct Outcome {
     pub set: Option<u32>,
 }
 
+/// An egress in route mode with a way out.
+const UP: Egress = Egress {
+    redirect: false,
+    mark: 0,
+    mark_mask: 0,
+    mtu: 0,
+    source_mac: [0; 6],
+    v4: NextHop::Kernel,
+    v6: NextHop::Kernel,
+};
+
 impl TestBench {
     /// Loads the programs with the built-in list of an instance and one egress in route mode.
     ///
@@ -41,12 +52,16 @@ impl TestBench {
     ///
     /// When the kernel does not take them.
     pub fn new(instance: Instance) -> Result<Self> {
-        let egress = Egress {
-            v4: NextHop::Kernel,
-            v6: NextHop::Kernel,
-            ..Egress::default()
-        };
-        Self::with(&embedded(instance), egress)
+        Self::with(&embedded(instance), UP, None)
+    }
+
+    /// The same with flows pinned, so many of them.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not take them.
+    pub fn pinned(instance: Instance, pins: u32) -> Result<Self> {
+        Self::with(&embedded(instance), UP, Some(pins))
     }
 
     /// Loads the programs with a list and an egress, whose mark is set here.
@@ -54,7 +69,7 @@ impl TestBench {
     /// # Errors
     ///
     /// When the kernel does not take them.
-    pub fn with(list: &List, egress: Egress) -> Result<Self> {
+    pub fn with(list: &List, egress: Egress, pins: Option<u32>) -> Result<Self> {
         let ruleset = by_default(list)?;
         let mut paths = Paths::default();
         let egress = Egress {
@@ -63,6 +78,8 @@ impl TestBench {
             ..egress
         };
         paths.table.egresses[0] = egress.to_words();
+        paths.table.tcp_idle = 7200;
+        paths.table.working = [1; PLACES];
         for place in 0..PLACES {
             paths.table.set_choices(0, place, &[0; BUCKETS]);
         }
@@ -84,7 +101,7 @@ impl TestBench {
             lans: &[lan],
             image: &compile(&ruleset)?,
             paths: &paths,
-            pins: None,
+            pins,
             trace: false,
         })?;
         Ok(TestBench { bench, ruleset })

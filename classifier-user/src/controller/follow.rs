@@ -7,6 +7,7 @@ use super::ways::{Changed, changes_ways};
 use super::{Controller, egress};
 use crate::datapath::Paths;
 use crate::health::State;
+use crate::links::conntrack;
 use crate::ruleset::{Ruleset, compile};
 
 impl Controller {
@@ -58,7 +59,13 @@ impl Controller {
         let step = u32::from(changes_ways(before, &paths.table));
         paths.table.epoch = before.epoch.wrapping_add(step);
         paths.table.pins_beyond_ruleset = before.pins_beyond_ruleset;
-        self.publish_paths(paths)
+        let mut moving = self.flows_that_lose_their_way(&paths.table)?;
+        if step != 0 {
+            moving.extend(self.unpinned_that_move(&paths.table)?);
+        }
+        self.publish_paths(paths)?;
+        // Only now: their next packets shall find the new way.
+        conntrack::forget(&moving)
     }
 
     /// Publishes a path table, unless it is the one in force.

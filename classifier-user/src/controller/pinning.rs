@@ -1,11 +1,14 @@
 //! The pins of flows, seen from the controller: what a change of the ruleset means for them, and what is no longer needed.
 
 use std::collections::{BTreeMap, HashSet};
+use std::net::IpAddr;
 
 use anyhow::Result;
 use breakout_common::classify::by_preference;
-use breakout_common::path::{Flow, ORDINARY, Pin, PinKey};
-use breakout_common::table::{Destination, Lookup, Transport};
+use breakout_common::path::{
+    Flow, NoPins, ORDINARY, PLACES, PathTable, Pin, PinKey, place, settle,
+};
+use breakout_common::table::{Destination, Lookup, Outcome, Transport};
 use nix::time::{ClockId, clock_gettime};
 
 use super::Controller;
@@ -66,6 +69,52 @@ impl Controller {
         });
         let pins: Vec<(PinKey, Pin)> = moving.map(|key| (key, pin)).collect();
         self.datapath.pin(&pins)
+    }
+
+    /// The flows whose egress works now and does not by another table. If the kernel translates their addresses, it goes on
+    /// with those of the way that they had.
+    pub(super) fn flows_that_lose_their_way(&self, after: &PathTable) -> Result<Vec<Connection>> {
+        let before = &self.published.table;
+        let stopped = |place: usize| before.working[place] & !after.working[place];
+        if !self.config.pinning.enabled || (0..PLACES).all(|place| stopped(place) == 0) {
+            return Ok(Vec::new());
+        }
+        let is_media = |pin: &Pin| {
+            let rule = self.ruleset.rule(pin.set());
+            rule.is_some_and(|rule| rule.choices.iter().any(|choice| choice.media))
+        };
+        let pins = self.datapath.pins()?;
+        let moving = pins.iter().filter(|(key, pin)| {
+            let place = place(key[4] & Flow::V6 != 0, is_media(pin));
+            pin.egress() != ORDINARY && stopped(place) >> (pin.egress() & 31) & 1 != 0
+        });
+        Ok(moving.filter_map(|(key, _)| connection_of(key)).collect())
+    }
+
+    /// The connections that nothing keeps on their way, and that have another one by another table.
+    pub(super) fn unpinned_that_move(&self, after: &PathTable) -> Result<Vec<Connection>> {
+        let is_pinned = self.config.pinning.enabled;
+        let mut choices = self.ruleset.rules.iter().flat_map(|rule| &rule.choices);
+        if is_pinned && !choices.any(|choice| choice.hard) {
+            return Ok(Vec::new());
+        }
+        let table = self.datapath.live_table()?;
+        let moves = |connection: &Connection| {
+            let key = key_of(connection);
+            let word = word_of(&table, &key);
+            let flow = Flow {
+                source: (key[0], key[1]),
+                destination: (key[2], key[3]),
+                facts: key[4] | u64::from(word),
+            };
+            let way = |table: &PathTable| settle(&flow, table, &NoPins, 0).egress();
+            let is_kept = is_pinned && word & Outcome::HARD == 0;
+            !is_kept && way(&self.published.table) != way(after)
+        };
+        Ok(conntrack::connections()?
+            .into_iter()
+            .filter(moves)
+            .collect())
     }
 
     /// Forgets the flows that leave by an egress.
@@ -141,8 +190,26 @@ fn key_of(connection: &Connection) -> PinKey {
     flow.key()
 }
 
-/// Whether the ruleset may steer a flow, whoever its client is.
+/// The connection that a pin is of; none of a client's.
+pub(super) fn connection_of(key: &PinKey) -> Option<Connection> {
+    let kind = key[4];
+    let address =
+        |high, low| IpAddr::from(Destination::from_halves(kind & Flow::V6 != 0, high, low));
+    let port = |shift: u32| (kind >> shift & 0xffff) as u16;
+    (kind & Flow::CLIENT == 0).then(|| Connection {
+        source: (address(key[0], key[1]), port(48)),
+        destination: (address(key[2], key[3]), port(32)),
+        protocol: if kind & Flow::TCP != 0 { 6 } else { 17 },
+    })
+}
+
+/// Whether the ruleset steers a flow.
 fn is_steered(table: &[u32], key: &PinKey) -> bool {
+    by_preference(word_of(table, key)).egress().is_some()
+}
+
+/// What the ruleset says about a flow of a client behind the first LAN interface.
+fn word_of(table: &[u32], key: &PinKey) -> u32 {
     let destination = Destination::from_halves(key[4] & Flow::V6 != 0, key[2], key[3]);
     let transport = if key[4] & Flow::TCP != 0 {
         Transport::Tcp
@@ -155,8 +222,7 @@ fn is_steered(table: &[u32], key: &PinKey) -> bool {
         lan: 0,
         vlan: 0,
     };
-    let word = table.lookup_word(destination, transport.key(port), || Some(client));
-    by_preference(word).egress().is_some()
+    table.lookup_word(destination, transport.key(port), || Some(client))
 }
 
 /// Seconds since boot, as the data path counts them.

@@ -1,16 +1,15 @@
 //! What the controller answers.
 
 use std::collections::HashSet;
-use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::Result;
-use breakout_common::path::{Flow, ORDINARY, Pin, PinKey};
-use breakout_common::table::{Destination, GENERATION};
+use breakout_common::path::{ORDINARY, Pin};
+use breakout_common::table::GENERATION;
 use ipnet::IpNet;
 use sd_notify::NotifyState;
 
-use super::pinning::seconds_since_boot;
+use super::pinning::{connection_of, seconds_since_boot};
 use super::{Controller, name_of, preference_names, summary, tell};
 use crate::config::XdpAttach;
 use crate::control::metrics::Snapshot;
@@ -20,6 +19,7 @@ use crate::control::{
 };
 use crate::explain::{Context, Explanation, Query, explain};
 use crate::health::State;
+use crate::links::conntrack::Connection;
 use crate::list::{Kept, Record};
 use crate::timestamp::{Timestamp, for_people};
 
@@ -213,36 +213,32 @@ impl Controller {
         } else {
             Vec::new()
         };
-        pins.retain(|(key, _)| key[4] & Flow::CLIENT == 0);
+        pins.retain(|(key, _)| connection_of(key).is_some());
         pins.sort_by_key(|(_, pin)| std::cmp::Reverse(pin.seen));
         let now = seconds_since_boot();
+        let flows = pins.iter().take(limit);
         Ok(FlowsReport {
             enabled,
             pinned: pins.len(),
             size: self.config.pinning.size,
-            flows: (pins.iter().take(limit))
-                .map(|(key, pin)| self.pinned_flow(key, pin, now))
+            flows: flows
+                .filter_map(|(key, pin)| Some(self.pinned_flow(&connection_of(key)?, pin, now)))
                 .collect(),
         })
     }
 
-    fn pinned_flow(&self, key: &PinKey, pin: &Pin, now: u32) -> PinnedFlow {
-        let address =
-            |high, low| IpAddr::from(Destination::from_halves(key[4] & Flow::V6 != 0, high, low));
-        let port = |shift: u32| (key[4] >> shift & 0xffff) as u16;
-        let rule = self
-            .ruleset
-            .rule(pin.set())
-            .filter(|_| pin.egress() != ORDINARY);
+    fn pinned_flow(&self, connection: &Connection, pin: &Pin, now: u32) -> PinnedFlow {
+        let rule = self.ruleset.rule(pin.set());
+        let rule = rule.filter(|_| pin.egress() != ORDINARY);
         PinnedFlow {
-            proto: if key[4] & Flow::TCP != 0 {
+            proto: if connection.protocol == 6 {
                 "tcp"
             } else {
                 "udp"
             }
             .to_owned(),
-            source: SocketAddr::new(address(key[0], key[1]), port(48)),
-            destination: SocketAddr::new(address(key[2], key[3]), port(32)),
+            source: connection.source.into(),
+            destination: connection.destination.into(),
             egress: name_of(&self.persistent.egresses, pin.egress()),
             endpoint_set: rule.map(|rule| rule.key.to_string()),
             age_seconds: now.saturating_sub(pin.since),

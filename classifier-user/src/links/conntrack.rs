@@ -7,6 +7,8 @@ use anyhow::{Context, Result};
 use rtnetlink::sys::protocols::NETLINK_NETFILTER;
 use rtnetlink::sys::{Socket, SocketAddr};
 
+use super::attributes::{find, put};
+
 const SUBSYSTEM: u16 = 1;
 const GET: u16 = 1;
 const DELETE: u16 = 2;
@@ -24,8 +26,7 @@ const NLM_F_ACK: u16 = 4;
 const NLM_F_DUMP: u16 = 0x300;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
-/// The bits of an attribute's type that are its number (`NLA_TYPE_MASK`), and the one that says it holds others.
-const TYPE_MASK: u16 = 0x3fff;
+/// The bit of an attribute's type that says it holds others.
 const NESTED: u16 = 1 << 15;
 /// Lengths of `struct nlmsghdr` and `struct nfgenmsg`.
 const HEADER: usize = 16;
@@ -61,14 +62,36 @@ pub fn connections() -> Result<Vec<Connection>> {
     Ok(found)
 }
 
-/// Has the kernel forget a connection, so that its next packet is translated afresh. One that is not there is fine.
+/// Has the kernel forget connections, so that their next packets are translated afresh. Those that are not there are fine.
 ///
 /// # Errors
 ///
 /// When the kernel refuses.
-pub fn forget(connection: &Connection) -> Result<()> {
-    let v6 = connection.source.0.is_ipv6();
-    let mut tuple = Vec::new();
+pub fn forget(connections: &[Connection]) -> Result<()> {
+    if connections.is_empty() {
+        return Ok(());
+    }
+    let socket = open().context("cannot open a netfilter socket")?;
+    for connection in connections {
+        let v6 = connection.source.0.is_ipv6();
+        let request = message(DELETE, NLM_F_REQUEST | NLM_F_ACK, v6, &tuple(connection));
+        let outcome = socket
+            .send(&request, 0)
+            .and_then(|_| socket.recv_from_full());
+        let (answer, _) = outcome.context("cannot forget a tracked connection")?;
+        match error_of(&answer).and_then(|error| error.raw_os_error()) {
+            None | Some(0 | libc::ENOENT) => {}
+            Some(code) => {
+                return Err(io::Error::from_raw_os_error(code))
+                    .context("cannot forget a tracked connection");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The attribute that names a connection.
+fn tuple(connection: &Connection) -> Vec<u8> {
     let mut addresses = Vec::new();
     for (address, kind) in [(connection.source.0, 0), (connection.destination.0, 1)] {
         match address {
@@ -76,34 +99,20 @@ pub fn forget(connection: &Connection) -> Result<()> {
             IpAddr::V6(address) => put(&mut addresses, IP[kind + 2], &address.octets()),
         }
     }
-    put(&mut tuple, TUPLE_IP | NESTED, &addresses);
     let mut protocol = Vec::new();
     put(&mut protocol, PROTO_NUM, &[connection.protocol]);
-    put(
-        &mut protocol,
-        PROTO_SOURCE_PORT,
-        &connection.source.1.to_be_bytes(),
-    );
-    put(
-        &mut protocol,
-        PROTO_DESTINATION_PORT,
-        &connection.destination.1.to_be_bytes(),
-    );
+    for (port, kind) in [
+        (connection.source.1, PROTO_SOURCE_PORT),
+        (connection.destination.1, PROTO_DESTINATION_PORT),
+    ] {
+        put(&mut protocol, kind, &port.to_be_bytes());
+    }
+    let mut tuple = Vec::new();
+    put(&mut tuple, TUPLE_IP | NESTED, &addresses);
     put(&mut tuple, TUPLE_PROTO | NESTED, &protocol);
     let mut attributes = Vec::new();
     put(&mut attributes, TUPLE_ORIG | NESTED, &tuple);
-    let socket = open().context("cannot open a netfilter socket")?;
-    let request = message(DELETE, NLM_F_REQUEST | NLM_F_ACK, v6, &attributes);
-    let outcome = socket
-        .send(&request, 0)
-        .and_then(|_| socket.recv_from_full());
-    let (answer, _) = outcome.context("cannot forget a tracked connection")?;
-    match error_of(&answer).and_then(|error| error.raw_os_error()) {
-        None | Some(0 | libc::ENOENT) => Ok(()),
-        Some(code) => {
-            Err(io::Error::from_raw_os_error(code)).context("cannot forget a tracked connection")
-        }
-    }
+    attributes
 }
 
 fn open() -> io::Result<Socket> {
@@ -165,47 +174,22 @@ fn message(kind: u16, flags: u16, v6: bool, attributes: &[u8]) -> Vec<u8> {
     message
 }
 
-fn put(attributes: &mut Vec<u8>, kind: u16, value: &[u8]) {
-    let length = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
-    attributes.extend(length.to_ne_bytes());
-    attributes.extend(kind.to_ne_bytes());
-    attributes.extend(value);
-    attributes.resize(attributes.len().next_multiple_of(4), 0);
-}
-
-/// The value of the attribute of this kind.
-fn attribute(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
-    while let [l0, l1, k0, k1, ..] = *attributes {
-        let length = usize::from(u16::from_ne_bytes([l0, l1]));
-        let value = attributes.get(4..length)?;
-        if u16::from_ne_bytes([k0, k1]) & TYPE_MASK == wanted {
-            return Some(value);
-        }
-        attributes = attributes.get(length.next_multiple_of(4)..)?;
-    }
-    None
-}
-
 /// The connection that an entry's attributes describe, if it is TCP or UDP.
 fn connection(attributes: &[u8]) -> Option<Connection> {
-    let tuple = attribute(attributes, TUPLE_ORIG)?;
-    let (addresses, protocol) = (attribute(tuple, TUPLE_IP)?, attribute(tuple, TUPLE_PROTO)?);
+    let tuple = find(attributes, TUPLE_ORIG)?;
+    let (addresses, protocol) = (find(tuple, TUPLE_IP)?, find(tuple, TUPLE_PROTO)?);
     let address = |at: usize| -> Option<IpAddr> {
-        if let Some(octets) = attribute(addresses, IP[at]) {
+        if let Some(octets) = find(addresses, IP[at]) {
             return Some(<[u8; 4]>::try_from(octets).ok()?.into());
         }
         Some(
-            <[u8; 16]>::try_from(attribute(addresses, IP[at + 2])?)
+            <[u8; 16]>::try_from(find(addresses, IP[at + 2])?)
                 .ok()?
                 .into(),
         )
     };
-    let port = |kind: u16| {
-        Some(u16::from_be_bytes(
-            attribute(protocol, kind)?.try_into().ok()?,
-        ))
-    };
-    let [number] = *attribute(protocol, PROTO_NUM)? else {
+    let port = |kind: u16| Some(u16::from_be_bytes(find(protocol, kind)?.try_into().ok()?));
+    let [number] = *find(protocol, PROTO_NUM)? else {
         return None;
     };
     if !matches!(number, 6 | 17) {

@@ -1,6 +1,7 @@
 //! Interfaces, addresses, routes, rules and neighbours of this network namespace, by rtnetlink. The one
 //! module that names that crate.
 
+mod attributes;
 pub mod conntrack;
 mod gateway;
 mod interface;

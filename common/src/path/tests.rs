@@ -4,6 +4,8 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 
 use super::*;
+use crate::table::{NO_PREFIX, Outcome};
+use crate::verdict::{Decision, Reason};
 
 #[derive(Default)]
 struct Memory {

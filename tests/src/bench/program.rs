@@ -14,9 +14,12 @@ use crate::tables::image;
 
 /// Runs in one sample.
 const RUNS: u32 = 1_000_000;
+/// Flows that can be pinned: the default.
+const PINS: u32 = 65_536;
 
 pub(crate) fn run(report: &mut Report) -> Result<()> {
     let mut bench = TestBench::new(Instance::Worldwide)?;
+    let mut pinned = TestBench::pinned(Instance::Worldwide, PINS)?;
     let mut asker = Asker::load(programs::object(), &image(&Ruleset::default())?)?;
     for (what, destination, port) in [
         ("IPv4, not steered", "9.9.9.9", 443),
@@ -25,11 +28,12 @@ pub(crate) fn run(report: &mut Report) -> Result<()> {
         ("IPv6, steered", "2603:1006::1", 443),
     ] {
         let packet = frame(Query::new(destination.parse()?, Proto::Tcp, port));
-        let samples = interleaved(report.rounds(), 4, |subject| {
+        let samples = interleaved(report.rounds(), 5, |subject| {
             let each = match subject {
-                0 | 3 => asker.time_xdp("pass_all", &packet, RUNS)?,
+                0 | 4 => asker.time_xdp("pass_all", &packet, RUNS)?,
                 1 => asker.time_xdp("parse_only", &packet, RUNS)?,
-                _ => bench.time("xdp", &packet, RUNS)?,
+                2 => bench.time("xdp", &packet, RUNS)?,
+                _ => pinned.time("xdp", &packet, RUNS)?,
             };
             Ok(each.as_secs_f64() * 1e9)
         })?;
@@ -40,10 +44,11 @@ pub(crate) fn run(report: &mut Report) -> Result<()> {
             values: vec![
                 ("XDP pass".to_owned(), samples.spread(0)),
                 ("header walk".to_owned(), samples.spread(1)),
-                ("Breakout".to_owned(), samples.spread(2)),
+                ("Breakout, unpinned".to_owned(), samples.spread(2)),
+                ("Breakout".to_owned(), samples.spread(3)),
                 (
                     "A/A".to_owned(),
-                    samples.combined(|round| (round[3] - round[0]).abs()),
+                    samples.combined(|round| (round[4] - round[0]).abs()),
                 ),
             ],
         });

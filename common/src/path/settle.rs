@@ -1,0 +1,248 @@
+//! What becomes of one packet: by the ruleset's answer, by the choices of its preference, and by what its flow did before.
+
+use super::{ORDINARY, PathTable, Pin, PinEvent, PinKey, Pins, place};
+use crate::table::{NO_PORT, NO_PREFIX, OWN, Outcome};
+use crate::verdict::{Decision, Reason};
+
+/// A flow's packet and what the ruleset says about it.
+///
+/// Bits stand where booleans could: all of them go through one 64-bit register of a function call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flow {
+    /// The source address, as [`Destination::to_halves`](crate::table::Destination::to_halves) gives it.
+    pub source: (u64, u64),
+    /// The destination address.
+    pub destination: (u64, u64),
+    /// The word of the ruleset's answer (see [`Outcome`]), then the bits named here, then both ports in the upper half.
+    pub facts: u64,
+}
+
+impl Flow {
+    /// The packet is IPv6.
+    pub const V6: u64 = 1 << 27;
+    /// It is TCP; UDP otherwise.
+    pub const TCP: u64 = 1 << 28;
+    /// It opens a TCP connection.
+    pub const OPENS: u64 = 1 << 29;
+    /// Flows are pinned.
+    pub const PINNED: u64 = 1 << 30;
+    /// In the key of a client's pin, and in no flow's.
+    pub const CLIENT: u64 = 1;
+
+    const PORTS: u64 = 0xffff_ffff << 32;
+    const HOLDS: u32 = Outcome::SHADOW | Outcome::BYPASS;
+
+    /// The source port, then the destination port, as facts.
+    #[inline(always)]
+    pub const fn ports(source: u16, destination: u16) -> u64 {
+        (source as u64) << 48 | (destination as u64) << 32
+    }
+
+    /// The word of the ruleset's answer.
+    #[inline(always)]
+    const fn word(&self) -> u32 {
+        (self.facts & 0xffff_ffff) as u32 & Outcome::ALL
+    }
+
+    #[inline(always)]
+    const fn is(&self, fact: u64) -> bool {
+        self.facts & fact != 0
+    }
+
+    /// Whether the ruleset steers it, or would if it did not hold that back.
+    #[inline(always)]
+    const fn is_ruled(&self) -> bool {
+        self.word() & Outcome::STEER != 0
+    }
+
+    #[inline(always)]
+    const fn is_held(&self) -> bool {
+        self.word() & Self::HOLDS != 0
+    }
+
+    #[inline(always)]
+    const fn is_media(&self) -> bool {
+        self.word() & Outcome::MEDIA != 0
+    }
+
+    #[inline(always)]
+    const fn preference(&self) -> u8 {
+        (self.word() >> Outcome::PREFERENCE & 31) as u8
+    }
+
+    #[inline(always)]
+    const fn set(&self) -> u16 {
+        (self.word() & Outcome::SET) as u16
+    }
+
+    /// The key of its pin: addresses, and ports with the bits [`V6`](Self::V6) and [`TCP`](Self::TCP).
+    #[inline(always)]
+    pub const fn key(&self) -> PinKey {
+        [
+            self.source.0,
+            self.source.1,
+            self.destination.0,
+            self.destination.1,
+            self.facts & (Self::PORTS | Self::V6 | Self::TCP),
+        ]
+    }
+
+    /// What the weights are shared out by: the client for media, so that its flows stay together, the flow otherwise.
+    #[inline(always)]
+    pub const fn bucket(&self) -> u32 {
+        let client = self.source.0.rotate_left(29) ^ self.source.1;
+        let flow = if self.is_media() {
+            0
+        } else {
+            self.destination.0.rotate_left(41)
+                ^ self.destination.1.rotate_left(13)
+                ^ self.facts & (Self::PORTS | Self::TCP)
+        };
+        // The finalizer of SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014).
+        let mixed = client.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ flow;
+        let mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed >> 58) as u32
+    }
+}
+
+/// Makes the key of a flow that of what all media flows of its client share.
+#[inline(always)]
+fn make_client_key(key: &mut PinKey, flow: &Flow) {
+    // Two zeros in a row become a call of memset, which the stack has no room for.
+    key[2] = Flow::CLIENT;
+    key[3] = 0;
+    key[4] = flow.facts & Flow::V6 | Flow::CLIENT;
+}
+
+/// Decides a packet by what the ruleset says and by what its flow did before. `now` is in seconds since boot.
+///
+/// A packet that the ruleset does not steer goes on by an egress only if its flow did before and that still works.
+#[inline(always)]
+pub fn settle<P: Pins>(flow: &Flow, table: &PathTable, pins: &P, now: u32) -> Decision {
+    let place = pins.blur(place(flow.is(Flow::V6), flow.is_media()));
+    let (set, is_ruled) = (flow.set(), flow.is_ruled());
+    let is_pinned = flow.is(Flow::PINNED) && (flow.word() & Outcome::HARD == 0 || flow.is_held());
+    if !is_pinned {
+        return match fresh(flow, table, place) {
+            ORDINARY => unsteered(flow.word()),
+            egress => Decision::steer(egress, set),
+        };
+    }
+    // One key for everything: the stack of an eBPF program has 512 bytes.
+    let mut key = flow.key();
+    let idle = if flow.is(Flow::TCP) {
+        table.tcp_idle
+    } else {
+        table.udp_idle
+    };
+    // A connection that is opened anew takes the new way, though the ports were used before.
+    let own = if flow.is(Flow::OPENS) {
+        None
+    } else {
+        recent(pins, &key, now, idle)
+    };
+    if !is_ruled {
+        return match own {
+            Some(pin) if table.works(pin.egress(), place) => {
+                Decision::steer(pin.egress(), pin.set())
+            }
+            _ => unsteered(flow.word()),
+        };
+    }
+    let egress = match own {
+        _ if flow.is_held() => ORDINARY,
+        Some(pin) if pin.epoch == table.epoch => pin.egress(),
+        // It has no way yet, or was not looked at since something changed.
+        _ => {
+            let shared = if flow.is_media() {
+                make_client_key(&mut key, flow);
+                recent(pins, &key, now, table.media_hold)
+            } else {
+                None
+            };
+            match shared.or(own) {
+                Some(pin) if pin.egress() == ORDINARY || table.works(pin.egress(), place) => {
+                    pin.egress()
+                }
+                _ => fresh(flow, table, place),
+            }
+        }
+    };
+    let is_kept = own.is_some_and(|pin| pin.egress() == egress);
+    let decision = match egress {
+        ORDINARY if is_kept && !flow.is_held() => Decision::pass_set(Reason::Pinned, set),
+        ORDINARY => unsteered(flow.word()),
+        egress => Decision::steer(egress, set),
+    };
+    let mut pin = Pin {
+        seen: now,
+        since: now,
+        epoch: table.epoch,
+        way: Pin::way_of(egress, set),
+    };
+    match own {
+        Some(own) if is_kept && own.epoch == table.epoch && own.seen == now => return decision,
+        Some(own) => {
+            pin.since = own.since;
+            if !is_kept {
+                pins.count(PinEvent::Moved);
+            }
+        }
+        None => pins.count(PinEvent::New),
+    }
+    key = flow.key();
+    if !pins.put(&key, &pin) {
+        pins.count(PinEvent::Failed);
+    }
+    if flow.is_media() {
+        make_client_key(&mut key, flow);
+        pins.put(&key, &pin);
+    }
+    decision
+}
+
+/// The decision on a packet that takes the ordinary path, by the word of the ruleset's answer.
+#[inline(always)]
+pub const fn unsteered(word: u32) -> Decision {
+    if word & Outcome::PRESENT == 0 {
+        return Decision::pass(match word {
+            NO_PREFIX => Reason::NoPrefix,
+            NO_PORT => Reason::NoPort,
+            OWN => Reason::OwnAddress,
+            _ => Reason::NoRuleset,
+        });
+    }
+    let reason = if word & Outcome::STEER == 0 {
+        Reason::Policy
+    } else if word & Outcome::BYPASS != 0 {
+        Reason::Bypass
+    } else if word & Outcome::SHADOW != 0 {
+        Reason::Shadow
+    } else {
+        Reason::EgressDown
+    };
+    Decision::pass_set(reason, (word & Outcome::SET) as u16)
+}
+
+/// What is best now.
+#[inline(always)]
+fn fresh(flow: &Flow, table: &PathTable, place: usize) -> u8 {
+    if !flow.is_ruled() || flow.is_held() {
+        return ORDINARY;
+    }
+    let preference = flow.preference();
+    let bucket = if table.is_spread(preference) {
+        flow.bucket()
+    } else {
+        0
+    };
+    table.choice(preference, place, bucket)
+}
+
+/// A pin that was used not too long ago.
+#[inline(always)]
+fn recent<P: Pins>(pins: &P, key: &PinKey, now: u32, idle: u32) -> Option<Pin> {
+    pins.get(key)
+        .filter(|pin| now.wrapping_sub(pin.seen) <= idle)
+}
