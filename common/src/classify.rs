@@ -54,7 +54,7 @@ pub fn decide_unpinned<F: Frame + ?Sized>(
     table: &PathTable,
 ) -> Decision {
     match flow(frame, headers, word) {
-        Some(flow) => settle(&flow, table, &NoPins, 0),
+        Some(flow) => settle(&flow, table, &NoPins),
         None => unsteered(word),
     }
 }

@@ -173,6 +173,8 @@ pub trait Pins {
     fn put(&self, key: &PinKey, pin: &Pin) -> bool;
     /// Counts what happens.
     fn count(&self, event: PinEvent);
+    /// The time in seconds since boot.
+    fn now(&self) -> u32;
 
     /// Returns `value`. In the kernel, in a way that hides from the compiler what it knows of it, so that it leaves the
     /// bounds in place that the verifier wants to see.
@@ -199,6 +201,11 @@ impl Pins for NoPins {
 
     #[inline(always)]
     fn count(&self, _: PinEvent) {}
+
+    #[inline(always)]
+    fn now(&self) -> u32 {
+        0
+    }
 }
 
 #[cfg(test)]

@@ -97,8 +97,13 @@ impl TestBench {
             is_egress: false,
             takes_replies: false,
         };
+        // Replies are forwarded by a program of their own, which is there to be weighed.
+        let egress = LanPlan {
+            is_egress: true,
+            ..lan.clone()
+        };
         let bench = Bench::load(&Plan {
-            lans: &[lan],
+            lans: &[lan, egress],
             image: &compile(&ruleset)?,
             paths: &paths,
             pins,

@@ -107,7 +107,7 @@ impl Controller {
                 destination: (key[2], key[3]),
                 facts: key[4] | u64::from(word),
             };
-            let way = |table: &PathTable| settle(&flow, table, &NoPins, 0).egress();
+            let way = |table: &PathTable| settle(&flow, table, &NoPins).egress();
             let is_kept = is_pinned && word & Outcome::HARD == 0;
             !is_kept && way(&self.published.table) != way(after)
         };
@@ -225,8 +225,8 @@ fn word_of(table: &[u32], key: &PinKey) -> u32 {
     table.lookup_word(destination, transport.key(port), || Some(client))
 }
 
-/// Seconds since boot, as the data path counts them.
+/// Seconds since boot, by the clock that the data path reads.
 pub(super) fn seconds_since_boot() -> u32 {
-    let now = clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(0, |time| time.tv_sec());
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).map_or(0, |time| time.tv_sec());
     u32::try_from(now).unwrap_or(u32::MAX)
 }

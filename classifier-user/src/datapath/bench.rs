@@ -169,8 +169,11 @@ impl Bench {
     /// When the kernel does not tell.
     pub fn sizes(&mut self) -> Result<Vec<Size>> {
         let mut sizes = Vec::new();
-        for (name, program) in self.programs()?.programs() {
-            let info = program.info()?;
+        let datapath = self.datapath.as_mut().context("the bench is loaded")?;
+        let all = datapath.live_mut()?.programs.iter_mut();
+        for (name, program) in all.flat_map(|programs| programs.ebpf().programs()) {
+            // An interface gets those that it needs.
+            let Ok(info) = program.info() else { continue };
             sizes.push(Size {
                 program: name.to_owned(),
                 verified: info.verified_instruction_count().unwrap_or(0),

@@ -115,11 +115,11 @@ fn make_client_key(key: &mut PinKey, flow: &Flow) {
     key[4] = flow.facts & Flow::V6 | Flow::CLIENT;
 }
 
-/// Decides a packet by what the ruleset says and by what its flow did before. `now` is in seconds since boot.
+/// Decides a packet by what the ruleset says and by what its flow did before.
 ///
 /// A packet that the ruleset does not steer goes on by an egress only if its flow did before and that still works.
 #[inline(always)]
-pub fn settle<P: Pins>(flow: &Flow, table: &PathTable, pins: &P, now: u32) -> Decision {
+pub fn settle<P: Pins>(flow: &Flow, table: &PathTable, pins: &P) -> Decision {
     let place = pins.blur(place(flow.is(Flow::V6), flow.is_media()));
     let (set, is_ruled) = (flow.set(), flow.is_ruled());
     let is_pinned = flow.is(Flow::PINNED) && (flow.word() & Outcome::HARD == 0 || flow.is_held());
@@ -129,6 +129,7 @@ pub fn settle<P: Pins>(flow: &Flow, table: &PathTable, pins: &P, now: u32) -> De
             egress => Decision::steer(egress, set),
         };
     }
+    let now = pins.now();
     // One key for everything: the stack of an eBPF program has 512 bytes.
     let mut key = flow.key();
     let idle = if flow.is(Flow::TCP) {

@@ -1,9 +1,9 @@
 extern crate std;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 
-use super::*;
+use super::{settle as settle_now, *};
 use crate::table::{NO_PREFIX, Outcome};
 use crate::verdict::{Decision, Reason};
 
@@ -11,6 +11,7 @@ use crate::verdict::{Decision, Reason};
 struct Memory {
     pins: RefCell<HashMap<PinKey, Pin>>,
     counts: RefCell<[u32; PIN_EVENTS]>,
+    now: Cell<u32>,
 }
 
 impl Pins for Memory {
@@ -25,6 +26,10 @@ impl Pins for Memory {
 
     fn count(&self, event: PinEvent) {
         self.counts.borrow_mut()[event as usize] += 1;
+    }
+
+    fn now(&self) -> u32 {
+        self.now.get()
     }
 }
 
@@ -67,6 +72,12 @@ const fn ruled(preference: u8, media: bool, hard: bool) -> u64 {
 
 const STEERED: u64 = Flow::TCP | ruled(0, false, false);
 const MEDIA: u64 = ruled(0, true, false);
+
+/// The same at a time.
+fn settle(flow: &Flow, table: &PathTable, pins: &Memory, now: u32) -> Decision {
+    pins.now.set(now);
+    settle_now(flow, table, pins)
+}
 
 #[test]
 fn a_flow_stays_while_its_way_works() {
