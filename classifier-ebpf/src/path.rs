@@ -3,7 +3,7 @@
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use breakout_common::classify::flow;
 use breakout_common::packet::Headers;
-use breakout_common::path::{Flow, Pin, PinEvent, PinKey, Pins, settle, unsteered};
+use breakout_common::path::{Flow, Pin, PinEvent, PinKey, Pins, TICK, settle, unsteered};
 use breakout_common::table::NO_PREFIX;
 use breakout_common::verdict::{Decision, Reason};
 
@@ -90,6 +90,6 @@ impl Pins for KernelPins {
     fn now(&self) -> u32 {
         // SAFETY: the helper takes no arguments and has no preconditions.
         let now = unsafe { bpf_ktime_get_coarse_ns() };
-        ((now / 1_000_000_000) & 0xffff_ffff) as u32
+        (now >> TICK & 0xffff_ffff) as u32
     }
 }

@@ -22,6 +22,8 @@ pub const BUCKETS: usize = 64;
 pub const PREFERENCE_WORDS: usize = PLACES * BUCKETS / 4;
 /// Combinations of address family and class; see [`place`].
 pub const PLACES: usize = 4;
+/// The unit of time, as a power of two of nanoseconds: a little more than a second. eBPF divides slowly.
+pub const TICK: u32 = 30;
 /// Stands for the ordinary path where an egress's index could be.
 pub const ORDINARY: u8 = 0xff;
 
@@ -36,9 +38,9 @@ pub struct PathTable {
     pub pins_beyond_ruleset: u32,
     /// Preferences whose choices are not all the same, one bit each.
     pub spread: u32,
-    /// For how many seconds after its last packet a client's media has a way.
+    /// For how many [`TICK`]s after its last packet a client's media has a way.
     pub media_hold: u32,
-    /// For how many seconds after its last packet a TCP flow has a way.
+    /// For how many after its last packet a TCP flow has a way.
     pub tcp_idle: u32,
     /// The same for UDP.
     pub udp_idle: u32,
@@ -120,7 +122,7 @@ pub type PinKey = [u64; 5];
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Pin {
-    /// When its last packet came, in whole seconds since boot.
+    /// When its last packet came, in [`TICK`]s since boot.
     pub seen: u32,
     /// When its first packet came.
     pub since: u32,
@@ -173,7 +175,7 @@ pub trait Pins {
     fn put(&self, key: &PinKey, pin: &Pin) -> bool;
     /// Counts what happens.
     fn count(&self, event: PinEvent);
-    /// The time in seconds since boot.
+    /// The time in [`TICK`]s since boot.
     fn now(&self) -> u32;
 
     /// Returns `value`. In the kernel, in a way that hides from the compiler what it knows of it, so that it leaves the

@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
+use std::time::Duration;
 
 use anyhow::Result;
 use breakout_common::classify::by_preference;
 use breakout_common::path::{
-    Flow, NoPins, ORDINARY, PLACES, PathTable, Pin, PinKey, place, settle,
+    Flow, NoPins, ORDINARY, PLACES, PathTable, Pin, PinKey, TICK, place, settle,
 };
 use breakout_common::table::{Destination, Lookup, Outcome, Transport};
 use nix::time::{ClockId, clock_gettime};
@@ -47,7 +48,7 @@ impl Controller {
         if !self.config.pinning.enabled {
             return Ok(());
         }
-        let now = seconds_since_boot();
+        let now = now_in_ticks();
         let known: HashSet<PinKey> = self
             .datapath
             .pins()?
@@ -139,7 +140,7 @@ impl Controller {
         if !self.config.pinning.enabled {
             return Ok(());
         }
-        let now = seconds_since_boot();
+        let now = now_in_ticks();
         let pins = self.datapath.pins()?;
         let (idle, live): (Vec<_>, Vec<_>) = pins
             .into_iter()
@@ -225,8 +226,19 @@ fn word_of(table: &[u32], key: &PinKey) -> u32 {
     table.lookup_word(destination, transport.key(port), || Some(client))
 }
 
-/// Seconds since boot, by the clock that the data path reads.
-pub(super) fn seconds_since_boot() -> u32 {
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).map_or(0, |time| time.tv_sec());
-    u32::try_from(now).unwrap_or(u32::MAX)
+/// The time since boot in the data path's unit, by the clock that it reads.
+pub(super) fn now_in_ticks() -> u32 {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).map_or(Duration::ZERO, Duration::from);
+    to_ticks(now)
+}
+
+/// A time in the data path's unit.
+pub(super) fn to_ticks(time: Duration) -> u32 {
+    u32::try_from(time.as_nanos() >> TICK).unwrap_or(u32::MAX)
+}
+
+/// So many of the data path's units, in seconds.
+pub(super) fn seconds(ticks: u32) -> u32 {
+    let nanoseconds = u64::from(ticks) << TICK;
+    u32::try_from(nanoseconds / 1_000_000_000).unwrap_or(u32::MAX)
 }

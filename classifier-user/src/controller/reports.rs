@@ -9,7 +9,7 @@ use breakout_common::table::GENERATION;
 use ipnet::IpNet;
 use sd_notify::NotifyState;
 
-use super::pinning::{connection_of, seconds_since_boot};
+use super::pinning::{connection_of, now_in_ticks, seconds};
 use super::{Controller, name_of, preference_names, summary, tell};
 use crate::config::XdpAttach;
 use crate::control::metrics::Snapshot;
@@ -215,7 +215,7 @@ impl Controller {
         };
         pins.retain(|(key, _)| connection_of(key).is_some());
         pins.sort_by_key(|(_, pin)| std::cmp::Reverse(pin.seen));
-        let now = seconds_since_boot();
+        let now = now_in_ticks();
         let flows = pins.iter().take(limit);
         Ok(FlowsReport {
             enabled,
@@ -241,8 +241,8 @@ impl Controller {
             destination: connection.destination.into(),
             egress: name_of(&self.persistent.egresses, pin.egress()),
             endpoint_set: rule.map(|rule| rule.key.to_string()),
-            age_seconds: now.saturating_sub(pin.since),
-            idle_seconds: now.saturating_sub(pin.seen),
+            age_seconds: seconds(now.saturating_sub(pin.since)),
+            idle_seconds: seconds(now.saturating_sub(pin.seen)),
         }
     }
 

@@ -6,6 +6,7 @@ use std::time::Instant;
 use breakout_common::path::{BUCKETS, ORDINARY, PLACES, PathTable, place};
 
 use super::egress::EgressState;
+use super::pinning::to_ticks;
 use crate::config::{Class, Config, Preference};
 use crate::datapath::Paths;
 use crate::health::{self, Judge, Measure, Probers, Standing, State, default_targets};
@@ -114,11 +115,9 @@ impl Health {
         preferences: &BTreeMap<String, u8>,
     ) -> Paths {
         let mut paths = Paths::default();
-        let seconds =
-            |span: crate::config::Span| u32::try_from(span.0.as_secs()).unwrap_or(u32::MAX);
-        paths.table.media_hold = seconds(config.pinning.media_hold);
-        paths.table.tcp_idle = seconds(config.pinning.tcp_idle);
-        paths.table.udp_idle = seconds(config.pinning.udp_idle);
+        paths.table.media_hold = to_ticks(config.pinning.media_hold.0);
+        paths.table.tcp_idle = to_ticks(config.pinning.tcp_idle.0);
+        paths.table.udp_idle = to_ticks(config.pinning.udp_idle.0);
         for state in states {
             let egress = state.to_words(config.routing.mark_mask);
             paths.table.egresses[usize::from(state.index)] = egress.to_words();
