@@ -22,6 +22,9 @@ use crate::ruleset::LiveRuleset;
 /// Address families as the helper wants them.
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
+/// The size of what it is asked with.
+const QUERY_LEN: i32 = 64;
+const _: () = assert!(size_of::<bpf_fib_lookup>() == 64);
 /// The helper's answer if the packet can be forwarded as it says (BPF_FIB_LKUP_RET_SUCCESS).
 const FOUND: i64 = 0;
 
@@ -78,7 +81,7 @@ fn forward_reply(ctx: &XdpContext, packet: &mut Packet, headers: &Headers) -> Op
     let mut query: bpf_fib_lookup = unsafe { mem::zeroed() };
     query.l4_protocol = if headers.key >> 16 == 0 { 6 } else { 17 };
     query.__bindgen_anon_1.tot_len = (headers.ip_len & 0xffff) as u16;
-    query.ifindex = ctx.ingress_ifindex() as u32;
+    query.ifindex = (ctx.ingress_ifindex() & 0xffff_ffff) as u32;
     if headers.is_v6() {
         query.family = AF_INET6;
         query.__bindgen_anon_3.ipv6_src = words(packet.read(headers.ip_offset + 8)?);
@@ -88,9 +91,8 @@ fn forward_reply(ctx: &XdpContext, packet: &mut Packet, headers: &Headers) -> Op
         query.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(packet.read(headers.ip_offset + 12)?);
         query.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(packet.read(headers.ip_offset + 16)?);
     }
-    let size = size_of::<bpf_fib_lookup>() as i32;
     // SAFETY: the context is the live packet's, the query is valid for reads and writes of its size.
-    let answer = unsafe { fib_lookup(ctx.ctx.cast(), (&raw mut query).cast(), size, 0) };
+    let answer = unsafe { fib_lookup(ctx.ctx.cast(), (&raw mut query).cast(), QUERY_LEN, 0) };
     if answer != FOUND {
         return None;
     }
