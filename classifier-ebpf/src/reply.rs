@@ -81,7 +81,12 @@ fn forward_reply(ctx: &XdpContext, packet: &mut Packet, headers: &Headers) -> Op
     let mut query: bpf_fib_lookup = unsafe { mem::zeroed() };
     query.l4_protocol = if headers.key >> 16 == 0 { 6 } else { 17 };
     query.__bindgen_anon_1.tot_len = (headers.ip_len & 0xffff) as u16;
-    query.ifindex = (ctx.ingress_ifindex() & 0xffff_ffff) as u32;
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "interface indices have 32 bits"
+    )]
+    let ingress = ctx.ingress_ifindex() as u32;
+    query.ifindex = ingress;
     if headers.is_v6() {
         query.family = AF_INET6;
         query.__bindgen_anon_3.ipv6_src = words(packet.read(headers.ip_offset + 8)?);
