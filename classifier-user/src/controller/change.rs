@@ -330,6 +330,7 @@ impl Controller {
             self.exchange(&mut setup);
             let plan = egress::routing(&self.config, &self.egresses);
             self.links.apply_routing(&plan).await?;
+            self.apply_nat().await?;
             return Err(error.context("nothing has changed"));
         }
         Ok(())

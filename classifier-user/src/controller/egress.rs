@@ -184,6 +184,24 @@ pub fn mark_of(routing: &Routing, index: u8) -> u32 {
 }
 
 impl EgressState {
+    /// Takes over from an earlier look what this one cannot know: a gateway that did not answer and is being asked again has
+    /// not answered yet.
+    pub(super) fn remember(&mut self, before: &EgressState) {
+        let (Ok(ways), Ok(before)) = (&mut self.way_out, &before.way_out) else {
+            return;
+        };
+        let still_failed = |now: Neighbour, was: Neighbour| match (now, was) {
+            (Neighbour::Unknown, Neighbour::Failed) => Neighbour::Failed,
+            _ => now,
+        };
+        if ways.gateways.v4 == before.gateways.v4 {
+            ways.v4 = still_failed(ways.v4, before.v4);
+        }
+        if ways.gateways.v6 == before.gateways.v6 {
+            ways.v6 = still_failed(ways.v6, before.v6);
+        }
+    }
+
     /// Whether the egress is meant to have an address family: it has a gateway, or one is configured.
     pub(super) fn has_family(&self, v6: bool) -> bool {
         let is_configured = if v6 {

@@ -19,8 +19,12 @@ impl Controller {
     }
 
     async fn try_follow(&mut self) -> Result<()> {
-        self.egresses =
+        let mut now =
             egress::look(&self.links, &self.config, &self.persistent.egresses, false).await?;
+        for (now, before) in now.iter_mut().zip(&self.egresses) {
+            now.remember(before);
+        }
+        self.egresses = now;
         self.health
             .set_probes(&self.config, &self.egresses, &self.lists);
         let changes = self.health.look(&self.config, &self.egresses);

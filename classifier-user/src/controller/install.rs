@@ -123,6 +123,10 @@ impl Controller {
                     controller.pin_the_ordinary(None, &controller.datapath.live_table()?)?;
                 }
                 if let Some(former) = former.filter(|former| *former != controller.config.routing) {
+                    if controller.persistent.nat && former.table != controller.config.routing.table
+                    {
+                        nat_plan(&former, Vec::new()).remove().await?;
+                    }
                     let former = egress::empty_routing(&former);
                     controller.links.apply_routing(&former).await?;
                     let plan = egress::routing(&controller.config, &controller.egresses);
@@ -181,7 +185,7 @@ impl Controller {
     }
 
     /// Makes our nftables table as the configuration wants it; none if no egress wants anything of it.
-    async fn apply_nat(&mut self) -> Result<()> {
+    pub(super) async fn apply_nat(&mut self) -> Result<()> {
         let wanting = self.egresses.iter().filter_map(|egress| {
             let (masquerade, skip_dnat) = (egress.config.masquerade, egress.config.skips_dnat());
             (masquerade || skip_dnat).then(|| NatEgress {

@@ -182,6 +182,10 @@ fn fault(measure: &Measure, limits: &HealthConfig, class: Class, works: bool) ->
             errors.unwrap_or_default()
         ));
     }
+    // A link that was bad is not good because nobody knows.
+    if !works && measure.alive.is_none() && !measure.targets.is_empty() {
+        return Some("no probe has been answered yet".to_owned());
+    }
     if measure.loss >= loss.fraction() * scale && measure.loss > 0.0 {
         return Some(format!(
             "{:.1} % of the probes are lost",
@@ -216,6 +220,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::health::TargetReport;
 
     fn measure(loss: f64, latency: f64) -> Measure {
         Measure {
@@ -292,6 +297,30 @@ mod tests {
         assert_eq!(case.after(1, None, &measure(0.0, 2500.0)), State::Down);
         let score = |loss, latency| score(&measure(loss, latency), &HealthConfig::default());
         assert!(score(0.0, 10.0) > 9.9 && score(0.2, 10.0) < 5.1 && score(0.4, 10.0) < 0.1);
+    }
+
+    #[test]
+    fn a_link_that_is_back_must_answer_first() {
+        let mut case = Case::new();
+        let good = measure(0.0, 20.0);
+        let untried = Measure {
+            targets: vec![TargetReport {
+                target: "icmp:192.0.2.1".parse().unwrap(),
+                answers: false,
+                proven: false,
+                loss: 0.0,
+                latency_ms: None,
+                last_error: None,
+            }],
+            ..Measure::default()
+        };
+        // At the start there is no reason to wait.
+        assert_eq!(case.after(0, None, &good), State::Up);
+        assert_eq!(case.after(1, Some("no carrier"), &good), State::Down);
+        assert_eq!(case.after(60, None, &untried), State::Down);
+        assert_eq!(case.after(1, None, &good), State::Down);
+        assert_eq!(case.after(10, None, &good), State::Up);
+        assert_eq!(case.after(1, None, &untried), State::Up);
     }
 
     #[test]

@@ -25,6 +25,10 @@ const RETRY: Duration = Duration::from_millis(700);
 const UNAIDED: Duration = Duration::from_secs(2);
 /// How long an address of a name is used.
 const LOOKUP: Duration = Duration::from_secs(600);
+/// How soon a name is looked up again that could not be.
+const LOOKUP_AGAIN: Duration = Duration::from_secs(30);
+/// How long a resolver may take.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// The most TCP targets that are taken from the list.
 const MOST_DOORS: usize = 3;
 
@@ -197,10 +201,11 @@ impl Prober {
 
     async fn run(mut self) {
         let mut tries: JoinSet<(usize, Result<Duration, String>)> = JoinSet::new();
+        let mut lookups = JoinSet::new();
         loop {
             let now = Instant::now();
             if self.next_lookup <= now {
-                self.look_up().await;
+                self.look_up(&mut lookups);
             }
             if self.next_quick <= now {
                 self.quick(&mut tries);
@@ -220,6 +225,9 @@ impl Prober {
                 .min();
             tokio::select! {
                 () = sleep_until(next.unwrap_or(now + LOOKUP)) => {}
+                Some(Ok((index, found))) = lookups.join_next(), if !lookups.is_empty() => {
+                    self.looked_up(index, found);
+                }
                 Some(Ok((index, outcome))) = tries.join_next(), if !tries.is_empty() => {
                     self.note(index, outcome);
                     let report = Report {
@@ -244,30 +252,35 @@ impl Prober {
             .collect()
     }
 
-    /// Looks the names up again. What cannot be looked up now keeps its address.
-    async fn look_up(&mut self) {
-        let mut failed = false;
-        for (meter, known) in self.meters.iter().zip(&mut self.addresses) {
-            let Target { host, port, .. } = &meter.target;
-            let found = match meter.target.address() {
-                Some(address) => Some(SocketAddr::new(address, *port)),
-                None => match timeout(Duration::from_secs(3), lookup_host((host.as_str(), *port)))
-                    .await
-                {
-                    Ok(Ok(mut addresses)) => {
-                        addresses.find(|address| address.is_ipv6() == self.path.v6)
-                    }
-                    _ => {
-                        failed = true;
-                        None
-                    }
-                },
-            };
-            *known = found
-                .filter(|address| address.is_ipv6() == self.path.v6)
-                .or(*known);
+    /// Looks the names up again, beside the probes: a resolver may take long.
+    fn look_up(&mut self, lookups: &mut JoinSet<(usize, Option<SocketAddr>)>) {
+        self.next_lookup = Instant::now() + LOOKUP;
+        let v6 = self.path.v6;
+        for (index, meter) in self.meters.iter().enumerate() {
+            let (host, port) = (meter.target.host.clone(), meter.target.port);
+            if let Some(address) = meter.target.address() {
+                self.addresses[index] =
+                    (address.is_ipv6() == v6).then(|| SocketAddr::new(address, port));
+                continue;
+            }
+            lookups.spawn(async move {
+                let found = timeout(PATIENCE, lookup_host((host.as_str(), port))).await;
+                let found = found.ok().and_then(Result::ok);
+                let of_family = |address: &SocketAddr| address.is_ipv6() == v6;
+                (
+                    index,
+                    found.and_then(|mut addresses| addresses.find(of_family)),
+                )
+            });
         }
-        self.next_lookup = Instant::now() + if failed { LOOKUP / 20 } else { LOOKUP };
+    }
+
+    /// Takes a looked up address. A name that cannot be looked up now keeps the one it had.
+    fn looked_up(&mut self, index: usize, found: Option<SocketAddr>) {
+        match found {
+            Some(address) => self.addresses[index] = Some(address),
+            None => self.next_lookup = self.next_lookup.min(Instant::now() + LOOKUP_AGAIN),
+        }
     }
 
     /// Sends the next quick probe, to the targets in turn. Those that have never answered are left out where others have.
