@@ -15,6 +15,7 @@ use breakout_common::packet::{FIRST_FRAGMENT, Headers, OPTIONS, TAGGED, walk};
 use breakout_common::table::{Destination, KEYS, Lookup, Outcome};
 
 use crate::count::add;
+use crate::globals;
 use crate::maps::{LANS, REPLIES};
 use crate::reader::Packet;
 use crate::ruleset::LiveRuleset;
@@ -41,7 +42,8 @@ pub(crate) fn breakout_reply(ctx: XdpContext) -> u32 {
     let Ok(headers) = walk(&packet) else {
         return XDP_PASS;
     };
-    if !is_reply(&packet, &headers) {
+    // In promiscuous mode there are frames for others.
+    if packet.read::<6>(0) != Some(globals::lan_mac()) || !is_reply(&packet, &headers) {
         return XDP_PASS;
     }
     let action = forward_reply(&ctx, &mut packet, &headers).unwrap_or(XDP_PASS);

@@ -107,6 +107,7 @@ impl TestBench {
             image: &compile(&ruleset)?,
             paths: &paths,
             pins,
+            pinned: &[],
             trace: false,
         })?;
         Ok(TestBench { bench, ruleset })

@@ -88,7 +88,7 @@ impl Default for HealthConfig {
             media_loss: Share::percent(2),
             media_latency: Span(Duration::from_millis(300)),
             loss: Share::percent(40),
-            latency: Span(Duration::from_secs(2)),
+            latency: Span(Duration::from_millis(800)),
         }
     }
 }

@@ -195,9 +195,9 @@ fn health(config: &Config) -> Result<(), String> {
             ));
         }
     }
-    if !(64..=16_777_216).contains(&config.pinning.size) {
+    if !(64..=1_048_576).contains(&config.pinning.size) {
         return Err(format!(
-            "pinning.size = {}: 64 to 16777216 flows can be remembered",
+            "pinning.size = {}: 64 to 1048576 flows can be remembered",
             config.pinning.size
         ));
     }

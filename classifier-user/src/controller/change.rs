@@ -225,8 +225,13 @@ impl Controller {
             && ruleset.own == self.ruleset.own
             && cause.action == "list";
         image.set_generation(self.generation.wrapping_add(1));
+        // Saved with what is installed, so that an index never means something else after a crash.
+        self.persistent.egresses.clone_from(&persistent.egresses);
+        self.persistent
+            .preferences
+            .clone_from(&persistent.preferences);
         if !same_rules {
-            self.pin_the_ordinary(Some(&self.datapath.live_table()?), image.words())?;
+            self.pin_the_ordinary(&self.datapath.live_table()?, image.words());
         }
         if same_interfaces && same_rules {
             // Another version of the same rules: nothing to switch.
@@ -237,7 +242,10 @@ impl Controller {
             (self.config, self.lists, self.ruleset, self.slots) = (config, lists, ruleset, slots);
             self.commit(from_generation.wrapping_add(1));
         } else {
-            let egresses = egress::look(&self.links, &config, &persistent.egresses, true).await?;
+            // A list that outgrows its table shall not wait for a link that is gone just now.
+            let is_strict = config.egress != self.config.egress;
+            let egresses =
+                egress::look(&self.links, &config, &persistent.egresses, is_strict).await?;
             self.health.look(&config, &egresses);
             let mut published = self
                 .health
@@ -254,9 +262,10 @@ impl Controller {
                 published,
             };
             self.replace(setup, image).await?;
+            if bypass {
+                self.unpin_steered()?;
+            }
         }
-        self.persistent.egresses = persistent.egresses;
-        self.persistent.preferences = persistent.preferences;
         self.health
             .set_probes(&self.config, &self.egresses, &self.lists);
         self.settle_ways().await;

@@ -1,6 +1,7 @@
 //! The egresses as the system has them at one time, and what the routing makes of them.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use anyhow::{Context, Result, bail};
 use breakout_common::egress::{Egress, MAX_EGRESSES, NextHop};
@@ -184,6 +185,12 @@ pub fn mark_of(routing: &Routing, index: u8) -> u32 {
 }
 
 impl EgressState {
+    /// Whether its interface has an address.
+    pub(super) fn has_address(&self, address: IpAddr) -> bool {
+        let ways = self.way_out.as_ref();
+        ways.is_ok_and(|ways| ways.interface.has_address(address))
+    }
+
     /// Takes over from an earlier look what this one cannot know: a gateway that did not answer and is being asked again has
     /// not answered yet.
     pub(super) fn remember(&mut self, before: &EgressState) {

@@ -3,11 +3,11 @@
 use anyhow::Result;
 
 use super::install::look_at_lans;
+use super::pinning::translate_afresh;
 use super::ways::{Changed, changes_ways};
 use super::{Controller, egress};
 use crate::datapath::Paths;
 use crate::health::State;
-use crate::links::conntrack;
 use crate::ruleset::{Ruleset, compile};
 
 impl Controller {
@@ -35,10 +35,10 @@ impl Controller {
         {
             self.publish_ways()?;
         }
+        self.tell_of(changes);
         let plan = egress::routing(&self.config, &self.egresses);
         self.links.apply_routing(&plan).await?;
         self.publish_ways()?;
-        self.tell_of(changes);
         // The interfaces first: a table that outgrows its place is installed on those that are there now.
         let lans = self.follow_lans().await;
         let own = self.follow_own_addresses().await;
@@ -63,13 +63,15 @@ impl Controller {
         let step = u32::from(changes_ways(before, &paths.table));
         paths.table.epoch = before.epoch.wrapping_add(step);
         paths.table.pins_beyond_ruleset = before.pins_beyond_ruleset;
-        let mut moving = self.flows_that_lose_their_way(&paths.table)?;
-        if step != 0 {
-            moving.extend(self.unpinned_that_move(&paths.table)?);
-        }
+        let before = *before;
+        let mut moving = self.flows_that_lose_their_way(&paths.table);
         self.publish_paths(paths)?;
         // Only now: their next packets shall find the new way.
-        conntrack::forget(&moving)
+        if step != 0 {
+            moving.extend(self.unpinned_that_move(&before));
+        }
+        translate_afresh(&moving);
+        Ok(())
     }
 
     /// Publishes a path table, unless it is the one in force.

@@ -119,18 +119,10 @@ impl Controller {
         };
         match controller.install(image).await {
             Ok(()) => {
-                if !adopted {
-                    controller.pin_the_ordinary(None, &controller.datapath.live_table()?)?;
-                }
-                if let Some(former) = former.filter(|former| *former != controller.config.routing) {
-                    if controller.persistent.nat && former.table != controller.config.routing.table
-                    {
-                        nat_plan(&former, Vec::new()).remove().await?;
-                    }
-                    let former = egress::empty_routing(&former);
-                    controller.links.apply_routing(&former).await?;
-                    let plan = egress::routing(&controller.config, &controller.egresses);
-                    controller.links.apply_routing(&plan).await?;
+                if let Some(former) = former.filter(|former| *former != controller.config.routing)
+                    && let Err(error) = controller.remove_former(&former).await
+                {
+                    tracing::warn!("former rules are left: {error:#}");
                 }
                 let cause = Cause::operator("start", "the controller was started");
                 controller.write_down(&cause, generation, &before);
@@ -145,6 +137,18 @@ impl Controller {
                 Err(error)
             }
         }
+    }
+
+    /// Removes what was installed with other routing numbers.
+    async fn remove_former(&mut self, former: &Routing) -> Result<()> {
+        if self.persistent.nat && former.table != self.config.routing.table {
+            nat_plan(former, Vec::new()).remove().await?;
+        }
+        self.links
+            .apply_routing(&egress::empty_routing(former))
+            .await?;
+        let plan = egress::routing(&self.config, &self.egresses);
+        self.links.apply_routing(&plan).await
     }
 
     /// Installs rules and routes first, so that no packet is marked before its mark leads anywhere.
@@ -165,11 +169,18 @@ impl Controller {
         }
         let generation = self.generation.wrapping_add(1);
         image.set_generation(generation);
+        // What is on the ordinary path before anything is steered stays there.
+        let pinned = if self.datapath.has_leftovers() {
+            Vec::new()
+        } else {
+            self.ordinary_pins(None, image.words())
+        };
         let plan = Plan {
             lans: &self.lans,
             image: &image,
             paths: &self.published,
             pins: pins(&self.config),
+            pinned: &pinned,
             trace: self.options.trace,
         };
         let installed = self.datapath.install(&plan, &mut self.persistent.clsact);

@@ -24,7 +24,7 @@ use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::config::Config;
 use crate::control::{EventsReport, MetricsServer, Request, Server};
@@ -60,6 +60,9 @@ const CLOCK: Duration = Duration::from_secs(1);
 
 /// How long what has failed is left alone.
 const RETRY: Duration = Duration::from_secs(30);
+
+/// How long it is looked for what stands in the way.
+const EXAMINE: Duration = Duration::from_secs(5);
 
 /// How often the programs' log is read with `--trace`.
 const TRACE_INTERVAL: Duration = Duration::from_millis(50);
@@ -232,7 +235,8 @@ impl Controller {
 
     /// Logs what stands in the way.
     async fn warn_of_clashes(&self) {
-        match examine(&self.config, &self.ruleset).await {
+        let examined = timeout(EXAMINE, examine(&self.config, &self.ruleset)).await;
+        match examined.unwrap_or_else(|_| Ok(Vec::new())) {
             Ok(findings) => {
                 for finding in findings
                     .iter()

@@ -42,64 +42,84 @@ impl Controller {
         Ok(true)
     }
 
-    /// Pins connections that are on the ordinary path by the table `before`, or without one, and that the table `after`
+    /// Pins connections that are on the ordinary path by the table `before`, and that the table `after` would steer.
+    pub(super) fn pin_the_ordinary(&self, before: &[u32], after: &[u32]) {
+        let pins = self.ordinary_pins(Some(before), after);
+        if let Err(error) = self.datapath.pin(&pins) {
+            tracing::warn!("flows may move to a new way: {error:#}");
+        }
+    }
+
+    /// Pins for connections that are on the ordinary path by the table `before`, or without one, and that the table `after`
     /// would steer. Those that nobody tracks cannot be told.
-    pub(super) fn pin_the_ordinary(&self, before: Option<&[u32]>, after: &[u32]) -> Result<()> {
+    pub(super) fn ordinary_pins(
+        &self,
+        before: Option<&[u32]>,
+        after: &[u32],
+    ) -> Vec<(PinKey, Pin)> {
         if !self.config.pinning.enabled {
-            return Ok(());
+            return Vec::new();
         }
         let now = now_in_ticks();
-        let known: HashSet<PinKey> = self
-            .datapath
-            .pins()?
-            .into_iter()
-            .map(|(key, _)| key)
-            .collect();
+        // At the first start there is no map yet.
+        let known = self.datapath.pins().unwrap_or_default();
+        let known: HashSet<PinKey> = known.into_iter().map(|(key, _)| key).collect();
         let pin = Pin {
             seen: now,
             since: now,
             epoch: self.published.table.epoch,
             way: Pin::way_of(ORDINARY, 0),
         };
-        let keys = conntrack::connections()?
+        // One that leaves with an egress's address is not on the ordinary path.
+        let is_elsewhere = |connection: &Connection| {
+            let leaves_as = connection.leaves_as;
+            leaves_as.is_some_and(|address| {
+                self.egresses
+                    .iter()
+                    .any(|egress| egress.has_address(address))
+            })
+        };
+        let connections = tracked()
             .into_iter()
-            .map(|connection| key_of(&connection));
+            .filter(|connection| !is_elsewhere(connection));
+        let keys = connections.map(|connection| key_of(&connection));
         let moving = keys.filter(|key| {
             let was_steered = before.is_some_and(|before| is_steered(before, key));
             !known.contains(key) && !was_steered && is_steered(after, key)
         });
-        let pins: Vec<(PinKey, Pin)> = moving.map(|key| (key, pin)).collect();
-        self.datapath.pin(&pins)
+        moving.map(|key| (key, pin)).collect()
     }
 
     /// The flows whose egress works now and does not by another table. If the kernel translates their addresses, it goes on
     /// with those of the way that they had.
-    pub(super) fn flows_that_lose_their_way(&self, after: &PathTable) -> Result<Vec<Connection>> {
+    pub(super) fn flows_that_lose_their_way(&self, after: &PathTable) -> Vec<Connection> {
         let before = &self.published.table;
         let stopped = |place: usize| before.working[place] & !after.working[place];
         if !self.config.pinning.enabled || (0..PLACES).all(|place| stopped(place) == 0) {
-            return Ok(Vec::new());
+            return Vec::new();
         }
         let is_media = |pin: &Pin| {
             let rule = self.ruleset.rule(pin.set());
             rule.is_some_and(|rule| rule.choices.iter().any(|choice| choice.media))
         };
-        let pins = self.datapath.pins()?;
+        let pins = self.datapath.pins().unwrap_or_default();
         let moving = pins.iter().filter(|(key, pin)| {
             let place = place(key[4] & Flow::V6 != 0, is_media(pin));
             pin.egress() != ORDINARY && stopped(place) >> (pin.egress() & 31) & 1 != 0
         });
-        Ok(moving.filter_map(|(key, _)| connection_of(key)).collect())
+        moving.filter_map(|(key, _)| connection_of(key)).collect()
     }
 
-    /// The connections that nothing keeps on their way, and that have another one by another table.
-    pub(super) fn unpinned_that_move(&self, after: &PathTable) -> Result<Vec<Connection>> {
+    /// The connections that nothing keeps on their way, and that had another one by the table before.
+    pub(super) fn unpinned_that_move(&self, before: &PathTable) -> Vec<Connection> {
         let is_pinned = self.config.pinning.enabled;
         let mut choices = self.ruleset.rules.iter().flat_map(|rule| &rule.choices);
         if is_pinned && !choices.any(|choice| choice.hard) {
-            return Ok(Vec::new());
+            return Vec::new();
         }
-        let table = self.datapath.live_table()?;
+        let Ok(table) = self.datapath.live_table() else {
+            return Vec::new();
+        };
         let moves = |connection: &Connection| {
             let key = key_of(connection);
             let word = word_of(&table, &key);
@@ -110,22 +130,27 @@ impl Controller {
             };
             let way = |table: &PathTable| settle(&flow, table, &NoPins).egress();
             let is_kept = is_pinned && word & Outcome::HARD == 0;
-            !is_kept && way(&self.published.table) != way(after)
+            // The gateway's own connections are not steered.
+            let is_own = self.ruleset.own.contains(&connection.source.0);
+            !is_kept && !is_own && way(before) != way(&self.published.table)
         };
-        Ok(conntrack::connections()?
-            .into_iter()
-            .filter(moves)
-            .collect())
+        tracked().into_iter().filter(moves).collect()
     }
 
     /// Forgets the flows that leave by an egress.
-    fn unpin_steered(&self) -> Result<()> {
+    pub(super) fn unpin_steered(&self) -> Result<()> {
         if !self.config.pinning.enabled {
             return Ok(());
         }
-        let pins = self.datapath.pins()?;
-        let steered = pins.iter().filter(|(_, pin)| pin.egress() != ORDINARY);
-        self.datapath.unpin(steered.map(|(key, _)| key))
+        let mut pins = self.datapath.pins()?;
+        pins.retain(|(_, pin)| pin.egress() != ORDINARY);
+        self.datapath.unpin(pins.iter().map(|(key, _)| key))?;
+        let moving: Vec<Connection> = pins
+            .iter()
+            .filter_map(|(key, _)| connection_of(key))
+            .collect();
+        translate_afresh(&moving);
+        Ok(())
     }
 
     /// Forgets idle flows; and, once none is left that the ruleset does not steer, that packets it does not steer have to be
@@ -173,6 +198,21 @@ impl Controller {
     }
 }
 
+/// The connections that the kernel tracks; none if it does not say.
+fn tracked() -> Vec<Connection> {
+    conntrack::connections().unwrap_or_else(|error| {
+        tracing::debug!("{error:#}");
+        Vec::new()
+    })
+}
+
+/// Has the addresses of connections that have moved translated afresh. Where nothing translates them that is nothing.
+pub(super) fn translate_afresh(connections: &[Connection]) {
+    if let Err(error) = conntrack::forget(connections) {
+        tracing::debug!("{error:#}");
+    }
+}
+
 /// The key of a connection's pin.
 fn key_of(connection: &Connection) -> PinKey {
     let (source, destination) = (connection.source, connection.destination);
@@ -201,6 +241,7 @@ pub(super) fn connection_of(key: &PinKey) -> Option<Connection> {
         source: (address(key[0], key[1]), port(48)),
         destination: (address(key[2], key[3]), port(32)),
         protocol: if kind & Flow::TCP != 0 { 6 } else { 17 },
+        leaves_as: None,
     })
 }
 

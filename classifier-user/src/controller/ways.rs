@@ -56,10 +56,14 @@ impl Health {
                 }
             }
         }
+        // What another prober has measured says nothing of what is asked now.
+        self.measures.retain(|(egress, v6), _| {
+            let is_same = |path: &health::Path| path.egress == *egress && path.v6 == *v6;
+            paths
+                .iter()
+                .any(|path| is_same(path) && self.probers.is_running(path))
+        });
         self.probers.set(paths);
-        let probers = &self.probers;
-        self.measures
-            .retain(|(egress, v6), _| probers.is_probed(egress, *v6));
         self.judges
             .retain(|(egress, _), _| states.iter().any(|state| state.name == *egress));
     }

@@ -20,7 +20,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use aya::maps::{DevMap, DevMapHash, Map, MapData};
-use breakout_common::path::{PATH_WORDS, PathTable};
+use breakout_common::path::{PATH_WORDS, PathTable, Pin, PinKey};
 
 use crate::config::XdpAttach;
 use crate::ruleset::Image;
@@ -169,6 +169,8 @@ pub struct Plan<'a> {
     pub paths: &'a Paths,
     /// How many flows are pinned; none if that is switched off.
     pub pins: Option<u32>,
+    /// Flows that are pinned from the start.
+    pub pinned: &'a [(PinKey, Pin)],
     /// Whether each decision is logged.
     pub trace: bool,
 }
@@ -318,6 +320,7 @@ impl DataPath {
         }
         live.set_devices(plan.paths)?;
         self.pin(&carried)?;
+        self.pin(plan.pinned)?;
         Ok(live)
     }
 
@@ -418,7 +421,11 @@ impl DataPath {
     }
 
     fn remove_links_except(&self, lans: &[LanPlan]) -> Result<()> {
-        let mut wanted: Vec<String> = lans.iter().map(LanPlan::tc_pin).collect();
+        let mut wanted: Vec<String> = lans
+            .iter()
+            .filter(|lan| !lan.is_egress)
+            .map(LanPlan::tc_pin)
+            .collect();
         wanted.extend(
             lans.iter()
                 .filter(|lan| lan.xdp.is_some())

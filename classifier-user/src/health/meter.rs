@@ -38,12 +38,12 @@ impl Meter {
 
     /// Takes in how long an answer took, or why there was none.
     pub(super) fn note(&mut self, outcome: Result<Duration, String>) {
-        // Loss and latency are exponentially weighted moving averages (as in RFC 6298 for the latter); the weights make them
-        // follow within some seconds of quick probes, or some tries of slow ones.
-        let weight = if self.target.kind.is_quick() {
-            0.1
+        // Exponentially weighted moving averages (as in RFC 6298 for the latency). One lost probe, or two, must not reach the
+        // smallest limit for loss that makes sense, 2 %.
+        let (weight, loss_weight) = if self.target.kind.is_quick() {
+            (0.1, 0.01)
         } else {
-            0.3
+            (0.3, 0.3)
         };
         match outcome {
             Ok(time) => {
@@ -52,13 +52,16 @@ impl Meter {
                     self.latency
                         .map_or(time, |before| before + (time - before) * weight),
                 );
-                self.loss -= self.loss * weight;
+                self.loss -= self.loss * loss_weight;
                 self.is_proven = true;
                 self.misses = 0;
                 self.why = None;
             }
             Err(why) => {
-                self.loss += (1.0 - self.loss) * weight;
+                // A dead link is no lossy one: that it was dead shall not be held against it for long.
+                if self.misses < DEAD_AFTER {
+                    self.loss += (1.0 - self.loss) * loss_weight;
+                }
                 self.misses = self.misses.saturating_add(1);
                 self.why = Some(why);
             }
@@ -70,8 +73,8 @@ impl Meter {
         if !self.target.kind.is_quick() {
             return Duration::from_secs(3);
         }
-        let usual = self.latency.map_or(200.0, |latency| latency * 4.0);
-        Duration::from_secs_f64(usual.clamp(100.0, 300.0) / 1000.0)
+        let usual = self.latency.map_or(500.0, |latency| latency * 4.0);
+        Duration::from_secs_f64(usual.clamp(150.0, 1000.0) / 1000.0)
     }
 
     fn report(&self) -> TargetReport {
@@ -208,7 +211,7 @@ mod tests {
     #[test]
     fn loss_and_latency_are_followed() {
         let mut relay = meter("stun:192.0.2.1");
-        for number in 0..200 {
+        for number in 0..600 {
             relay.note(if number % 5 == 4 {
                 Err(String::new())
             } else {
@@ -216,12 +219,19 @@ mod tests {
             });
         }
         let measure = Measure::of(std::slice::from_ref(&relay), 0);
-        assert!((0.1..0.3).contains(&measure.loss), "{measure:?}");
+        assert!((0.15..0.25).contains(&measure.loss), "{measure:?}");
         assert!((39.0..41.0).contains(&measure.latency_ms.unwrap()));
-        for _ in 0..40 {
+        for _ in 0..300 {
             relay.note(Ok(Duration::from_millis(40)));
         }
-        assert!(Measure::of(&[relay], 0).loss < 0.01);
+        assert!(Measure::of(std::slice::from_ref(&relay), 0).loss < 0.01);
+        // Two lost probes drive no call away, and a dead link does not stay bad for long.
+        let mut relay = meter("stun:192.0.2.1");
+        relay.note(Ok(Duration::from_millis(40)));
+        missed(&mut relay, 2);
+        assert!(Measure::of(std::slice::from_ref(&relay), 0).loss < 0.02);
+        missed(&mut relay, 1000);
+        assert!(Measure::of(&[relay], 0).loss < 0.07);
     }
 
     #[test]

@@ -143,6 +143,11 @@ impl Probers {
         }
     }
 
+    /// Whether a path is probed as it is.
+    pub fn is_running(&self, path: &Path) -> bool {
+        self.running.iter().any(|(running, _)| running == path)
+    }
+
     /// Whether a path is probed.
     pub fn is_probed(&self, egress: &str, v6: bool) -> bool {
         self.running

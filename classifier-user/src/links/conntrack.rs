@@ -13,6 +13,7 @@ const SUBSYSTEM: u16 = 1;
 const GET: u16 = 1;
 const DELETE: u16 = 2;
 const TUPLE_ORIG: u16 = 1;
+const TUPLE_REPLY: u16 = 2;
 const TUPLE_IP: u16 = 1;
 const TUPLE_PROTO: u16 = 2;
 /// IPv4 source and destination, then those of IPv6.
@@ -43,6 +44,8 @@ pub struct Connection {
     pub destination: (IpAddr, u16),
     /// The IP protocol's number: 6 or 17.
     pub protocol: u8,
+    /// The source address that its packets leave with, if the kernel translates it.
+    pub leaves_as: Option<IpAddr>,
 }
 
 /// All TCP and UDP connections that the kernel tracks in this network namespace; none if it tracks nothing.
@@ -178,16 +181,6 @@ fn message(kind: u16, flags: u16, v6: bool, attributes: &[u8]) -> Vec<u8> {
 fn connection(attributes: &[u8]) -> Option<Connection> {
     let tuple = find(attributes, TUPLE_ORIG)?;
     let (addresses, protocol) = (find(tuple, TUPLE_IP)?, find(tuple, TUPLE_PROTO)?);
-    let address = |at: usize| -> Option<IpAddr> {
-        if let Some(octets) = find(addresses, IP[at]) {
-            return Some(<[u8; 4]>::try_from(octets).ok()?.into());
-        }
-        Some(
-            <[u8; 16]>::try_from(find(addresses, IP[at + 2])?)
-                .ok()?
-                .into(),
-        )
-    };
     let port = |kind: u16| Some(u16::from_be_bytes(find(protocol, kind)?.try_into().ok()?));
     let [number] = *find(protocol, PROTO_NUM)? else {
         return None;
@@ -195,11 +188,24 @@ fn connection(attributes: &[u8]) -> Option<Connection> {
     if !matches!(number, 6 | 17) {
         return None;
     }
+    let source = address(addresses, 0)?;
+    let reply = find(attributes, TUPLE_REPLY).and_then(|tuple| find(tuple, TUPLE_IP));
+    let leaves_as = reply.and_then(|addresses| address(addresses, 1));
     Some(Connection {
-        source: (address(0)?, port(PROTO_SOURCE_PORT)?),
-        destination: (address(1)?, port(PROTO_DESTINATION_PORT)?),
+        source: (source, port(PROTO_SOURCE_PORT)?),
+        destination: (address(addresses, 1)?, port(PROTO_DESTINATION_PORT)?),
         protocol: number,
+        leaves_as: leaves_as.filter(|address| *address != source),
     })
+}
+
+/// The source (0) or destination (1) of a tuple's addresses.
+fn address(addresses: &[u8], at: usize) -> Option<IpAddr> {
+    if let Some(octets) = find(addresses, IP[at]) {
+        return Some(<[u8; 4]>::try_from(octets).ok()?.into());
+    }
+    let octets = find(addresses, IP[at + 2])?;
+    Some(<[u8; 16]>::try_from(octets).ok()?.into())
 }
 
 #[cfg(test)]

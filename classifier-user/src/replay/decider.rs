@@ -43,6 +43,7 @@ impl Decider {
             image,
             paths: &paths,
             pins: None,
+            pinned: &[],
             trace: false,
         };
         Ok(Decider::Kernel(Box::new(Bench::load(&plan)?)))

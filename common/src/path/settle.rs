@@ -109,9 +109,9 @@ impl Flow {
 /// Makes the key of a flow that of what all media flows of its client share.
 #[inline(always)]
 fn make_client_key(key: &mut PinKey, flow: &Flow) {
-    // Two zeros in a row become a call of memset, which the stack has no room for.
     key[2] = Flow::CLIENT;
-    key[3] = 0;
+    // Rules that prefer other egresses do not lead each other.
+    key[3] = flow.preference() as u64;
     key[4] = flow.facts & Flow::V6 | Flow::CLIENT;
 }
 
@@ -121,7 +121,7 @@ fn make_client_key(key: &mut PinKey, flow: &Flow) {
 #[inline(always)]
 pub fn settle<P: Pins>(flow: &Flow, table: &PathTable, pins: &P) -> Decision {
     let place = pins.blur(place(flow.is(Flow::V6), flow.is_media()));
-    let (set, is_ruled) = (flow.set(), flow.is_ruled());
+    let (mut set, is_ruled) = (flow.set(), flow.is_ruled());
     let is_pinned = flow.is(Flow::PINNED) && (flow.word() & Outcome::HARD == 0 || flow.is_held());
     if !is_pinned {
         return match fresh(flow, table, place) {
@@ -143,15 +143,12 @@ pub fn settle<P: Pins>(flow: &Flow, table: &PathTable, pins: &P) -> Decision {
     } else {
         recent(pins, &key, now, idle)
     };
-    if !is_ruled {
-        return match own {
-            Some(pin) if table.works(pin.egress(), place) => {
-                Decision::steer(pin.egress(), pin.set())
-            }
-            _ => unsteered(flow.word()),
-        };
-    }
     let egress = match own {
+        Some(pin) if !is_ruled && table.works(pin.egress(), place) => {
+            set = pin.set();
+            pin.egress()
+        }
+        _ if !is_ruled => return unsteered(flow.word()),
         _ if flow.is_held() => ORDINARY,
         Some(pin) if pin.epoch == table.epoch => pin.egress(),
         // It has no way yet, or was not looked at since something changed.
@@ -196,7 +193,8 @@ pub fn settle<P: Pins>(flow: &Flow, table: &PathTable, pins: &P) -> Decision {
     if !pins.put(&key, &pin) {
         pins.count(PinEvent::Failed);
     }
-    if flow.is_media() {
+    // What is only shown shall not lead what is steered.
+    if flow.is_media() && flow.word() & Outcome::SHADOW == 0 {
         make_client_key(&mut key, flow);
         pins.put(&key, &pin);
     }

@@ -217,3 +217,29 @@ fn weights_share_flows_out_and_keep_a_clients_media_together() {
     }
     assert!(by_second.abs_diff(2500) < 150, "{by_second}");
 }
+
+#[test]
+fn a_flow_beyond_the_ruleset_stays_as_long_as_it_lives() {
+    let pins = Memory::default();
+    settle(&flow(1000, STEERED), &table(1, 3), &pins, 10);
+    let unruled = flow(1000, Flow::TCP | u64::from(NO_PREFIX));
+    for hour in 1..20 {
+        let way = settle(&unruled, &table(2, 3), &pins, 10 + hour * 3600);
+        assert_eq!(way.egress(), Some(0), "after {hour} hours");
+    }
+}
+
+#[test]
+fn rules_that_prefer_other_egresses_do_not_lead_each_other() {
+    let pins = Memory::default();
+    let mut table = table(1, 3);
+    for place in 0..PLACES {
+        table.set_choices(1, place, &[1; BUCKETS]);
+    }
+    assert_eq!(settle(&flow(1, MEDIA), &table, &pins, 1).egress(), Some(0));
+    let other = flow(2, ruled(1, true, false));
+    assert_eq!(settle(&other, &table, &pins, 1).egress(), Some(1));
+    let shown = flow(3, ruled(0, true, false) | u64::from(Outcome::SHADOW));
+    assert_eq!(settle(&shown, &table, &pins, 1).egress(), None);
+    assert_eq!(settle(&flow(4, MEDIA), &table, &pins, 1).egress(), Some(0));
+}
