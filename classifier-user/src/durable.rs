@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::{MetadataExt, fchown};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -88,6 +89,7 @@ impl Disk {
         self.step()?;
         file.write_all(second)?;
         self.step()?;
+        own_like(file.as_file(), file.path().parent())?;
         file.as_file().sync_all()?;
         self.step()
     }
@@ -118,6 +120,46 @@ impl Disk {
             _ => Ok(()),
         }
     }
+}
+
+/// Opens a file to add to it, and makes it if need be.
+///
+/// # Errors
+///
+/// When it cannot be opened.
+pub fn open_to_append(path: &Path) -> io::Result<File> {
+    let file = File::options()
+        .create(true)
+        .read(true)
+        .append(true)
+        .open(path)?;
+    own_like(&file, path.parent())?;
+    Ok(file)
+}
+
+/// Makes a directory and those above it that are missing.
+///
+/// # Errors
+///
+/// When it cannot be made.
+pub fn create_directory(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    if let Some(parent) = path.parent() {
+        create_directory(parent)?;
+    }
+    fs::create_dir(path)?;
+    own_like(&File::open(path)?, path.parent())
+}
+
+/// What root makes in a directory of the service's user is to be that user's.
+pub fn own_like(file: &File, directory: Option<&Path>) -> io::Result<()> {
+    let owner = fs::metadata(directory.unwrap_or(Path::new(".")))?;
+    if owner.uid() == 0 || !nix::unistd::geteuid().is_root() {
+        return Ok(());
+    }
+    fchown(file, Some(owner.uid()), Some(owner.gid()))
 }
 
 /// Reads what [`Disk::write_sealed`] has written.

@@ -1,12 +1,13 @@
 //! What changed by itself, and why: egresses, links, lists. The newest ones in memory, and in a file that does not grow.
 
 use std::collections::VecDeque;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::durable::open_to_append;
 use crate::timestamp::Timestamp;
 
 /// How many events can be asked for.
@@ -93,10 +94,10 @@ impl Events {
     }
 
     fn append(&self, event: &Event) -> io::Result<()> {
-        let mut file = File::options().create(true).append(true).open(&self.path)?;
+        let mut file = open_to_append(&self.path)?;
         if file.metadata()?.len() > FILE_BYTES {
             fs::rename(&self.path, aside(&self.path))?;
-            file = File::options().create(true).append(true).open(&self.path)?;
+            file = open_to_append(&self.path)?;
         }
         let mut line = serde_json::to_vec(event)?;
         line.push(b'\n');

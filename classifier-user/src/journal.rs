@@ -1,11 +1,11 @@
 //! The journal: a line for every change that was put into force, never changed afterwards.
 
-use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::durable::open_to_append;
 use crate::timestamp::Timestamp;
 
 /// Who made a change.
@@ -54,11 +54,7 @@ pub fn path(state_directory: &Path) -> PathBuf {
 ///
 /// When it cannot be written.
 pub fn append(path: &Path, entry: &Entry) -> io::Result<()> {
-    let mut file = File::options()
-        .create(true)
-        .read(true)
-        .append(true)
-        .open(path)?;
+    let mut file = open_to_append(path)?;
     let mut line = Vec::new();
     if file.seek(SeekFrom::End(0))? > 0 {
         file.seek(SeekFrom::End(-1))?;

@@ -31,4 +31,5 @@ pub mod nat;
 pub mod policy;
 pub mod replay;
 pub mod ruleset;
+pub mod sysdump;
 pub mod timestamp;

@@ -47,7 +47,7 @@ fn never_missing() -> Option<String> {
 
 /// Where the set-up has unpacked BIRD and FRRouting.
 fn routers() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/routers/root")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/unpacked/root")
 }
 
 fn missing(program: &str) -> Option<String> {

@@ -24,6 +24,8 @@ mod several;
 mod switch;
 mod thousand;
 mod traffic;
+mod upgrade;
+mod watching;
 
 use std::process::ExitCode;
 
@@ -52,6 +54,9 @@ const TOOLS: &[(&str, &str)] = &[
     ("a_new_address_by_dhcp", "dhclient"),
     ("events_flows_and_metrics", "curl"),
     ("a_full_table_of_pins", "curl"),
+    ("a_program_that_is_taken_away", "curl"),
+    ("top_shows", "tmux"),
+    ("prometheus_scrapes", "prometheus"),
 ];
 
 /// Whether a program is missing that a test runs; says so.
@@ -59,7 +64,8 @@ fn lacks_tool(name: &str) -> bool {
     let tool = TOOLS.iter().find(|(start, _)| name.starts_with(start));
     tool.is_some_and(|(_, tool)| {
         let paths = std::env::var_os("PATH").unwrap_or_default();
-        let is_there = std::env::split_paths(&paths).any(|path| path.join(tool).exists());
+        let is_there = std::env::split_paths(&paths).any(|path| path.join(tool).exists())
+            || requirements::unpacked(tool).is_some();
         if !is_there {
             println!("skipped: {name}: there is no {tool}");
         }
@@ -119,6 +125,8 @@ fn main() -> ExitCode {
         follow::TESTS,
         thousand::TESTS,
         adopt::TESTS,
+        upgrade::TESTS,
+        watching::TESTS,
         cleanup::TESTS,
         bad_input::TESTS,
     ]

@@ -1,17 +1,25 @@
 //! What an operator sees: events, flows, metrics, the service manager's line, and what `doctor` finds.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use breakout_tests::daemon::Daemon;
 use breakout_tests::live::Stream;
+use breakout_tests::netns::run;
 
 use crate::Test;
 use crate::office::{MEDIA, Office, address, config};
 
 pub(crate) const TESTS: &[Test] = &[
     ("events_flows_and_metrics_tell_of_a_fail_over", fail_over),
+    (
+        "a_support_case_has_everything_but_secrets_and_clients",
+        support_case,
+    ),
     ("doctor_finds_what_stands_in_the_way", doctor),
 ];
 
@@ -22,6 +30,10 @@ fn fail_over() -> Result<()> {
     let office = Office::open(QUICK)?;
     let (lab, site) = (&office.lab, &office.site);
     let manager = UnixDatagram::bind(site.path().join("notify"))?;
+    fs::set_permissions(
+        site.path().join("notify"),
+        fs::Permissions::from_mode(0o666),
+    )?;
     manager.set_read_timeout(Some(Duration::from_secs(5)))?;
     let mut daemon = Daemon::start_notifying(site, &lab.gateway, &site.path().join("notify"))?;
     let call = Stream::start(&lab.client, address(MEDIA))?;
@@ -61,9 +73,11 @@ fn fail_over() -> Result<()> {
         events[0]["kind"] == "ruleset" && events[0]["what"] == "start",
         "{events:?}"
     );
-    let text = lab.gateway.exec("curl -sS http://127.0.0.1:9760/metrics")?;
+    let text = lab.gateway.exec(
+        "curl -sS --header Accept:application/openmetrics-text http://127.0.0.1:9760/metrics",
+    )?;
     let same = lab.gateway.exec(&format!(
-        "curl -sS --unix-socket {} http://breakout/metrics",
+        "curl -sS --header Accept:application/openmetrics-text --unix-socket {} http://breakout/metrics",
         site.socket().display()
     ))?;
     for line in [
@@ -181,5 +195,66 @@ fn doctor() -> Result<()> {
     site.configure(&config("probes = []\n"))?;
     let log = Daemon::start(site, &lab.gateway)?.stop()?;
     ensure!(log.contains("strict reverse path filtering"), "{log}");
+    Ok(())
+}
+
+/// The archive of a gateway with a client, who is in an nftables rule and has a pinned flow, and a proxy's password.
+fn support_case() -> Result<()> {
+    let office = Office::open(&format!(
+        "{QUICK}# proxy = \"http://me:secret@10.2.0.9:8080\"\n"
+    ))?;
+    let (lab, site) = (&office.lab, &office.site);
+    lab.gateway.exec("nft add table inet other")?;
+    lab.gateway.exec("nft add chain inet other forward")?;
+    lab.gateway
+        .exec("nft add rule inet other forward ip saddr 10.1.0.2 counter")?;
+    let mut daemon = Daemon::start(site, &lab.gateway)?;
+    let call = Stream::start(&lab.client, address(MEDIA))?;
+    daemon.wait_until(|_| call.now().as_deref() == Some("internet"))?;
+    let dump = |name: &str, more: &[&str]| -> Result<String> {
+        let archive = site.path().join(format!("{name}.tar.gz"));
+        let place = archive.to_string_lossy().into_owned();
+        let output = site.output(
+            &lab.gateway,
+            &[&["sysdump", "--output", &place], more].concat(),
+        )?;
+        ensure!(output.status.success(), "{output:?}");
+        let again = site.output(&lab.gateway, &["sysdump", "--output", &place])?;
+        ensure!(!again.status.success(), "it wrote over {place}");
+        run(Command::new("tar")
+            .args(["--extract", "--to-stdout", "--file"])
+            .arg(&archive))
+    };
+    let masked = dump("masked", &[])?;
+    for part in [
+        "\"generation\"",
+        "\"kind\": \"ruleset\"",
+        "default via 10.2.0.2",
+        "lookup 5001",
+        "table inet breakout-5001",
+        "inet 10.1.0.1/24",
+        "ip saddr client-",
+        "breakout_tc",
+        "http://***@10.2.0.9:8080",
+        "\"steered\"",
+    ] {
+        ensure!(masked.contains(part), "{part} is not in the archive");
+    }
+    for secret in ["10.1.0.2 ", "10.1.0.2\"", "10.1.0.2:", "secret"] {
+        ensure!(!masked.contains(secret), "{secret} is in the archive");
+    }
+    let whole = dump("whole", &["--clients"])?;
+    ensure!(
+        whole.contains("ip saddr 10.1.0.2") && whole.contains("\"source\": \"10.1.0.2:"),
+        "--clients gives no clients"
+    );
+    ensure!(!whole.contains("secret"), "the password is in the archive");
+    daemon.stop()?;
+    // It is wanted most where nothing runs.
+    let without = dump("without", &[])?;
+    ensure!(
+        without.contains("status.json: no controller listens"),
+        "{without}"
+    );
     Ok(())
 }

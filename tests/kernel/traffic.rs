@@ -33,9 +33,20 @@ pub(crate) fn under_traffic(
     sentinels: &[(Flow, Expected)],
     work: impl FnOnce(&mut Office<'_>) -> Result<()>,
 ) -> Result<()> {
+    under_traffic_with(lab, site, sentinels, &[], work)
+}
+
+/// The same with a controller that has further arguments.
+pub(crate) fn under_traffic_with(
+    lab: &Lab,
+    site: &Site,
+    sentinels: &[(Flow, Expected)],
+    arguments: &'static [&'static str],
+    work: impl FnOnce(&mut Office<'_>) -> Result<()>,
+) -> Result<()> {
     let flows: Vec<Flow> = sentinels.iter().map(|(flow, _)| flow.clone()).collect();
     lab.own(flows.iter().map(|flow| flow.destination.ip()))?;
-    let mut daemon = Daemon::start(site, &lab.gateway)?;
+    let mut daemon = Daemon::start_with(site, &lab.gateway, arguments)?;
     let status = site.json(&lab.gateway, &["status"])?;
     if status["egress"]["local"]["mode"] == "redirect" {
         daemon.wait_until(|_| site.next_hops_known(&lab.gateway))?;
@@ -43,6 +54,7 @@ pub(crate) fn under_traffic(
     let mut office = Office {
         lab,
         site,
+        arguments,
         daemon: Some(daemon),
     };
     for end in [&lab.internet, &lab.wan] {
@@ -89,6 +101,7 @@ pub(crate) fn under_traffic(
 pub(crate) struct Office<'a> {
     pub(crate) lab: &'a Lab,
     pub(crate) site: &'a Site,
+    arguments: &'static [&'static str],
     daemon: Option<Daemon<'a>>,
 }
 
@@ -98,7 +111,20 @@ impl Office<'_> {
         if let Some(daemon) = self.daemon.take() {
             daemon.kill()?;
         }
-        let next = Daemon::start(self.site, &self.lab.gateway);
+        self.start_next()
+    }
+
+    /// Stops the controller in order, does something, and starts the next one.
+    pub(crate) fn hand_over(&mut self, meanwhile: impl FnOnce() -> Result<()>) -> Result<()> {
+        if let Some(daemon) = self.daemon.take() {
+            daemon.stop()?;
+        }
+        meanwhile()?;
+        self.start_next()
+    }
+
+    fn start_next(&mut self) -> Result<()> {
+        let next = Daemon::start_with(self.site, &self.lab.gateway, self.arguments);
         if next.is_err() {
             // Nobody else takes over what the killed one left.
             self.site.output(&self.lab.gateway, &["unload"])?;

@@ -14,6 +14,10 @@ use tempfile::TempDir;
 
 use crate::netns::Namespace;
 
+mod account;
+
+pub use account::Account;
+
 /// How long the daemon may take to start or stop.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -52,6 +56,7 @@ impl Site {
         let site = Site {
             directory: tempfile::Builder::new().prefix("breakout-lab-").tempdir()?,
         };
+        Account::of_tests().own(site.path())?;
         site.configure(config)?;
         Ok(site)
     }
@@ -163,7 +168,7 @@ impl<'a> Daemon<'a> {
     ///
     /// As [`start`](Self::start).
     pub fn start_with(site: &'a Site, namespace: &'a Namespace, more: &[&str]) -> Result<Self> {
-        let command = site.command(namespace, &[&["run"], more].concat())?;
+        let command = daemon_command(site, namespace, more)?;
         Self::spawn(site, namespace, command)
     }
 
@@ -177,7 +182,7 @@ impl<'a> Daemon<'a> {
         namespace: &'a Namespace,
         socket: &Path,
     ) -> Result<Self> {
-        let mut command = site.command(namespace, &["run"])?;
+        let mut command = daemon_command(site, namespace, &[])?;
         command.env("NOTIFY_SOCKET", socket);
         Self::spawn(site, namespace, command)
     }
@@ -271,6 +276,20 @@ impl<'a> Daemon<'a> {
         std::mem::forget(self);
         pid
     }
+}
+
+/// `breakout run` by the account that the tests' controllers have.
+fn daemon_command(site: &Site, namespace: &Namespace, more: &[&str]) -> Result<Command> {
+    let mut command = match Account::of_tests() {
+        Account::Root => site.command(namespace, &["run"])?,
+        Account::Service => {
+            let mut command = account::as_service(namespace, site.path(), &binary()?)?;
+            command.arg("run").arg("--config").arg(site.config());
+            command
+        }
+    };
+    command.args(more);
+    Ok(command)
 }
 
 impl Drop for Daemon<'_> {

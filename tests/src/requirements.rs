@@ -1,6 +1,7 @@
 //! What a test needs that not every machine has.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::Result;
@@ -20,6 +21,15 @@ pub fn missing() -> Option<String> {
         }
     }
     None
+}
+
+/// A program of a Debian package that `cargo xtask setup` has unpacked in the repository's target folder.
+pub fn unpacked(program: &str) -> Option<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/unpacked/root");
+    let mut places = ["usr/bin", "usr/sbin"]
+        .map(|place| root.join(place).join(program))
+        .into_iter();
+    places.find(|path| path.is_file())
 }
 
 /// Whether this kernel has at least this version.

@@ -2,6 +2,7 @@
 
 mod bench;
 mod demo;
+mod dist;
 mod fuzz;
 mod object;
 mod paths;
@@ -37,6 +38,8 @@ enum Command {
     Demo(demo::Arguments),
     /// Measure Breakout beside what else could be used: about 7 minutes, with --quick 3. Needs root.
     Bench(bench::Arguments),
+    /// Build what is installed on gateways: a .deb and a .tar.gz for each kind of machine, in target/dist.
+    Dist(dist::Arguments),
     /// Run every check and test. What needs root and has none is skipped, and said so.
     Test,
     /// Feed the header walk with damaged packets, guided by which ways they take.
@@ -70,6 +73,7 @@ fn run(command: &Command) -> Result<ExitCode> {
         }
         Command::Demo(arguments) => demo::run(arguments),
         Command::Bench(arguments) => bench::run(arguments),
+        Command::Dist(arguments) => dist::run(arguments),
         Command::Test => test::run(),
         Command::Fuzz(arguments) => fuzz::run(arguments),
         Command::Vm(arguments) => vm::run(arguments),

@@ -53,6 +53,7 @@ const STAGES: &[Stage] = &[
     }),
     ("under Linux 6.1", || machine("6.1")),
     ("under Linux 6.12", || machine("6.12")),
+    ("package in Debian 12", package),
     ("eBPF by each toolchain", toolchains),
     ("without eBPF toolchain", stub),
 ];
@@ -154,6 +155,16 @@ fn machine(series: &str) -> Result<Outcome> {
         });
     }
     let outcome = crate::vm::boot(series, None)?;
+    Ok(Outcome {
+        passed: outcome.passed,
+        failed: outcome.failed,
+        skipped: outcome.skipped,
+    })
+}
+
+/// Installs, runs, upgrades and purges the package in a machine.
+fn package() -> Result<Outcome> {
+    let outcome = crate::vm::package()?;
     Ok(Outcome {
         passed: outcome.passed,
         failed: outcome.failed,

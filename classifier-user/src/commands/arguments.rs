@@ -66,8 +66,8 @@ pub enum Command {
     /// Run the controller in the foreground until SIGTERM or SIGINT.
     ///
     /// Loads and attaches the programs, installs rules and routes, and serves the control socket. SIGHUP reloads. At the
-    /// end everything it installed is removed. If it is killed instead, packets keep flowing as they did, and the
-    /// next `run` takes over without a gap.
+    /// end everything it installed is removed. If it is killed instead, or with --leave, packets keep flowing as they
+    /// did, and the next `run` takes over without a gap.
     ///
     /// Example: breakout run --config /etc/breakout/breakout.toml
     Run {
@@ -77,6 +77,10 @@ pub enum Command {
         /// Log each decision of the data path. For looking at single packets only: it costs far more than the decision.
         #[arg(long)]
         trace: bool,
+        /// Leave programs, rules and routes in force at the end, for the next controller to take over; `breakout unload`
+        /// removes them. For service managers, which restart.
+        #[arg(long)]
+        leave: bool,
     },
     /// Check configuration and list, and, as root, look for clashes as `doctor` does. Changes nothing.
     ///
@@ -113,6 +117,17 @@ pub enum Command {
         /// Print JSON.
         #[arg(long)]
         json: bool,
+    },
+    /// Watch the running controller in the terminal: egresses, rates, alerts, events.
+    ///
+    /// Rates are by endpoint set and by reason; what is steered has a `>`. Needs 80 columns and 24 lines, and no colours
+    /// (NO_COLOR switches them off). The keys are shown in the last line.
+    ///
+    /// Example: breakout top --interval 2s
+    Top {
+        /// How often the controller is asked.
+        #[arg(long, value_name = "TIME", default_value = "1s")]
+        interval: humantime::Duration,
     },
     /// Show how many packets got which verdict, by reason and by endpoint set.
     ///
@@ -219,7 +234,21 @@ pub enum Command {
         #[arg(long, value_name = "N")]
         limit: Option<usize>,
     },
-    /// Remove what a controller that was killed has left in the kernel.
+    /// Gather what a support case needs into one archive: configuration, state, counters, events, links, rules, routes, nftables.
+    ///
+    /// No packets are in it. Passwords in URLs are masked, and so are the addresses of clients in the networks of the LAN
+    /// interfaces. Run it as root; look through it before you send it.
+    ///
+    /// Example: breakout sysdump --output case.tar.gz
+    Sysdump {
+        /// Where to write it [default: breakout-sysdump-TIME.tar.gz in this directory]
+        #[arg(long, value_name = "FILE")]
+        output: Option<PathBuf>,
+        /// Leave the clients' addresses in it, and put in the flows that are pinned.
+        #[arg(long)]
+        clients: bool,
+    },
+    /// Remove what a controller that was killed, or run with --leave, has left in the kernel.
     ///
     /// Example: breakout unload --config /etc/breakout/breakout.toml
     Unload,

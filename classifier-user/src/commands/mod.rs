@@ -14,6 +14,8 @@ mod output;
 mod replay;
 mod stats;
 mod status;
+mod sysdump;
+mod top;
 
 use anyhow::Result;
 use clap::Parser;
@@ -34,11 +36,12 @@ pub async fn main() -> Result<()> {
     output::start_log(&arguments)?;
     let config = &arguments.config;
     match &arguments.command {
-        Command::Run { list, trace } => {
+        Command::Run { list, trace, leave } => {
             controller::run(controller::Options {
                 config: config.path(),
                 list: list.clone(),
                 trace: *trace,
+                leave: *leave,
             })
             .await
         }
@@ -46,6 +49,10 @@ pub async fn main() -> Result<()> {
         Command::Doctor { json } => doctor::doctor(config, *json).await,
         Command::Status { json, check } => {
             status::status(&mut connect(config).await?, *json, *check).await
+        }
+        Command::Top { interval } => {
+            let config = config::load(&config.path()).code(Code::Config)?;
+            top::top(&config.control.socket, (*interval).into()).await
         }
         Command::Stats { json } => stats::stats(&mut connect(config).await?, *json).await,
         Command::Events {
@@ -74,6 +81,9 @@ pub async fn main() -> Result<()> {
         Command::History { json, limit } => {
             let config = config::load(&config.path()).code(Code::Config)?;
             changes::history(&config, *json, *limit)
+        }
+        Command::Sysdump { output, clients } => {
+            sysdump::sysdump(config, output.as_deref(), *clients).await
         }
         Command::Unload => {
             controller::require_privileges().code(Code::Permission)?;

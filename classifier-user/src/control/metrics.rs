@@ -13,8 +13,33 @@ use serde::{Deserialize, Serialize};
 use super::{Stats, Status, WayOut};
 use crate::health::State;
 
-/// The content type of the text.
-pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// How the metrics are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exposition {
+    /// OpenMetrics 1.0, which Prometheus asks for.
+    OpenMetrics,
+    /// The text format 0.0.4 of Prometheus, for all that do not ask for the other.
+    Text,
+}
+
+impl Exposition {
+    /// What an Accept header asks for.
+    pub fn wanted(accept: &str) -> Self {
+        if accept.contains("application/openmetrics-text") {
+            Exposition::OpenMetrics
+        } else {
+            Exposition::Text
+        }
+    }
+
+    /// The content type.
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Exposition::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            Exposition::Text => "text/plain; version=0.0.4; charset=utf-8",
+        }
+    }
+}
 
 /// Everything that metrics are made of.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -36,12 +61,38 @@ pub struct Snapshot {
 /// # Errors
 ///
 /// When there is no memory for it.
-pub fn text(snapshot: Snapshot) -> Result<String, fmt::Error> {
+pub fn text(snapshot: Snapshot, exposition: Exposition) -> Result<String, fmt::Error> {
     let mut registry = Registry::with_prefix("breakout");
     registry.register_collector(Box::new(snapshot));
     let mut text = String::new();
     encode(&mut text, &registry)?;
-    Ok(text)
+    Ok(match exposition {
+        Exposition::OpenMetrics => text,
+        Exposition::Text => as_text_format(&text),
+    })
+}
+
+/// The older format names a counter's family as its samples are named, and knows no units and no end.
+fn as_text_format(open_metrics: &str) -> String {
+    let lines: Vec<&str> = open_metrics.lines().collect();
+    let counters: Vec<&str> = lines
+        .iter()
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter"))
+        .collect();
+    let mut text = String::with_capacity(open_metrics.len());
+    for line in lines {
+        let mut words = line.splitn(4, ' ');
+        match (words.next(), words.next(), words.next()) {
+            (Some("#"), Some("UNIT" | "EOF"), _) => continue,
+            (Some("#"), Some(kind), Some(name)) if counters.contains(&name) => {
+                let rest = words.next().unwrap_or_default();
+                text += &format!("# {kind} {name}_total {rest}");
+            }
+            _ => text += line,
+        }
+        text.push('\n');
+    }
+    text
 }
 
 /// A number with its labels.
@@ -217,6 +268,19 @@ impl Snapshot {
             None,
             Value::Gauge,
             switches.map(|(by, is_on)| (vec![("by", by.to_owned())], f64::from(u8::from(is_on)))),
+        )?;
+        families.put(
+            "program_in_place",
+            "1 if the program is attached where it belongs, 0 if somebody has detached or replaced it",
+            None,
+            Value::Gauge,
+            status.programs.iter().map(|program| {
+                let labels = vec![
+                    ("interface", program.interface.clone()),
+                    ("hook", program.hook.clone()),
+                ];
+                (labels, f64::from(u8::from(program.in_place)))
+            }),
         )?;
         families.put(
             "alerts",

@@ -21,8 +21,8 @@ pub use lists::{
 };
 pub use server::{MetricsServer, Server};
 pub use status::{
-    BypassStatus, EgressStatus, FollowStatus, LanStatus, ReasonCount, RefusedList, RepliesCount,
-    RulesetStatus, SetCount, SetReport, Stats, Status, WayOut,
+    BypassStatus, EgressStatus, FollowStatus, LanStatus, ProgramStatus, ReasonCount, RefusedList,
+    RepliesCount, RulesetStatus, SetCount, SetReport, Stats, Status, WayOut,
 };
 
 /// What a command asks of the controller.

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use axum::extract::State;
-use axum::http::StatusCode;
-use axum::http::header::CONTENT_TYPE;
+use axum::http::header::{ACCEPT, CONTENT_TYPE};
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -16,6 +16,7 @@ use serde::Serialize;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{mpsc, oneshot};
 
+use super::metrics::Exposition;
 use super::{BypassOrder, EventsQuery, Failure, FlowsQuery, ListOrder, Reply, Request, metrics};
 use crate::exit::{Code, WithCode, code_of};
 use crate::explain::Query;
@@ -128,13 +129,15 @@ impl Drop for MetricsServer {
     }
 }
 
-async fn metrics(State(requests): State<Requests>) -> Response {
+async fn metrics(State(requests): State<Requests>, headers: HeaderMap) -> Response {
     let snapshot = match answer(requests, Request::Metrics).await {
         Ok(snapshot) => snapshot,
         Err(failure) => return failure,
     };
-    match metrics::text(snapshot) {
-        Ok(text) => ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
+    let accept = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok());
+    let exposition = Exposition::wanted(accept.unwrap_or_default());
+    match metrics::text(snapshot, exposition) {
+        Ok(text) => ([(CONTENT_TYPE, exposition.content_type())], text).into_response(),
         Err(error) => failure(error.to_string(), 1),
     }
 }

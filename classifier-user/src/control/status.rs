@@ -39,6 +39,8 @@ pub struct Status {
     pub follow: Vec<FollowStatus>,
     /// The LAN interfaces.
     pub lan: Vec<LanStatus>,
+    /// The programs, as they were found a short time ago.
+    pub programs: Vec<ProgramStatus>,
     /// The egresses, by name.
     pub egress: BTreeMap<String, EgressStatus>,
 }
@@ -145,6 +147,17 @@ pub struct LanStatus {
     pub xdp: Option<String>,
     /// Why nothing is steered from the LAN interfaces, if so.
     pub problem: Option<String>,
+}
+
+/// A program on an interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProgramStatus {
+    /// The interface.
+    pub interface: String,
+    /// Where on it: `xdp` or `tc`.
+    pub hook: String,
+    /// Whether it is attached there still; if not, somebody has detached it, or replaced it by another one.
+    pub in_place: bool,
 }
 
 /// An egress.

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::durable::{Disk, read_sealed, remove_unfinished};
+use crate::durable::{Disk, create_directory, read_sealed, remove_unfinished};
 use crate::journal::Who;
 use crate::list::{EndpointSet, Instance};
 use crate::timestamp::Timestamp;
@@ -71,7 +71,7 @@ impl AppliedRulesets {
     /// Opens what is kept, and makes place for it. What is damaged is left out.
     pub(super) fn open(state_directory: &Path) -> Result<Self> {
         let directory = state_directory.join("rulesets");
-        fs::create_dir_all(&directory)
+        create_directory(&directory)
             .with_context(|| format!("cannot make the directory {}", directory.display()))?;
         remove_unfinished(&directory);
         let mut all: Vec<Applied> = Vec::new();

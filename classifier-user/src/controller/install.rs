@@ -115,6 +115,7 @@ impl Controller {
             retry_at: None,
             trace_readers: JoinSet::new(),
             lan_problem: None,
+            programs: Vec::new(),
             started: Instant::now(),
         };
         match controller.install(image).await {

@@ -10,6 +10,7 @@ mod lists;
 mod offline;
 mod orders;
 mod pinning;
+mod programs;
 mod reports;
 mod sources;
 mod state;
@@ -27,7 +28,7 @@ use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::config::Config;
-use crate::control::{EventsReport, MetricsServer, Request, Server};
+use crate::control::{EventsReport, MetricsServer, ProgramStatus, Request, Server};
 use crate::datapath::{DataPath, LanPlan, Paths};
 use crate::doctor::{Level, examine};
 use crate::events::Events;
@@ -76,6 +77,8 @@ pub struct Options {
     pub list: Option<PathBuf>,
     /// Whether the data path logs each decision.
     pub trace: bool,
+    /// Whether everything stays installed at the end, for the next controller to take over.
+    pub leave: bool,
 }
 
 /// A controller with everything installed.
@@ -109,6 +112,8 @@ struct Controller {
     /// Before then nothing that has failed is tried again.
     retry_at: Option<Instant>,
     trace_readers: JoinSet<()>,
+    /// Whether the programs are where they belong, as of the last look.
+    programs: Vec<ProgramStatus>,
     /// Why a LAN interface cannot be attached to, if so.
     lan_problem: Option<String>,
     started: Instant,
@@ -154,9 +159,13 @@ pub async fn run(options: Options) -> Result<()> {
     controller
         .serve(requests, changes, &mut stop, &mut hangup)
         .await;
-    tracing::info!("stopping: removing programs, rules and routes");
     tell(&[NotifyState::Stopping]);
     drop((server, metrics));
+    if controller.options.leave {
+        tracing::info!("stopping: programs, rules and routes stay, and steer on as they do now");
+        return Ok(());
+    }
+    tracing::info!("stopping: removing programs, rules and routes");
     controller.stop().await
 }
 
@@ -197,6 +206,7 @@ impl Controller {
         stop: &mut Stop,
         hangup: &mut Signal,
     ) {
+        let watched = sd_notify::watchdog_enabled().is_some();
         let mut refresh = interval(REFRESH);
         refresh.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut clock = interval(CLOCK);
@@ -217,9 +227,15 @@ impl Controller {
                 _ = refresh.tick() => {
                     egress::refresh_neighbours(&self.links, &self.egresses, false).await;
                     self.follow().await;
+                    self.look_at_programs().await;
                     self.tidy_pins().await;
                 }
-                _ = clock.tick() => self.on_time().await,
+                _ = clock.tick() => {
+                    self.on_time().await;
+                    if watched {
+                        tell(&[NotifyState::Watchdog]);
+                    }
+                }
                 Some(report) = self.health.probers.next() => {
                     self.health.note(report);
                     self.settle_ways().await;

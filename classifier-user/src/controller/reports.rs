@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use sd_notify::NotifyState;
 
 use super::pinning::{connection_of, now_in_ticks, seconds};
+use super::programs::displaced;
 use super::{Controller, name_of, preference_names, summary, tell};
 use crate::config::XdpAttach;
 use crate::control::metrics::Snapshot;
@@ -70,6 +71,7 @@ impl Controller {
                     problem: self.lan_problem.clone(),
                 })
                 .collect(),
+            programs: self.programs.clone(),
             egress: self
                 .egresses
                 .iter()
@@ -146,6 +148,9 @@ impl Controller {
                     ));
                 }
             }
+        }
+        for program in self.programs.iter().filter(|program| !program.in_place) {
+            alerts.push(displaced(program));
         }
         for list in follow {
             let instance = &list.instance;

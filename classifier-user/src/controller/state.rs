@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, Routing};
 use crate::control::BypassStatus;
-use crate::durable::{Disk, remove_unfinished};
+use crate::durable::{Disk, create_directory, own_like, remove_unfinished};
 use crate::exit::{Code, WithCode};
 use crate::list::SetKey;
 use crate::ruleset::Slots;
@@ -135,7 +135,7 @@ impl StateDirectory {
     /// When it cannot be made, or another controller has it.
     pub(super) fn lock(path: &Path) -> Result<Self> {
         if !path.is_dir() {
-            fs::create_dir_all(path)
+            create_directory(path)
                 .with_context(|| format!("cannot make the state directory {}", path.display()))?;
             fs::set_permissions(path, fs::Permissions::from_mode(0o700))?;
         }
@@ -147,6 +147,7 @@ impl StateDirectory {
             .truncate(false)
             .open(&file)
             .with_context(|| format!("cannot open {}", file.display()))?;
+        own_like(&lock, Some(path))?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -219,26 +220,42 @@ pub(super) fn boot_id() -> String {
     id.map(|id| id.trim().to_owned()).unwrap_or_default()
 }
 
+/// What the controller needs (capabilities(7)), by the number of its bit. Only CAP_PERFMON lets the verifier pass programs
+/// without the guards against speculation that it puts into those of ordinary users.
+const CAPABILITIES: [(u32, &str); 3] =
+    [(12, "CAP_NET_ADMIN"), (38, "CAP_PERFMON"), (39, "CAP_BPF")];
+/// Stands for those that were once part of it.
+const CAP_SYS_ADMIN: u32 = 21;
+
 /// Fails unless this process may change the data path and the routing.
 ///
 /// # Errors
 ///
 /// Names the capabilities that are missing.
 pub fn require_privileges() -> Result<()> {
-    const CAP_NET_ADMIN: u64 = 1 << 12;
-    const CAP_SYS_ADMIN: u64 = 1 << 21;
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let effective = status
         .lines()
         .find_map(|line| line.strip_prefix("CapEff:"))
         .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
     let effective = effective.context("cannot read the capabilities from /proc/self/status")?;
-    if effective & CAP_NET_ADMIN == 0 || effective & CAP_SYS_ADMIN == 0 {
+    let missing = missing_capabilities(effective);
+    if !missing.is_empty() {
         bail!(
-            "this needs root (CAP_SYS_ADMIN and CAP_NET_ADMIN): it loads eBPF programs and sets routes. Run it with sudo"
+            "this needs root, or the capability {}: it loads eBPF programs and sets routes. Run it with sudo, or as the \
+             service breakout",
+            missing.join(" and ")
         );
     }
     Ok(())
+}
+
+fn missing_capabilities(effective: u64) -> Vec<&'static str> {
+    let has = |bit: u32| effective & (1 << bit) != 0;
+    let missing = CAPABILITIES
+        .iter()
+        .filter(|(bit, name)| !has(*bit) && (*name == "CAP_NET_ADMIN" || !has(CAP_SYS_ADMIN)));
+    missing.map(|(_, name)| *name).collect()
 }
 
 #[cfg(test)]

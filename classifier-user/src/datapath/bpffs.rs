@@ -13,25 +13,50 @@ use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use sha2::{Digest, Sha256};
 
 const MOUNT_POINT: &str = "/sys/fs/bpf";
+/// The directory of all controllers below it.
+const HOME: &str = "breakout";
+/// Names, in the environment, where that directory is for a service that is not root. It cannot reach the mount point, which
+/// systemd makes root's alone.
+const PLACE: &str = "BREAKOUT_PINS";
 
-/// Changes when programs of another version could not take over what is pinned.
+/// Changes when the maps that outlive a controller mean something else. Links stand in every layout under the same names,
+/// so that programs of any version can take them over.
 const LAYOUT: &str = "v1";
 
 /// A directory of pins. It stays reachable whatever mount namespace the controller runs in.
 pub(super) struct PinDirectory {
-    /// The root of the BPF file system.
+    /// A directory of the BPF file system, often its root.
     root: File,
-    /// The directory below that root.
-    relative: PathBuf,
+    /// The directory of the controller below it, with one directory for each layout.
+    site: PathBuf,
+    /// Where an operator finds it.
+    shown: PathBuf,
 }
 
 impl PinDirectory {
     /// Finds the place of the pin directory that belongs to a state directory.
     pub(super) fn open(state_directory: &Path) -> Result<Self> {
-        let relative = Path::new("breakout").join(directory_name(state_directory));
+        let name = directory_name(state_directory);
+        let shown = Path::new(MOUNT_POINT).join(HOME).join(&name);
+        if let Some(home) = std::env::var_os(PLACE).map(PathBuf::from) {
+            if !is_bpffs(&home) {
+                bail!(
+                    "{PLACE} is {}, which is no directory of a BPF file system",
+                    home.display()
+                );
+            }
+            let root = File::open(&home);
+            return Ok(PinDirectory {
+                root: root.with_context(|| format!("cannot open {}", home.display()))?,
+                site: name,
+                shown,
+            });
+        }
+        let site = Path::new(HOME).join(name);
         Ok(PinDirectory {
-            root: open_root(&relative)?,
-            relative,
+            root: open_root(&site)?,
+            site,
+            shown,
         })
     }
 
@@ -43,37 +68,75 @@ impl PinDirectory {
 
     /// A path by which this process reaches the pin `name`.
     pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.site().join(LAYOUT).join(name)
+    }
+
+    /// A path by which this process reaches the directory of the controller.
+    fn site(&self) -> PathBuf {
         let root = format!("/proc/self/fd/{}", self.root.as_raw_fd());
-        Path::new(&root).join(&self.relative).join(name)
+        Path::new(&root).join(&self.site)
     }
 
     /// The pin `name` as an operator finds it.
     pub(super) fn display(&self, name: &str) -> String {
-        let path = Path::new(MOUNT_POINT).join(&self.relative).join(name);
-        path.display().to_string()
+        self.shown.join(LAYOUT).join(name).display().to_string()
     }
 
     /// The names of all pins; none if there is no directory.
     pub(super) fn names(&self) -> Result<Vec<String>> {
-        let entries = match fs::read_dir(self.path("")) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            other => other.with_context(|| format!("cannot read {}", self.display("")))?,
-        };
-        let mut names = Vec::new();
-        for entry in entries {
-            names.push(entry?.file_name().to_string_lossy().into_owned());
-        }
-        Ok(names)
+        names(&self.path(""))
+            .with_context(|| format!("cannot look at the pins in {}", self.display("")))
     }
 
     /// Removes a pin; one that does not exist is fine.
     pub(super) fn remove(&self, name: &str) -> Result<()> {
-        match fs::remove_file(self.path(name)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(error).with_context(|| format!("cannot remove the pin {}", self.display(name)))
+        remove(&self.path(name), &self.display(name))
+    }
+
+    /// The directories that programs of other versions pinned in.
+    fn other_layouts(&self) -> Vec<PathBuf> {
+        let entries = fs::read_dir(self.site()).into_iter().flatten().flatten();
+        entries
+            .map(|entry| entry.path())
+            .filter(|path| path.file_name().is_some_and(|name| name != LAYOUT))
+            .collect()
+    }
+
+    /// Takes the links of another layout into this one, where programs find them to take over. Returns whether there is
+    /// another layout.
+    pub(super) fn adopt_links(&self, is_link: impl Fn(&str) -> bool) -> Result<bool> {
+        let others = self.other_layouts();
+        for layout in &others {
+            tracing::info!(
+                "pins of another version of Breakout are there ({}); its programs are replaced, and its counters and pinned \
+                 flows are not used",
+                self.shown
+                    .join(layout.file_name().unwrap_or_default())
+                    .display()
+            );
+            self.create()?;
+            for name in names(layout)?.iter().filter(|name| is_link(name)) {
+                let target = self.path(name);
+                if !target.exists() {
+                    fs::rename(layout.join(name), target).with_context(|| {
+                        format!("cannot take over the pin {}", self.display(name))
+                    })?;
+                }
             }
-            _ => Ok(()),
         }
+        Ok(!others.is_empty())
+    }
+
+    /// Removes what other layouts have, once nothing uses it any more.
+    pub(super) fn remove_other_layouts(&self) -> Result<()> {
+        for layout in self.other_layouts() {
+            for name in names(&layout)? {
+                remove(&layout.join(&name), &name)?;
+            }
+            fs::remove_dir(&layout)
+                .with_context(|| format!("cannot remove {}", layout.display()))?;
+        }
+        Ok(())
     }
 
     /// Removes the directory, which must be empty, and those above it that nobody else uses.
@@ -86,13 +149,36 @@ impl PinDirectory {
             _ => {}
         }
         let root = format!("/proc/self/fd/{}", self.root.as_raw_fd());
-        for parent in self.relative.ancestors().skip(1) {
-            // Other layouts and other controllers may still need these.
-            if fs::remove_dir(Path::new(&root).join(parent)).is_err() {
+        for parent in self.site.ancestors() {
+            // Other controllers may still need these, and a service its place; the last one is the root itself.
+            let directory = Path::new(&root).join(parent);
+            let is_roots = fs::metadata(&directory).is_ok_and(|data| data.uid() == 0);
+            if parent == Path::new(HOME) && !is_roots || fs::remove_dir(directory).is_err() {
                 break;
             }
         }
         Ok(())
+    }
+}
+
+fn names(directory: &Path) -> Result<Vec<String>> {
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.with_context(|| format!("cannot read {}", directory.display()))?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        names.push(entry?.file_name().to_string_lossy().into_owned());
+    }
+    Ok(names)
+}
+
+fn remove(path: &Path, shown: &str) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove the pin {shown}"))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -112,7 +198,7 @@ fn directory_name(state_directory: &Path) -> PathBuf {
         .take(4)
         .map(|byte| format!("{byte:02x}"))
         .collect();
-    Path::new(&format!("{readable}-{hash}")).join(LAYOUT)
+    PathBuf::from(format!("{readable}-{hash}"))
 }
 
 /// Opens the root of a BPF file system that outlives this process, preferably the one in which `relative` exists.
@@ -215,9 +301,6 @@ mod tests {
         let b = directory_name(Path::new("/var/lib/breakout-d"));
         assert_ne!(a, b);
         assert!(!a.to_string_lossy().contains('.'));
-        assert!(a.starts_with(format!("var-lib-breakout-d-{}", {
-            let name = a.iter().next().unwrap().to_string_lossy();
-            name.rsplit('-').next().unwrap().to_owned()
-        })));
+        assert!(a.to_string_lossy().starts_with("var-lib-breakout-d-"));
     }
 }

@@ -6,6 +6,7 @@
 //! pinned, so the programs go on without a controller; counters and the pins of flows are too, so they go on.
 
 mod asker;
+mod attached;
 mod bench;
 mod bpffs;
 mod counters;
@@ -30,6 +31,7 @@ use program::{Added, Options, Programs};
 use tables::TableMap;
 
 pub use asker::Asker;
+pub use attached::{Attachment, Hook};
 pub use bench::{Bench, Run, Size};
 pub use counters::{Count, Counters};
 pub use object::object;
@@ -189,6 +191,8 @@ pub struct Foreign {
 /// The data path of one controller.
 pub struct DataPath {
     pins: PinDirectory,
+    /// Whether another version of Breakout left something.
+    had_other_layout: bool,
     live: Option<Live>,
 }
 
@@ -208,12 +212,17 @@ impl DataPath {
     /// When the BPF file system cannot be reached.
     pub fn open(state_directory: &Path) -> Result<Self> {
         let pins = PinDirectory::open(state_directory)?;
-        Ok(DataPath { pins, live: None })
+        let had_other_layout = pins.adopt_links(is_link)?;
+        Ok(DataPath {
+            pins,
+            had_other_layout,
+            live: None,
+        })
     }
 
     /// Whether an earlier controller was not stopped in order, so that its programs may be attached.
     pub fn has_leftovers(&self) -> bool {
-        self.pins.names().is_ok_and(|names| !names.is_empty())
+        self.had_other_layout || self.pins.names().is_ok_and(|names| !names.is_empty())
     }
 
     /// Fails if another controller's program is on one of the interfaces.
@@ -266,7 +275,8 @@ impl DataPath {
         }
         let before = self.live.replace(live);
         // What follows tidies up; the new installation is in force.
-        if let Err(error) = self.remove_links_except(plan.lans) {
+        let tidied = self.remove_links_except(plan.lans);
+        if let Err(error) = tidied.and(self.pins.remove_other_layouts()) {
             tracing::warn!("programs before are left: {error:#}");
         }
         let gone = before
@@ -416,6 +426,7 @@ impl DataPath {
         for name in self.pins.names()? {
             outcome = outcome.and(self.pins.remove(&name));
         }
+        outcome = outcome.and(self.pins.remove_other_layouts());
         self.live = None;
         outcome.and(self.pins.remove_directory())
     }

@@ -131,6 +131,13 @@ impl Programs {
         &self.lan
     }
 
+    /// The kernel's number of one of the programs.
+    pub(super) fn program_id(&self, name: &str) -> Result<u32> {
+        let program = self.ebpf.program(name);
+        let program = program.with_context(|| format!("the eBPF object has no program {name}"))?;
+        Ok(program.info()?.id())
+    }
+
     /// The loaded object, for its maps and for test runs.
     pub(super) fn ebpf(&mut self) -> &mut Ebpf {
         &mut self.ebpf
@@ -284,8 +291,15 @@ pub(super) fn refuse_foreign(lan: &LanPlan, pins: &PinDirectory) -> Result<()> {
         Ok(link) => Some(FdLink::from(link).info()?.program_id()),
         Err(_) => None,
     };
-    let (_, programs) = SchedClassifier::query_tcx(&lan.name, TcAttachType::Ingress)
-        .with_context(|| format!("cannot list the TC programs on {}", lan.name))?;
+    let programs = match SchedClassifier::query_tcx(&lan.name, TcAttachType::Ingress) {
+        Ok((_, programs)) => programs,
+        // Only CAP_SYS_ADMIN may ask what a program is. Another controller's rules are recognised without.
+        Err(error) if errno(&error) == Some(libc::EPERM) => return Ok(()),
+        Err(error) => {
+            return Err(error)
+                .with_context(|| format!("cannot list the TC programs on {}", lan.name));
+        }
+    };
     for program in programs {
         if program.name() == TC.as_bytes() && Some(program.id()) != own {
             let interface = lan.name.clone();
@@ -336,7 +350,15 @@ fn is_attached(pins: &PinDirectory, name: &str) -> bool {
 
 /// Whether the link's interface is gone.
 fn is_defunct(error: &ProgramError) -> bool {
-    matches!(error, ProgramError::SyscallError(call) if call.io_error.raw_os_error() == Some(libc::ENOLINK))
+    errno(error) == Some(libc::ENOLINK)
+}
+
+/// What the kernel answered, if it was the kernel.
+fn errno(error: &ProgramError) -> Option<i32> {
+    match error {
+        ProgramError::SyscallError(call) => call.io_error.raw_os_error(),
+        _ => None,
+    }
 }
 
 fn verifier(program: &str, error: ProgramError) -> anyhow::Error {
@@ -353,11 +375,7 @@ fn xdp_refused(interface: &str, mode: XdpMode, error: ProgramError) -> anyhow::E
              Lower the MTU of {interface}, or set mode = \"route\" on the egress"
         ));
     }
-    let code = match &error {
-        ProgramError::SyscallError(call) => call.io_error.raw_os_error(),
-        _ => None,
-    };
-    let hint = match code {
+    let hint = match errno(&error) {
         Some(libc::EOPNOTSUPP) if mode == XdpMode::Driver => format!(
             "the driver of {interface} has no native XDP. Set mode = \"route\" on the egress; or \
              xdp = \"generic\" on the [[lan]], which is slower than route"

@@ -1,4 +1,5 @@
-//! The bpf(2) calls that aya does not offer: array maps whose value size is known only at run time.
+//! The bpf(2) calls that aya does not offer: array maps whose value size is known only at run time, and the numbers of
+//! programs without asking what they are, which needs CAP_SYS_ADMIN.
 
 use std::io;
 use std::mem::{size_of, zeroed};
@@ -6,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use anyhow::Result;
 use aya::maps::MapData;
-use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_map_type};
+use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_map_type};
 
 /// An array map with one entry of a whole number of 32-bit words.
 pub(super) struct WordMap {
@@ -70,6 +71,21 @@ pub(super) fn create_array_of_maps(name: &str, inner: &WordMap) -> io::Result<Ow
         4,
         inner.raw_fd(),
     )
+}
+
+/// The numbers of the programs at TCX ingress of an interface, at most 64 as the kernel has it (`BPF_MPROG_MAX`).
+pub(super) fn tcx_programs(index: u32) -> io::Result<Vec<u32>> {
+    let mut ids = [0u32; 64];
+    let mut attr = empty_attr();
+    attr.query.__bindgen_anon_1.target_ifindex = index;
+    attr.query.attach_type = bpf_attach_type::BPF_TCX_INGRESS as u32;
+    attr.query.prog_ids = ids.as_mut_ptr() as u64;
+    attr.query.__bindgen_anon_2.count = 64;
+    // SAFETY: the kernel writes at most `count` numbers at `prog_ids`, which is how many there is room for.
+    unsafe { bpf(bpf_cmd::BPF_PROG_QUERY, &mut attr) }?;
+    // SAFETY: the kernel has set the count, which is a number in either view of the union.
+    let count = unsafe { attr.query.__bindgen_anon_2.count };
+    Ok(ids.into_iter().take(count as usize).collect())
 }
 
 fn create_map(

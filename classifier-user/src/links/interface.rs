@@ -7,7 +7,9 @@ use std::os::unix::fs::MetadataExt;
 use anyhow::{Context, Result};
 use futures_util::TryStreamExt;
 use ipnet::IpNet;
-use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage};
+use rtnetlink::packet_route::link::{
+    LinkAttribute, LinkFlags, LinkLayerType, LinkMessage, LinkXdp,
+};
 
 use super::{Links, is_errno, own};
 
@@ -28,6 +30,8 @@ pub struct Interface {
     pub point_to_point: bool,
     /// Its addresses with their networks.
     pub addresses: Vec<IpNet>,
+    /// The kernel's number of the XDP program that is attached, if there is one.
+    pub xdp_program: Option<u32>,
 }
 
 impl Interface {
@@ -113,6 +117,7 @@ fn from_message(name: &str, message: &LinkMessage) -> Interface {
         running: flags.contains(LinkFlags::Up | LinkFlags::LowerUp),
         point_to_point: flags.contains(LinkFlags::Pointopoint),
         addresses: Vec::new(),
+        xdp_program: None,
     };
     let ethernet = message.header.link_layer_type == LinkLayerType::Ether;
     for attribute in &message.attributes {
@@ -121,6 +126,13 @@ fn from_message(name: &str, message: &LinkMessage) -> Interface {
                 interface.mac = bytes.as_slice().try_into().ok();
             }
             LinkAttribute::Mtu(mtu) => interface.mtu = *mtu,
+            LinkAttribute::Xdp(attributes) => {
+                let mut numbers = attributes.iter().filter_map(|attribute| match attribute {
+                    LinkXdp::ProgId(number) => Some(*number),
+                    _ => None,
+                });
+                interface.xdp_program = numbers.next();
+            }
             _ => {}
         }
     }

@@ -19,7 +19,7 @@ use super::{
     EndpointSet, Fetched, Instance, Judge, List, ParseError, Pending, Record, Schedule, embedded,
     parse, pending,
 };
-use crate::durable::{Disk, read_sealed, remove_unfinished};
+use crate::durable::{Disk, create_directory, read_sealed, remove_unfinished};
 use crate::timestamp::Timestamp;
 
 /// Splits `INSTANCE/VERSION`; the instance may be missing.
@@ -79,7 +79,7 @@ impl Kept {
     /// When the directory cannot be made.
     pub fn open(state_directory: &Path, instance: Instance) -> Result<Self> {
         let directory = place(state_directory, instance);
-        fs::create_dir_all(&directory)
+        create_directory(&directory)
             .with_context(|| format!("cannot make the directory {}", directory.display()))?;
         remove_unfinished(&directory);
         let mut kept = Self::read_only(state_directory, instance);

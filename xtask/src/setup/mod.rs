@@ -2,9 +2,10 @@
 
 mod compiler;
 mod components;
+mod dist;
 mod linker;
 mod packages;
-mod routers;
+mod unpacked;
 
 use std::fs;
 use std::process::ExitCode;
@@ -51,6 +52,8 @@ pub(crate) enum Purpose {
     Test,
     /// Building it, a lab, and what it is measured beside.
     Bench,
+    /// Packages for gateways.
+    Dist,
     /// Fuzzing the header walk.
     Fuzz,
 }
@@ -72,7 +75,7 @@ fn steps(purpose: Purpose, choice: Choice) -> Vec<Box<dyn Step>> {
         return vec![Box::new(packages::fuzz())];
     }
     let mut steps: Vec<Box<dyn Step>> = vec![Box::new(packages::build())];
-    if purpose != Purpose::Build {
+    if !matches!(purpose, Purpose::Build | Purpose::Dist) {
         steps.push(Box::new(packages::lab()));
     }
     if purpose == Purpose::Bench {
@@ -80,8 +83,13 @@ fn steps(purpose: Purpose, choice: Choice) -> Vec<Box<dyn Step>> {
     }
     if purpose == Purpose::Test {
         steps.push(Box::new(packages::machines()));
-        steps.push(Box::new(routers::Routers));
+        steps.push(Box::new(unpacked::Unpacked));
         steps.push(Box::new(components::Components));
+    }
+    if matches!(purpose, Purpose::Dist | Purpose::Test) {
+        steps.push(Box::new(packages::dist()));
+        steps.push(Box::new(dist::Targets));
+        steps.push(Box::new(dist::CargoDeb));
     }
     steps.push(Box::new(linker::Linker));
     steps.push(Box::new(compiler::Compiler { choice }));

@@ -51,6 +51,7 @@ pub(crate) fn lab() -> Packages {
             "iputils-arping",
             "isc-dhcp-client",
             "squid",
+            "tmux",
             "traceroute",
         ],
     }
@@ -77,11 +78,26 @@ pub(crate) fn machines() -> Packages {
     Packages {
         why: "qemu, to run the kernel tests under other kernels",
         names: &[
+            "debootstrap",
+            "e2fsprogs",
             "qemu-system-x86",
             "busybox-static",
             "cpio",
             "kmod",
             "binutils",
+        ],
+    }
+}
+
+/// What compiles and checks packages for gateways.
+pub(crate) fn dist() -> Packages {
+    Packages {
+        why: "C compilers for static programs, of this and the other kind of machine",
+        names: &[
+            "binutils",
+            "gcc-aarch64-linux-gnu",
+            "libc6-dev-arm64-cross",
+            "musl-tools",
         ],
     }
 }

@@ -24,6 +24,10 @@ const TOOLS: &[&str] = &[
     "bpftool",
     "find",
     "setpriv",
+    "nsenter",
+    "unshare",
+    "mount",
+    "umount",
     "nstat",
     "modprobe",
     "chmod",
@@ -94,15 +98,10 @@ pub(super) fn build(series: &str, tests: &Path, filter: Option<&str>) -> Result<
     std::os::unix::fs::symlink("../bin", root.join("usr/bin"))?;
     copy_modules(&unpacked, &root, &release)?;
     copy_programs(&root, tests)?;
-    fs::write(root.join("init"), init_script(filter))?;
+    fs::write(root.join("init"), init_script(series, filter))?;
     make_executable(&root.join("init"))?;
     let initramfs = vm.join(format!("initramfs-{series}.cpio.gz"));
-    let pack = format!(
-        "cd {} && find . -print0 | cpio --null --create --format=newc --quiet --owner=0:0 | gzip -1 > {}",
-        root.display(),
-        initramfs.display()
-    );
-    run_logged(Command::new("sh").args(["-c", &pack]), LIMIT)?;
+    pack(&root, &initramfs)?;
     Ok(Machine {
         kernel: unpacked.join(format!("boot/vmlinuz-{release}")),
         release,
@@ -110,7 +109,17 @@ pub(super) fn build(series: &str, tests: &Path, filter: Option<&str>) -> Result<
     })
 }
 
-fn directory() -> PathBuf {
+/// Makes an initramfs of a directory.
+pub(super) fn pack(root: &Path, initramfs: &Path) -> Result<()> {
+    let pack = format!(
+        "cd {} && find . -print0 | cpio --null --create --format=newc --quiet --owner=0:0 | gzip -1 > {}",
+        root.display(),
+        initramfs.display()
+    );
+    run_logged(Command::new("sh").args(["-c", &pack]), LIMIT)
+}
+
+pub(super) fn directory() -> PathBuf {
     paths::root().join("target/vm")
 }
 
@@ -165,7 +174,7 @@ fn numbers(name: &str) -> Vec<u32> {
     parts.filter_map(|part| part.parse().ok()).collect()
 }
 
-fn release_of(unpacked: &Path) -> Result<String> {
+pub(super) fn release_of(unpacked: &Path) -> Result<String> {
     for entry in fs::read_dir(unpacked.join("boot"))? {
         let name = entry?.file_name().to_string_lossy().into_owned();
         if let Some(release) = name.strip_prefix("vmlinuz-") {
@@ -175,16 +184,21 @@ fn release_of(unpacked: &Path) -> Result<String> {
     bail!("{} has no kernel", unpacked.display())
 }
 
-fn copy_modules(unpacked: &Path, root: &Path, release: &str) -> Result<()> {
+/// Where the package's modules are.
+pub(super) fn modules(unpacked: &Path, release: &str) -> Result<PathBuf> {
     let candidates = [
         unpacked.join("lib/modules"),
         unpacked.join("usr/lib/modules"),
     ];
-    let from = candidates
+    candidates
         .iter()
         .map(|directory| directory.join(release))
         .find(|directory| directory.is_dir())
-        .context("the kernel package has no modules")?;
+        .context("the kernel package has no modules")
+}
+
+fn copy_modules(unpacked: &Path, root: &Path, release: &str) -> Result<()> {
+    let from = modules(unpacked, release)?;
     let to = root.join("usr/lib/modules").join(release);
     fs::create_dir_all(to.join("kernel"))?;
     for tree in MODULE_TREES {
@@ -260,7 +274,7 @@ fn copy_programs(root: &Path, tests: &Path) -> Result<()> {
     Ok(())
 }
 
-fn make_executable(path: &Path) -> Result<()> {
+pub(super) fn make_executable(path: &Path) -> Result<()> {
     use std::os::unix::fs::PermissionsExt;
     Ok(fs::set_permissions(
         path,
@@ -268,13 +282,15 @@ fn make_executable(path: &Path) -> Result<()> {
     )?)
 }
 
-fn init_script(filter: Option<&str>) -> String {
+fn init_script(series: &str, filter: Option<&str>) -> String {
+    // One kernel with the service's account, as Debian 12 runs it, and one with root's.
+    let account = if series == "6.1" { "service" } else { "root" };
     let modules = MODULES.join(" ");
     let filter = filter.unwrap_or_default();
     format!(
         "#!/bin/busybox sh\n\
          /bin/busybox --install -s /usr/sbin\n\
-         export PATH=/bin:/usr/sbin HOME=/tmp RUST_BACKTRACE=0 BREAKOUT_TEST_SWITCHES=10 BREAKOUT_TEST_CALLS=1 BREAKOUT_TEST_FRAMES=300 BREAKOUT_TEST_SERVICE=0 BREAKOUT_TEST_FLAPS=5 BREAKOUT_TEST_LISTS=20\n\
+         export PATH=/bin:/usr/sbin HOME=/tmp RUST_BACKTRACE=0 BREAKOUT_TEST_SWITCHES=10 BREAKOUT_TEST_CALLS=1 BREAKOUT_TEST_FRAMES=300 BREAKOUT_TEST_SERVICE=0 BREAKOUT_TEST_FLAPS=5 BREAKOUT_TEST_LISTS=20 BREAKOUT_TEST_ACCOUNT={account}\n\
          mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev\n\
          mount -t tmpfs tmp /tmp; mount -t tmpfs run /run; mount -t bpf bpf /sys/fs/bpf\n\
          for m in {modules}; do modprobe $m 2>/dev/null; done\n\

@@ -1,5 +1,5 @@
-//! BIRD and FRRouting, whose parsers read what is exported for them. They are unpacked, not installed: installing them
-//! would start them.
+//! BIRD and FRRouting, whose parsers read what is exported for them, and Prometheus. They are unpacked, not installed:
+//! installing them would start them.
 
 use std::fs;
 use std::path::PathBuf;
@@ -12,24 +12,26 @@ use super::Step;
 use crate::paths;
 use crate::process::run_logged;
 
-const PACKAGES: [&str; 2] = ["bird2", "frr"];
+const PACKAGES: [&str; 3] = ["bird2", "frr", "prometheus"];
+/// A program of each.
+const PROGRAMS: [&str; 3] = ["usr/sbin/bird", "usr/bin/vtysh", "usr/bin/promtool"];
 const LIMIT: Duration = Duration::from_secs(300);
 
-/// The two, with the libraries that they need.
-pub(crate) struct Routers;
+/// The packages, with the libraries that they need.
+pub(crate) struct Unpacked;
 
 fn place() -> PathBuf {
-    paths::root().join("target/routers")
+    paths::root().join("target/unpacked")
 }
 
-impl Step for Routers {
+impl Step for Unpacked {
     fn title(&self) -> String {
-        "BIRD and FRRouting, unpacked, to check exports with their parsers".to_owned()
+        "BIRD, FRRouting and Prometheus, unpacked, to check what is written for them".to_owned()
     }
 
     fn missing(&self) -> Vec<String> {
         let root = place().join("root");
-        if root.join("usr/sbin/bird").is_file() && root.join("usr/bin/vtysh").is_file() {
+        if PROGRAMS.iter().all(|program| root.join(program).is_file()) {
             return Vec::new();
         }
         let (place, packages) = (place(), PACKAGES.join(" "));

@@ -1,0 +1,75 @@
+//! Whether the programs are still attached where they belong.
+
+use anyhow::{Context, Result};
+
+use super::program::TC;
+use super::sys::tcx_programs;
+use super::{DataPath, has_tcx};
+
+/// A program of ours, and where it belongs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attachment {
+    /// The interface.
+    pub interface: String,
+    /// Its index.
+    pub index: u32,
+    /// Where on it.
+    pub hook: Hook,
+    /// The kernel's number of the program.
+    pub program: u32,
+}
+
+/// Where on an interface a program is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// Before the network stack.
+    Xdp,
+    /// At TC ingress, by TCX.
+    Tcx,
+    /// At TC ingress, by the filter of kernels before 6.6.
+    Filter,
+}
+
+impl DataPath {
+    /// Every program that is in force.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not tell its number.
+    pub fn attachments(&self) -> Result<Vec<Attachment>> {
+        let mut attachments = Vec::new();
+        for programs in self.live.iter().flat_map(|live| &live.programs) {
+            let lan = programs.lan();
+            let mut add = |hook: Hook, name: &str| -> Result<()> {
+                let program = programs.program_id(name)?;
+                attachments.push(Attachment {
+                    interface: lan.name.clone(),
+                    index: lan.index,
+                    hook,
+                    program,
+                });
+                Ok(())
+            };
+            if !lan.is_egress {
+                add(if has_tcx() { Hook::Tcx } else { Hook::Filter }, TC)?;
+            }
+            if lan.xdp.is_some() {
+                add(Hook::Xdp, lan.xdp_program())?;
+            }
+        }
+        Ok(attachments)
+    }
+}
+
+impl Attachment {
+    /// Whether the program is among those that TCX runs for the interface's incoming packets.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not answer, for example because the interface is gone.
+    pub fn is_in_tcx(&self) -> Result<bool> {
+        let programs = tcx_programs(self.index)
+            .with_context(|| format!("cannot list the TC programs on {}", self.interface))?;
+        Ok(programs.contains(&self.program))
+    }
+}

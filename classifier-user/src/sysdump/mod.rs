@@ -1,0 +1,280 @@
+//! `breakout sysdump`: what a support case needs, in one archive. No packets, and no clients' addresses unless they are wanted.
+
+mod mask;
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result};
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use ipnet::IpNet;
+use serde::Serialize;
+use tokio::process::Command;
+use tokio::time::timeout;
+
+use crate::config::Config;
+use crate::control::{Client, EventsQuery, FlowsQuery};
+use crate::doctor::examine;
+use crate::journal;
+use crate::links::Links;
+use crate::ruleset::Ruleset;
+use crate::timestamp::Timestamp;
+use mask::Mask;
+
+/// How long one program may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Flows that are put in, if clients' addresses are wanted.
+const FLOWS: usize = 10_000;
+
+/// Programs whose output is put in. LAN and EGRESS stand for each of these interfaces.
+const PROGRAMS: &[(&str, &str)] = &[
+    ("system/uname.txt", "uname -a"),
+    ("system/os-release.txt", "cat /etc/os-release"),
+    ("system/memory.txt", "cat /proc/meminfo"),
+    (
+        "system/sysctl.txt",
+        "sysctl -a --pattern ^net\\.(ipv4|ipv6)\\.(ip_forward|conf\\..*\\.(forwarding|rp_filter|src_valid_mark))$",
+    ),
+    ("system/sockets.txt", "cat /proc/net/sockstat"),
+    (
+        "system/service.txt",
+        "systemctl status --no-pager --lines 0 breakout breakout-datapath",
+    ),
+    (
+        "system/log.txt",
+        "journalctl --no-pager --unit breakout --unit breakout-datapath --lines 2000",
+    ),
+    ("system/nft-version.txt", "nft --version"),
+    (
+        "system/conntrack.txt",
+        "cat /proc/sys/net/netfilter/nf_conntrack_count /proc/sys/net/netfilter/nf_conntrack_max",
+    ),
+    ("network/links.txt", "ip -details -statistics link show"),
+    ("network/addresses.txt", "ip address show"),
+    ("network/rules.txt", "ip rule show"),
+    ("network/rules6.txt", "ip -6 rule show"),
+    ("network/routes.txt", "ip route show table all"),
+    ("network/routes6.txt", "ip -6 route show table all"),
+    ("network/nft.txt", "nft list ruleset"),
+    ("network/iptables.txt", "iptables-save"),
+    ("network/LAN/qdisc.txt", "tc -statistics qdisc show dev LAN"),
+    (
+        "network/LAN/filters.txt",
+        "tc -statistics filter show dev LAN ingress",
+    ),
+    ("network/LAN/driver.txt", "ethtool -i LAN"),
+    ("network/LAN/offloads.txt", "ethtool -k LAN"),
+    ("network/EGRESS/driver.txt", "ethtool -i EGRESS"),
+    ("network/EGRESS/offloads.txt", "ethtool -k EGRESS"),
+    ("ebpf/programs.json", "bpftool --json prog show"),
+    ("ebpf/maps.json", "bpftool --json map show"),
+    ("ebpf/links.json", "bpftool --json link show"),
+    ("ebpf/net.json", "bpftool --json net show"),
+    ("ebpf/pins.txt", "find /sys/fs/bpf -mindepth 1"),
+];
+
+/// What was put into an archive.
+#[derive(Debug, Default)]
+pub struct Summary {
+    /// Its files.
+    pub files: Vec<String>,
+    /// What is missing, and why.
+    pub missing: Vec<String>,
+}
+
+/// Writes the archive.
+///
+/// # Errors
+///
+/// When it cannot be written. What cannot be found out is told of in the archive instead.
+pub async fn write(
+    output: &Path,
+    config_path: &Path,
+    config: &Config,
+    ruleset: Option<&Ruleset>,
+    with_clients: bool,
+) -> Result<Summary> {
+    let file = File::options()
+        .write(true)
+        .create_new(true)
+        .open(output)
+        .with_context(|| format!("cannot make {}", output.display()))?;
+    let mask = if with_clients {
+        Mask::default()
+    } else {
+        Mask::of_clients(&lan_networks(config).await)
+    };
+    let mut archive = Archive {
+        tar: tar::Builder::new(GzEncoder::new(file, Compression::default())),
+        mask,
+        summary: Summary::default(),
+        now: SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs(),
+    };
+    let text = fs::read_to_string(config_path).map(|text| mask::secrets(&text));
+    archive.text("config.toml", text.map_err(Into::into))?;
+    archive.text(
+        "version.txt",
+        Ok(format!(
+            "breakout {}\ntaken {}\nclients' addresses: {}\n",
+            env!("CARGO_PKG_VERSION"),
+            Timestamp::now(),
+            if with_clients {
+                "as they are"
+            } else {
+                "masked"
+            }
+        )),
+    )?;
+    archive.controller(config, with_clients).await?;
+    let history = journal::read(&journal::path(&config.state.directory));
+    archive.json(
+        "history.json",
+        history.map(|(entries, _)| entries).map_err(Into::into),
+    )?;
+    if let Some(ruleset) = ruleset {
+        let findings = examine(config, ruleset).await;
+        archive.json("doctor.json", findings)?;
+    }
+    for (name, line) in PROGRAMS {
+        for (name, line) in for_interfaces(config, name, line) {
+            let printed = run(&line).await;
+            archive.text(&name, printed)?;
+        }
+    }
+    archive.finish()
+}
+
+/// The networks that clients are in: those of the LAN interfaces.
+async fn lan_networks(config: &Config) -> Vec<IpNet> {
+    let Ok(links) = Links::open() else {
+        return Vec::new();
+    };
+    let mut networks = Vec::new();
+    for lan in &config.lan {
+        if let Ok(Some(interface)) = links.interface(&lan.interface).await {
+            networks.extend(interface.addresses);
+        }
+    }
+    networks
+}
+
+/// The line once for each interface that it is about, or as it is.
+fn for_interfaces(config: &Config, name: &str, line: &str) -> Vec<(String, String)> {
+    let lans: BTreeSet<&str> = config
+        .lan
+        .iter()
+        .map(|lan| lan.interface.as_str())
+        .collect();
+    let egresses = config
+        .egress
+        .values()
+        .map(|egress| egress.interface.as_str());
+    let (placeholder, interfaces) = if name.contains("LAN") {
+        ("LAN", lans)
+    } else if name.contains("EGRESS") {
+        ("EGRESS", egresses.collect())
+    } else {
+        return vec![(name.to_owned(), line.to_owned())];
+    };
+    let each = interfaces.into_iter();
+    each.map(|interface| {
+        (
+            name.replace(placeholder, interface),
+            line.replace(placeholder, interface),
+        )
+    })
+    .collect()
+}
+
+/// What a program prints. One that fails has printed why.
+async fn run(line: &str) -> Result<String> {
+    let mut words = line.split(' ');
+    let program = words.next().unwrap_or_default();
+    let output = Command::new(program)
+        .args(words)
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output();
+    let output = timeout(PATIENCE, output)
+        .await
+        .with_context(|| format!("{line}: took longer than {PATIENCE:?}"))?
+        .with_context(|| format!("cannot run {program}"))?;
+    let mut text = format!("$ {line}\n{}", String::from_utf8_lossy(&output.stdout));
+    // JSON stays JSON.
+    if line.contains("--json") {
+        text = String::from_utf8_lossy(&output.stdout).into_owned();
+    }
+    text += &String::from_utf8_lossy(&output.stderr);
+    Ok(text)
+}
+
+struct Archive {
+    tar: tar::Builder<GzEncoder<File>>,
+    mask: Mask,
+    summary: Summary,
+    /// Seconds since 1970, for the files' times.
+    now: u64,
+}
+
+impl Archive {
+    /// What the controller says, if there is one.
+    async fn controller(&mut self, config: &Config, with_clients: bool) -> Result<()> {
+        let mut client = match Client::connect(&config.control.socket).await {
+            Ok(client) => client,
+            Err(error) => return self.text("status.json", Err(error.into())),
+        };
+        self.json("status.json", client.status().await)?;
+        self.json("stats.json", client.stats().await)?;
+        self.json("lists.json", client.list().await)?;
+        self.json("events.json", client.events(EventsQuery { after: 0 }).await)?;
+        if with_clients {
+            let flows = client.flows(FlowsQuery { limit: FLOWS }).await;
+            self.json("flows.json", flows)?;
+        }
+        Ok(())
+    }
+
+    fn json(&mut self, name: &str, value: Result<impl Serialize>) -> Result<()> {
+        let text = value.and_then(|value| Ok(serde_json::to_string_pretty(&value)?));
+        self.text(name, text)
+    }
+
+    fn text(&mut self, name: &str, text: Result<String>) -> Result<()> {
+        match text {
+            Ok(text) => self.append(name, &self.mask.apply(&text)),
+            Err(error) => {
+                self.summary.missing.push(format!("{name}: {error:#}"));
+                Ok(())
+            }
+        }
+    }
+
+    fn append(&mut self, name: &str, text: &str) -> Result<()> {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(text.len() as u64);
+        header.set_mode(0o600);
+        header.set_mtime(self.now);
+        let path = format!("breakout-sysdump/{name}");
+        let written = self.tar.append_data(&mut header, path, text.as_bytes());
+        written.with_context(|| format!("cannot write {name} into the archive"))?;
+        self.summary.files.push(name.to_owned());
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<Summary> {
+        if !self.summary.missing.is_empty() {
+            let missing = self.summary.missing.join("\n") + "\n";
+            self.append("missing.txt", &missing)?;
+        }
+        let written: io::Result<File> = self.tar.into_inner().and_then(GzEncoder::finish);
+        written
+            .and_then(|file| file.sync_all())
+            .context("cannot finish the archive")?;
+        Ok(self.summary)
+    }
+}

@@ -1,0 +1,167 @@
+//! Restarts, upgrades and downgrades: a controller that leaves everything to the next one, and one that finds what another
+//! version has pinned.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use breakout_tests::daemon::{Daemon, Site};
+use breakout_tests::flow::{Flow, Transport};
+use breakout_tests::lab::{CONFIG, Lab};
+use breakout_tests::netns::run;
+
+use crate::traffic::{Expected, under_traffic_with};
+use crate::{Test, cleanup};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("upgrades_in_route_mode_lose_and_misplace_nothing", || {
+        upgrades("route")
+    }),
+    (
+        "upgrades_in_redirect_mode_lose_and_misplace_nothing",
+        || upgrades("redirect"),
+    ),
+    ("what_a_controller_leaves_is_removed_by_unload", leave),
+    ("a_program_that_is_taken_away_is_told_of", taken_away),
+];
+
+/// Layouts of versions before and after this one, and its own.
+const LAYOUTS: [&str; 3] = ["v0", "v1000", "v1"];
+const ROUNDS: usize = 9;
+
+/// Each round the controller leaves, what it has pinned is made to look like another version's, and the next one starts.
+fn upgrades(mode: &str) -> Result<()> {
+    let lab = Lab::build()?;
+    let site = Site::new(&CONFIG.replace("MODE", mode))?;
+    let sentinels = [
+        ("52.98.1.1", Expected::Internet),
+        ("2603:1006::1", Expected::Internet),
+        ("198.51.100.1", Expected::Wan),
+        ("2001:db8::1", Expected::Wan),
+    ];
+    let sentinels = sentinels.map(|(address, way)| (Flow::new(Transport::Udp, address, 443), way));
+    under_traffic_with(&lab, &site, &sentinels, &["--leave"], |office| {
+        for layout in LAYOUTS.iter().cycle().take(ROUNDS) {
+            let pins = pins(&site)?;
+            office.hand_over(|| pretend(&pins, layout))?;
+            let status = site.json(&lab.gateway, &["status"])?;
+            ensure!(status["adopted"] == true, "{status}");
+            let left = layouts(&pins)?;
+            ensure!(left == ["v1"], "beside ours there is {left:?}");
+        }
+        Ok(())
+    })?;
+    let output = site.output(&lab.gateway, &["unload"])?;
+    ensure!(output.status.success(), "{output:?}");
+    Ok(())
+}
+
+/// The directory of this site's pins.
+fn pins(site: &Site) -> Result<PathBuf> {
+    let marker = site
+        .path()
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy();
+    let found = fs::read_dir("/sys/fs/bpf/breakout")?
+        .flatten()
+        .map(|entry| entry.path());
+    let mut found = found.filter(|path| path.to_string_lossy().contains(&*marker));
+    found.next().context("nothing is pinned")
+}
+
+fn layouts(pins: &Path) -> Result<Vec<String>> {
+    let entries = fs::read_dir(pins)?.flatten();
+    Ok(entries
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect())
+}
+
+/// Makes pins look as if a version with another layout had made them: its counters are of another kind.
+fn pretend(pins: &Path, layout: &str) -> Result<()> {
+    if layout == "v1" {
+        return Ok(());
+    }
+    let directory = pins.join(layout);
+    fs::rename(pins.join("v1"), &directory)?;
+    let counters = directory.join("REASONS");
+    fs::remove_file(&counters)?;
+    run(Command::new("bpftool")
+        .args(["map", "create"])
+        .arg(&counters)
+        .args("type array key 4 value 24 entries 3 name other".split(' ')))?;
+    Ok(())
+}
+
+fn leave() -> Result<()> {
+    let lab = Lab::build()?;
+    let before = cleanup::inventory(&lab)?;
+    let site = Site::new(&CONFIG.replace("MODE", "route"))?;
+    Daemon::start_with(&site, &lab.gateway, &["--leave"])?.stop()?;
+    ensure!(cleanup::inventory(&lab)? != before, "nothing was left");
+    let output = site.output(&lab.gateway, &["unload"])?;
+    ensure!(output.status.success(), "{output:?}");
+    let after = cleanup::inventory(&lab)?;
+    ensure!(after == before, "before:\n{before}\nafter:\n{after}");
+    Ok(())
+}
+
+/// Somebody detaches the XDP program, which the controller's link to it does not notice.
+fn taken_away() -> Result<()> {
+    let lab = Lab::build()?;
+    let site = Site::new(&CONFIG.replace("MODE", "redirect"))?;
+    let mut daemon = Daemon::start(&site, &lab.gateway)?;
+    let programs = |site: &Site| {
+        site.json(&lab.gateway, &["status"])
+            .map(|status| status["programs"].clone())
+    };
+    daemon.wait_until(|_| {
+        programs(&site).is_ok_and(|all| all.as_array().is_some_and(|all| all.len() == 2))
+    })?;
+    let all = programs(&site)?;
+    let in_place = all
+        .as_array()
+        .into_iter()
+        .flatten()
+        .all(|program| program["in_place"] == true);
+    ensure!(in_place, "{all}");
+    let pins = pins(&site)?.join("v1");
+    let links = fs::read_dir(&pins)?.flatten().map(|entry| entry.path());
+    let is_xdp = |path: &PathBuf| path.to_string_lossy().contains("/xdp-");
+    let link = links
+        .into_iter()
+        .find(is_xdp)
+        .context("the XDP link is pinned")?;
+    run(Command::new("bpftool")
+        .args(["link", "detach", "pinned"])
+        .arg(&link))?;
+    daemon.wait_until(|_| {
+        let status = site.json(&lab.gateway, &["status"]).unwrap_or_default();
+        status["alerts"]
+            .to_string()
+            .contains("the xdp program on lan was detached")
+    })?;
+    let metrics = lab.gateway.exec(&format!(
+        "curl --silent --unix-socket {} http://breakout/metrics",
+        site.socket().display()
+    ))?;
+    for line in [
+        "breakout_program_in_place{interface=\"lan\",hook=\"xdp\"} 0",
+        "breakout_program_in_place{interface=\"lan\",hook=\"tc\"} 1",
+    ] {
+        ensure!(metrics.contains(line), "{line} is not in {metrics}");
+    }
+    // The next controller puts it back.
+    daemon.kill()?;
+    let mut daemon = Daemon::start(&site, &lab.gateway)?;
+    daemon.wait_until(|_| {
+        programs(&site).is_ok_and(|all| {
+            all.as_array().is_some_and(|all| {
+                all.len() == 2 && all.iter().all(|program| program["in_place"] == true)
+            })
+        })
+    })?;
+    daemon.stop()?;
+    Ok(())
+}

@@ -1,0 +1,250 @@
+#!/bin/bash
+# The package's life on a real Debian 12: `cargo xtask vm --package` runs this in a machine whose interfaces are lan, inet
+# and wan. Each line "ok: ..." or "FAILED: ..." is a test.
+
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive PAGER=cat
+cd /root || exit 1
+
+failed=0
+# check NAME COMMAND...: a test that is passed if the command succeeds.
+check() {
+    local name=$1 output
+    shift
+    if output=$("$@" 2>&1); then
+        echo "ok: $name"
+    else
+        echo "FAILED: $name"
+        echo "$output" | tail -25
+        journalctl --unit breakout --unit breakout-datapath --no-pager --lines 15
+        failed=$((failed + 1))
+    fi
+}
+
+finish() {
+    echo "the machine is done"
+    poweroff
+    exit
+}
+
+network() {
+    sysctl -qw net.ipv4.ip_forward=1 net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0
+    local number=1 pair near far
+    for pair in lan:client wan:office inet:internet; do
+        near=${pair%:*} far=${pair#*:}
+        ip netns add "$far"
+        ip link add "$near" type veth peer name eth0 netns "$far"
+        ip addr add "10.$number.0.1/24" dev "$near"
+        ip link set "$near" up
+        ip -n "$far" addr add "10.$number.0.2/24" dev eth0
+        ip -n "$far" link set eth0 up
+        ip -n "$far" link set lo up
+        number=$((number + 1))
+    done
+    ip route add default via 10.2.0.2
+    ip route add default via 10.3.0.2 dev inet metric 500
+    ip -n client route add default via 10.1.0.1
+    ip -n office route add 10.1.0.0/24 via 10.2.0.1
+    for far in office internet; do
+        ip netns exec "$far" nft -f - <<'END'
+table inet count {
+    counter mail { }
+    counter other { }
+    chain in {
+        type filter hook prerouting priority -300
+        ip daddr 52.98.1.1 udp dport 443 counter name mail drop
+        ip daddr 198.51.100.1 udp dport 9 counter name other drop
+    }
+}
+END
+    done
+}
+
+# received WHERE WHAT: datagrams that have arrived.
+received() {
+    ip netns exec "$1" nft list counter inet count "$2" | sed -n 's/.*packets \([0-9]*\).*/\1/p'
+}
+
+# Sends to Exchange and to somebody else until /run/traffic is gone, and writes how many.
+generate() {
+    exec ip netns exec client bash -c '
+        exec 3<>/dev/udp/52.98.1.1/443 4<>/dev/udp/198.51.100.1/9
+        n=0
+        while [ -e /run/traffic ] && [ $n -lt 2000000 ]; do
+            echo x >&3; echo x >&4; n=$((n + 1))
+        done
+        echo $n >/run/sent'
+}
+
+# under_traffic COMMAND...: runs it while datagrams flow; none may be lost, and none may go a wrong way.
+under_traffic() {
+    local mail other sent left
+    mail=$(received internet mail) other=$(received office other) left=$(received office mail)
+    touch /run/traffic
+    generate &
+    sleep 1
+    "$@"
+    local code=$?
+    sleep 1
+    rm /run/traffic
+    wait $!
+    sleep 0.5
+    sent=$(cat /run/sent)
+    echo "sent $sent; of Exchange's $(($(received internet mail) - mail)) left by inet and $(($(received office mail) - left)) by" \
+        "wan, of the others $(($(received office other) - other)) by wan"
+    [ $code -eq 0 ] && [ "$sent" -gt 300 ] && [ $(($(received internet mail) - mail)) -eq "$sent" ] &&
+        [ $(($(received office other) - other)) -eq "$sent" ] && [ "$(received office mail)" -eq "$left" ]
+}
+
+steers() {
+    under_traffic true
+}
+
+kernel_state() {
+    ip rule show
+    ip -6 rule show
+    ip route show table all proto 76
+    nft list ruleset
+    tc qdisc show dev lan
+    tc filter show dev lan ingress
+    ip -details link show lan | grep -o 'prog/xdp id [0-9]*'
+    find /sys/fs/bpf -mindepth 2
+}
+
+# What is in the kernel is what was there before the package was.
+kernel_is_clean() {
+    local i
+    for i in 1 2 3 4 5 6 7 8 9 10; do
+        [ "$(kernel_state)" = "$before" ] && return 0
+        sleep 1
+    done
+    diff <(echo "$before") <(kernel_state)
+    return 1
+}
+
+files() {
+    find / -xdev -iname '*breakout*' -not -path '/proc/*' -not -path '/root/*' -not -path '/var/log/*' \
+        -not -path '/var/lib/apt/*' -not -path '/var/cache/man/*' -not -path '/var/lib/dpkg/*-old' | sort
+    getent passwd breakout
+    getent group breakout
+    ls /sys/fs/bpf
+}
+
+is_unprivileged() {
+    local pid
+    pid=$(systemctl show --property MainPID --value breakout)
+    grep -q "^Uid:.$(id -u breakout)" "/proc/$pid/status" && grep '^CapEff:.*000000c000003000$' "/proc/$pid/status"
+}
+
+exposure() {
+    local line
+    line=$(systemd-analyze security breakout.service | tail -1)
+    echo "$line" | tee /dev/console
+    [ "$(echo "$line" | sed -n 's/.*: \([0-9]*\)\.\([0-9]\).*/\1\2/p')" -le 20 ]
+}
+
+reload_of_nonsense_fails() {
+    cp /etc/breakout/breakout.toml /root/saved.toml
+    echo nonsense >>/etc/breakout/breakout.toml
+    systemctl reload breakout
+    local code=$?
+    cp /root/saved.toml /etc/breakout/breakout.toml
+    [ $code -ne 0 ] && systemctl is-active breakout
+}
+
+reload_takes_effect() {
+    sed -i 's/^#shadow = false/shadow = true/' /etc/breakout/breakout.toml
+    systemctl reload breakout && breakout status | grep SHADOW || return 1
+    sed -i 's/^shadow = true/#shadow = false/' /etc/breakout/breakout.toml
+    systemctl reload breakout && ! breakout status | grep SHADOW
+}
+
+wait_for_pid_other_than() {
+    local i
+    for i in $(seq 60); do
+        sleep 1
+        [ "$(systemctl show --property MainPID --value breakout)" != "$1" ] && systemctl is-active --quiet breakout &&
+            breakout status >/dev/null && return 0
+    done
+    return 1
+}
+
+killed() {
+    local pid
+    pid=$(systemctl show --property MainPID --value breakout)
+    kill -KILL "$pid"
+    wait_for_pid_other_than "$pid"
+}
+
+hung() {
+    mkdir -p /run/systemd/system/breakout.service.d
+    printf '[Service]\nWatchdogSec=5\n' >/run/systemd/system/breakout.service.d/test.conf
+    systemctl daemon-reload && systemctl restart breakout || return 1
+    local pid
+    pid=$(systemctl show --property MainPID --value breakout)
+    kill -STOP "$pid"
+    wait_for_pid_other_than "$pid"
+    local code=$?
+    rm -r /run/systemd/system/breakout.service.d
+    systemctl daemon-reload
+    return $code
+}
+
+upgrade() {
+    apt-get install --yes ./next/breakout_*.deb && systemctl is-active breakout &&
+        [ "$(dpkg-query --show --showformat '${Version}' breakout)" != "$version" ]
+}
+
+downgrade() {
+    apt-get install --yes --allow-downgrades ./breakout_*.deb && systemctl is-active breakout &&
+        [ "$(dpkg-query --show --showformat '${Version}' breakout)" = "$version" ]
+}
+
+completes() {
+    source /usr/share/bash-completion/bash_completion
+    _completion_loader breakout
+    COMP_WORDS=(breakout sta) COMP_CWORD=1 COMP_LINE="breakout sta" COMP_POINT=12
+    _breakout breakout sta breakout
+    echo "${COMPREPLY[@]}" | grep -w status
+}
+
+network
+before=$(kernel_state)
+files_before=$(files)
+
+# As docs/install.md has it.
+check "it is installed" apt-get install --yes ./breakout_*.deb
+version=$(dpkg-query --show --showformat '${Version}' breakout)
+check "the example passes the check" breakout check
+check "it is edited" sed -i 's/^#masquerade = false/masquerade = true/' /etc/breakout/breakout.toml
+# Nobody here answers to the probes of Microsoft's service.
+sed -i 's/^# probes = .*/probes = ["icmp:10.3.0.2"]/' /etc/breakout/breakout.toml
+check "it starts" systemctl enable --now breakout
+# Nothing of the rest can be told without it.
+[ $failed -eq 0 ] || finish
+check "it steers" steers
+check "status is there for root" breakout status
+check "it has its own user and few capabilities" is_unprivileged
+check "its exposure is 2.0 at most" exposure
+check "man breakout" sh -c 'man breakout | grep -i "local internet breakout" && man breakout-list-show >/dev/null'
+check "completions" completes
+check "a reload takes effect" reload_takes_effect
+check "a reload of nonsense fails and changes nothing" reload_of_nonsense_fails
+check "it still steers" steers
+check "a restart loses nothing" under_traffic systemctl restart breakout
+check "a controller that is killed is started again, and nothing is lost" under_traffic killed
+check "a controller that hangs is started again, and nothing is lost" under_traffic hung
+check "an upgrade loses nothing" under_traffic upgrade
+check "a downgrade loses nothing" under_traffic downgrade
+check "a stop" systemctl stop breakout
+check "nothing is left in the kernel after a stop" kernel_is_clean
+check "a start after a stop" systemctl start breakout
+check "it steers again" steers
+check "it is removed" apt-get remove --yes breakout
+check "nothing is left in the kernel after removal" kernel_is_clean
+check "the configuration is left after removal" test -f /etc/breakout/breakout.toml
+check "it is installed again, with the configuration as it was" apt-get install --yes ./breakout_*.deb
+check "it starts again" systemctl enable --now breakout
+check "it is purged" apt-get purge --yes breakout
+check "nothing is left in the kernel after the purge" kernel_is_clean
+check "no file and no user is left after the purge" diff <(echo "$files_before") <(files)
+finish
