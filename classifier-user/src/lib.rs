@@ -25,6 +25,7 @@ pub mod export;
 pub mod health;
 pub mod hex;
 pub mod journal;
+pub mod lab;
 pub mod links;
 pub mod list;
 pub mod nat;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
+pub(super) use super::lab::LabCommand;
 pub(super) use super::orders::{BypassCommand, ListCommand};
 
 use crate::config::DEFAULT_PATH;
@@ -184,6 +185,9 @@ pub enum Command {
     ///
     /// Example: breakout replay --pure office.pcapng
     Replay(Replay),
+    /// Make traffic for laboratories.
+    #[command(subcommand)]
+    Lab(LabCommand),
     /// Look at the lists of endpoint sets, and say which is in force.
     #[command(subcommand)]
     List(ListCommand),

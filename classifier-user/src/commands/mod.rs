@@ -6,6 +6,7 @@ mod check;
 mod doctor;
 mod explain;
 mod export;
+mod lab;
 mod list;
 mod live;
 mod offline;
@@ -66,6 +67,7 @@ pub async fn main() -> Result<()> {
         Command::Explain(explain) => explain::explain(config, explain).await,
         Command::Export(arguments) => export::export(config, arguments),
         Command::Replay(arguments) => replay::replay(config, arguments),
+        Command::Lab(command) => lab::lab(config, command),
         Command::List(command) => list::list(config, command).await,
         Command::Plan { json } => changes::print_plan(&connect(config).await?.plan().await?, *json),
         Command::Apply { json } => {
