@@ -9,6 +9,7 @@ use breakout_common::packet::walk;
 use breakout_common::path::PathTable;
 use breakout_common::table::Transport;
 use breakout_common::verdict::{Decision, Reason};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::control::SetReport;
@@ -18,7 +19,7 @@ use crate::ruleset::Ruleset;
 use crate::timestamp::Timestamp;
 
 /// What is asked.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Query {
     /// The destination address.
     pub destination: IpAddr,
@@ -65,7 +66,9 @@ impl Query {
 }
 
 /// A transport protocol as people type it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, clap::ValueEnum,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Proto {
     /// TCP.
@@ -84,7 +87,7 @@ impl From<Proto> for Transport {
 }
 
 /// Where an answer comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Source {
     /// The table in the kernel.
@@ -94,7 +97,7 @@ pub enum Source {
 }
 
 /// The answer.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Explanation {
     /// The destination asked for.
     pub destination: IpAddr,

@@ -30,6 +30,8 @@ pub mod links;
 pub mod list;
 pub mod nat;
 pub mod policy;
+#[cfg(test)]
+mod reference;
 pub mod replay;
 pub mod ruleset;
 pub mod sysdump;

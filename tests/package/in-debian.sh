@@ -137,6 +137,33 @@ files_are_as_before() {
     return 1
 }
 
+# block FILE LANGUAGE NUMBER: a block of a page of the manual.
+block() {
+    awk -v start="\`\`\`$2" -v wanted="$3" '
+        { line = $0; sub(/^ +/, "", line) }
+        line == "```" && on { on = 0 }
+        on { print line }
+        line == start { on = ++count == wanted }
+    ' "docs/$1"
+}
+
+# run_block FILE LANGUAGE NUMBER: types it, so to speak.
+run_block() {
+    local text
+    text=$(block "$@")
+    [ -n "$text" ] && bash -e -x -c "$text" </dev/null
+}
+
+branch_office() {
+    systemctl stop breakout
+    run_block branch-office.md sh 1 || return 1
+    block branch-office.md toml 1 >/etc/breakout/breakout.toml
+    run_block branch-office.md sh 2 || return 1
+    sed -i '/masquerade/a probes = ["icmp:10.3.0.2"]' /etc/breakout/breakout.toml
+    rm /etc/sysctl.d/50-breakout.conf
+    systemctl reload breakout && run_block branch-office.md sh 3
+}
+
 is_unprivileged() {
     local pid
     pid=$(systemctl show --property MainPID --value breakout)
@@ -219,14 +246,12 @@ network
 before=$(kernel_state)
 files_before=$(files)
 
-# As docs/install.md has it.
-check "it is installed" apt-get install --yes ./breakout_*.deb
-version=$(dpkg-query --show --showformat '${Version}' breakout)
-check "the example passes the check" breakout check
-check "it is edited" sed -i 's/^#masquerade = false/masquerade = true/' /etc/breakout/breakout.toml
+check "docs/install.md brings it up from nothing" run_block install.md sh 1
 # Nobody here answers to the probes of Microsoft's service.
 sed -i 's/^# probes = .*/probes = ["icmp:10.3.0.2"]/' /etc/breakout/breakout.toml
-check "it starts" systemctl enable --now breakout
+check "it takes other probes" systemctl reload breakout
+version=$(dpkg-query --show --showformat '${Version}' breakout)
+check "the example passes the check" breakout check
 # Nothing of the rest can be told without it.
 [ $failed -eq 0 ] || finish
 check "it steers" steers
@@ -252,6 +277,8 @@ check "nothing is left in the kernel after removal" kernel_is_clean
 check "the configuration is left after removal" test -f /etc/breakout/breakout.toml
 check "it is installed again, with the configuration as it was" apt-get install --yes ./breakout_*.deb
 check "it starts again" systemctl enable --now breakout
+check "docs/branch-office.md brings it up" branch_office
+check "it steers as docs/branch-office.md has it" steers
 check "it is purged" apt-get purge --yes breakout
 check "nothing is left in the kernel after the purge" kernel_is_clean
 check "no file and no user is left after the purge" files_are_as_before

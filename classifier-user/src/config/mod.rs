@@ -5,8 +5,6 @@ mod list;
 mod parse;
 mod policy;
 mod preference;
-#[cfg(test)]
-mod reference;
 mod validate;
 mod values;
 

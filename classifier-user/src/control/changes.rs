@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use ipnet::IpNet;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::ListSummary;
 
 /// What is different between two rulesets.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RulesetDelta {
     /// The endpoint sets that differ.
     pub sets: Vec<RuleDelta>,
@@ -19,7 +20,7 @@ pub struct RulesetDelta {
 }
 
 /// What is different about one endpoint set.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RuleDelta {
     /// The set, as in `Worldwide 11`.
     pub set: String,
@@ -34,13 +35,15 @@ pub struct RuleDelta {
     /// Ports, before and since, if they differ.
     pub ports: Option<(Vec<String>, Vec<String>)>,
     /// Prefixes that came.
+    #[schemars(with = "Vec<String>")]
     pub added: Vec<IpNet>,
     /// Prefixes that went.
+    #[schemars(with = "Vec<String>")]
     pub removed: Vec<IpNet>,
 }
 
 /// What a change did.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Reloaded {
     /// The generation before.
     pub from_generation: u32,
@@ -63,7 +66,7 @@ pub struct Reloaded {
 }
 
 /// What would change.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Plan {
     /// Why anything would: an edited configuration, a list that waits.
     pub causes: Vec<String>,
@@ -76,7 +79,7 @@ pub struct Plan {
 }
 
 /// `breakout list accept`, `rollback` and `release`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ListOrder {
     /// Overrule the judge.
@@ -94,7 +97,7 @@ pub enum ListOrder {
 }
 
 /// `breakout bypass`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct BypassOrder {
     /// Whether steering is to be switched off.
     pub on: bool,

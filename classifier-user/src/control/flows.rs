@@ -2,12 +2,13 @@
 
 use std::net::SocketAddr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::events::Event;
 
 /// A question for what has happened.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct EventsQuery {
     /// Only events with higher numbers.
     #[serde(default)]
@@ -15,21 +16,21 @@ pub struct EventsQuery {
 }
 
 /// What has happened.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct EventsReport {
     /// The oldest first.
     pub events: Vec<Event>,
 }
 
 /// A question for flows.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct FlowsQuery {
     /// At most so many.
     pub limit: usize,
 }
 
 /// Pinned flows.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FlowsReport {
     /// Whether flows are pinned.
     pub enabled: bool,
@@ -42,7 +43,7 @@ pub struct FlowsReport {
 }
 
 /// A pinned flow.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PinnedFlow {
     /// `tcp` or `udp`.
     pub proto: String,

@@ -2,13 +2,14 @@
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::list::{Finding, Kept, List, Pending};
 use crate::timestamp::Timestamp;
 
 /// A list in a line.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ListSummary {
     /// Its instance.
     pub instance: String,
@@ -29,7 +30,7 @@ pub struct ListSummary {
 }
 
 /// The list in force.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ListReport {
     /// The list of the first instance in a line.
     #[serde(flatten)]
@@ -45,7 +46,7 @@ pub struct ListReport {
 }
 
 /// Additions that are announced for later, and in force already.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PendingReport {
     /// The instance.
     pub instance: String,
@@ -66,14 +67,14 @@ impl PendingReport {
 }
 
 /// What a look at the source has brought.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FetchReport {
     /// By instance.
     pub instances: Vec<Fetching>,
 }
 
 /// What a look at the source has brought for an instance.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Fetching {
     /// The instance.
     pub instance: String,
@@ -90,7 +91,7 @@ pub struct Fetching {
 }
 
 /// One endpoint set of the list.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ListedSet {
     /// Its instance.
     pub instance: Option<String>,
@@ -125,7 +126,7 @@ impl Fetching {
 }
 
 /// Something in a list that cannot be used.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Unusable {
     /// The instance.
     pub instance: String,

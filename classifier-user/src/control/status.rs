@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::ListSummary;
@@ -11,7 +12,7 @@ use crate::ruleset::Rule;
 use crate::timestamp::Timestamp;
 
 /// What the controller is doing.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Status {
     /// The controller's version.
     pub version: String,
@@ -46,7 +47,7 @@ pub struct Status {
 }
 
 /// The ruleset in force.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RulesetStatus {
     /// Its generation.
     pub generation: u32,
@@ -63,7 +64,7 @@ pub struct RulesetStatus {
 }
 
 /// Steering is switched off for a time.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct BypassStatus {
     /// Since when.
     pub since: Timestamp,
@@ -72,7 +73,7 @@ pub struct BypassStatus {
 }
 
 /// How the list of an instance is followed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FollowStatus {
     /// The instance.
     pub instance: String,
@@ -105,7 +106,7 @@ pub struct FollowStatus {
 }
 
 /// A list that was refused.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RefusedList {
     /// Its version, or the start of its hash.
     pub version: String,
@@ -114,7 +115,7 @@ pub struct RefusedList {
 }
 
 /// An endpoint set in answers.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SetReport {
     /// Its instance, or `custom`.
     pub instance: String,
@@ -139,7 +140,7 @@ impl From<&Rule> for SetReport {
 }
 
 /// A LAN interface.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LanStatus {
     /// Its name.
     pub interface: String,
@@ -150,7 +151,7 @@ pub struct LanStatus {
 }
 
 /// A program on an interface.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ProgramStatus {
     /// The interface.
     pub interface: String,
@@ -161,7 +162,7 @@ pub struct ProgramStatus {
 }
 
 /// An egress.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct EgressStatus {
     /// Its interface.
     pub interface: String,
@@ -184,7 +185,7 @@ pub struct EgressStatus {
 }
 
 /// The way out for one address family.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct WayOut {
     /// Whether packets are steered there.
     pub up: bool,
@@ -197,7 +198,7 @@ pub struct WayOut {
 }
 
 /// The counters.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Stats {
     /// The generation in force.
     pub generation: u32,
@@ -210,7 +211,7 @@ pub struct Stats {
 }
 
 /// Replies of steered flows.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RepliesCount {
     /// Those that XDP forwarded.
     pub redirected: Count,
@@ -219,7 +220,7 @@ pub struct RepliesCount {
 }
 
 /// One reason's counter.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ReasonCount {
     /// Its stable name.
     pub reason: String,
@@ -233,7 +234,7 @@ pub struct ReasonCount {
 }
 
 /// One endpoint set's counter.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SetCount {
     /// The set.
     #[serde(flatten)]

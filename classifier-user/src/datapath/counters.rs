@@ -7,12 +7,13 @@ use anyhow::{Context, Result};
 use aya::maps::{MapData, PerCpuArray};
 use breakout_common::counters::Counter;
 use breakout_common::verdict::Reason;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::open_map;
 
 /// Packets and bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Count {
     /// Packets; a GSO packet counts as what it will be on the wire.
     pub packets: u64,

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Kind, Target};
@@ -90,7 +91,7 @@ impl Meter {
 }
 
 /// How a target answers.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TargetReport {
     /// The target.
     pub target: Target,
@@ -107,11 +108,11 @@ pub struct TargetReport {
 }
 
 /// What is known of an egress and address family.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Measure {
-    /// Whether anything answers; `None` while that is not known.
+    /// Whether anything answers; null while that is not known.
     pub alive: Option<bool>,
-    /// Whether a TCP, TLS or HTTP target answers; `None` while that is not known.
+    /// Whether a TCP, TLS or HTTP target answers; null while that is not known.
     pub doors: Option<bool>,
     /// The share of probes that is lost, from 0 to 1.
     pub loss: f64,

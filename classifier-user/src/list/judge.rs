@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Category, EndpointSet, List, ListDelta};
@@ -35,7 +36,7 @@ const SPECIAL: [&str; 20] = [
 ];
 
 /// Something that stands out in a new list.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Finding {
     /// The endpoint set, if it is about one.
     pub id: Option<u32>,

@@ -20,6 +20,7 @@ use std::fmt;
 
 use breakout_common::table::Transport;
 use ipnet::IpNet;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -298,7 +299,7 @@ pub struct Problem {
 }
 
 /// Additions that Microsoft has announced for a later day. They are in the list already.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Pending {
     /// The endpoint set's id.
     pub id: u32,

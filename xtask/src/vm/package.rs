@@ -80,6 +80,13 @@ fn disk(unpacked: &Path, release: &str) -> Result<PathBuf> {
         let name = deb.file_name().context("a package has a name")?;
         fs::copy(&deb, home.join(place).join(name))?;
     }
+    run_logged(
+        Command::new("cp")
+            .arg("-r")
+            .arg(paths::root().join("docs"))
+            .arg(home.join("docs")),
+        LIMIT,
+    )?;
     let script = home.join("in-debian.sh");
     fs::copy(paths::root().join(SCRIPT), &script)?;
     make_executable(&script)?;

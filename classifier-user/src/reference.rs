@@ -1,0 +1,179 @@
+//! What the manual has from the types: the configuration's keys, and the fields of what `--json` prints. With
+//! BREAKOUT_WRITE_DOCS=1 these tests write it, else they fail if the manual has something else.
+
+use std::fmt::Write;
+use std::fs;
+use std::path::Path;
+
+use schemars::{JsonSchema, schema_for};
+use serde_json::Value;
+
+use crate::config::Config;
+use crate::control::{
+    EventsReport, FetchReport, FlowsReport, ListReport, PendingReport, Plan, Reloaded, Stats,
+    Status,
+};
+use crate::doctor::Finding;
+use crate::explain::Explanation;
+use crate::journal::Entry;
+
+const BEGIN: &str = "<!-- written from the types -->\n";
+const END: &str = "<!-- end of what is written from the types -->";
+
+#[test]
+fn the_manual_has_the_keys() {
+    let schema = serde_json::to_value(schema_for!(Config)).unwrap();
+    let mut text = String::from("| key | default | meaning |\n| --- | --- | --- |\n");
+    rows(&schema, &schema, "", &mut |key, property, is_required| {
+        let default = match &property["default"] {
+            Value::Null if is_required => "required".to_owned(),
+            Value::Null => String::new(),
+            default => format!("`{default}`"),
+        };
+        let _ = writeln!(text, "| `{key}` | {default} | {} |", meaning(property));
+    });
+    is_in_the_manual("configuration.md", &text);
+}
+
+#[test]
+fn the_manual_has_the_fields_of_json() {
+    let mut text = String::new();
+    fields::<Status>(&mut text, "status");
+    fields::<Stats>(&mut text, "stats");
+    fields::<EventsReport>(&mut text, "events");
+    fields::<FlowsReport>(&mut text, "flows");
+    fields::<Explanation>(&mut text, "explain");
+    fields::<ListReport>(&mut text, "list show");
+    fields::<FetchReport>(&mut text, "list fetch");
+    fields::<PendingReport>(&mut text, "list pending");
+    fields::<Plan>(&mut text, "plan");
+    fields::<Reloaded>(
+        &mut text,
+        "reload`, `apply`, `bypass`, `list accept`, `list rollback`, `list release",
+    );
+    fields::<Vec<Entry>>(&mut text, "history");
+    fields::<Vec<Finding>>(&mut text, "doctor");
+    is_in_the_manual("json.md", &text);
+}
+
+/// A table of what a command prints.
+fn fields<T: JsonSchema>(text: &mut String, command: &str) {
+    let schema = serde_json::to_value(schema_for!(T)).unwrap();
+    let (object, prefix) = match schema["items"].is_object() {
+        true => (resolve(&schema, &schema["items"]), "[]."),
+        false => (&schema, ""),
+    };
+    let _ = write!(
+        text,
+        "\n## `{command}`\n\n| field | type | meaning |\n| --- | --- | --- |\n"
+    );
+    rows(&schema, object, prefix, &mut |key, property, _| {
+        let kind = kind_of(&schema, property);
+        let _ = writeln!(text, "| `{key}` | {kind} | {} |", meaning(property));
+    });
+}
+
+fn is_in_the_manual(page: &str, wanted: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../docs")
+        .join(page);
+    let manual = fs::read_to_string(&path).unwrap();
+    let (before, rest) = manual
+        .split_once(BEGIN)
+        .expect("the page has a place for it");
+    let (found, after) = rest.split_once(END).expect("the place has an end");
+    if std::env::var_os("BREAKOUT_WRITE_DOCS").is_some() {
+        fs::write(&path, format!("{before}{BEGIN}{wanted}{END}{after}")).unwrap();
+    } else {
+        assert_eq!(
+            found, wanted,
+            "write it with: BREAKOUT_WRITE_DOCS=1 cargo test -p breakout manual"
+        );
+    }
+}
+
+/// Calls `row` for each key of an object, with those of its sections in their place: the key, its schema, and whether it is
+/// always there.
+fn rows(root: &Value, object: &Value, prefix: &str, row: &mut dyn FnMut(&str, &Value, bool)) {
+    let required = object["required"].as_array().cloned().unwrap_or_default();
+    let properties = object["properties"].as_object().into_iter().flatten();
+    for (name, property) in properties {
+        let key = format!("{prefix}{name}");
+        let value = resolve(root, property);
+        let item = resolve(root, &value["items"]);
+        let entry = resolve(root, &value["additionalProperties"]);
+        if value["properties"].is_object() {
+            rows(root, value, &format!("{key}."), row);
+        } else if item["properties"].is_object() {
+            rows(root, item, &format!("{key}[]."), row);
+        } else if entry["properties"].is_object() {
+            rows(root, entry, &format!("{key}.NAME."), row);
+        } else {
+            row(&key, property, required.contains(&name.as_str().into()));
+        }
+    }
+}
+
+fn meaning(property: &Value) -> String {
+    let meaning = property["description"].as_str().unwrap_or_default();
+    meaning.replace('\n', " ").replace('|', "\\|")
+}
+
+/// What a value may be, in a few words.
+fn kind_of(root: &Value, property: &Value) -> String {
+    let alternatives = property["anyOf"].as_array().into_iter().flatten();
+    let mut alternatives = alternatives.map(|one| &one["type"]);
+    if alternatives.any(|kind| kind == "null") {
+        return format!("{} or null", kind_of(root, resolve(root, property)));
+    }
+    let value = resolve(root, property);
+    let name = |kind: &Value| match kind.as_str().unwrap_or_default() {
+        "integer" | "number" => "number".to_owned(),
+        other => other.to_owned(),
+    };
+    let names: Vec<&str> = value["enum"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
+    let constants = value["oneOf"].as_array().into_iter().flatten();
+    let constants = constants.filter_map(|one| one["const"].as_str());
+    let words: Vec<String> = names
+        .into_iter()
+        .chain(constants)
+        .map(|word| format!("`{word}`"))
+        .collect();
+    if !words.is_empty() {
+        return words.join(", ");
+    }
+    match &value["type"] {
+        Value::Array(kinds) => {
+            let kinds: Vec<String> = kinds.iter().map(name).collect();
+            kinds.join(" or ")
+        }
+        Value::String(kind) if kind == "array" && value["items"].is_object() => {
+            format!("array of {}", kind_of(root, &value["items"]))
+        }
+        Value::Null => {
+            let any = value["anyOf"].as_array().into_iter().flatten();
+            let any: Vec<String> = any.map(|one| kind_of(root, one)).collect();
+            any.join(" or ")
+        }
+        kind => name(kind),
+    }
+}
+
+/// What a reference leads to; of something that may be null, what it is otherwise.
+fn resolve<'a>(root: &'a Value, value: &'a Value) -> &'a Value {
+    let place = value["$ref"]
+        .as_str()
+        .and_then(|place| place.strip_prefix('#'));
+    let value = place.and_then(|place| root.pointer(place)).unwrap_or(value);
+    let alternatives = value["anyOf"].as_array().into_iter().flatten();
+    let mut real = alternatives.filter(|one| one["type"] != "null");
+    match (real.next(), real.next()) {
+        (Some(only), None) => resolve(root, only),
+        _ => value,
+    }
+}
