@@ -51,9 +51,9 @@ const STAGES: &[Stage] = &[
     ("program and namespace tests", || {
         tests(&["test", "--package", "breakout-tests", "--locked"])
     }),
+    ("package in Debian 12", package),
     ("under Linux 6.1", || machine("6.1")),
     ("under Linux 6.12", || machine("6.12")),
-    ("package in Debian 12", package),
     ("eBPF by each toolchain", toolchains),
     ("without eBPF toolchain", stub),
 ];
