@@ -12,7 +12,7 @@ use breakout_tests::lab::{CONFIG, Lab};
 use breakout_tests::netns::run;
 
 use crate::traffic::{Expected, under_traffic_with};
-use crate::{Test, cleanup};
+use crate::{Test, cleanup, setting};
 
 pub(crate) const TESTS: &[Test] = &[
     ("upgrades_in_route_mode_lose_and_misplace_nothing", || {
@@ -28,7 +28,14 @@ pub(crate) const TESTS: &[Test] = &[
 
 /// Layouts of versions before and after this one, and its own.
 const LAYOUTS: [&str; 3] = ["v0", "v1000", "v1"];
-const ROUNDS: usize = 9;
+/// So often all of them, unless BREAKOUT_TEST_SWITCHES asks for little.
+const ROUNDS: usize = 3;
+
+fn rounds() -> usize {
+    setting("BREAKOUT_TEST_SWITCHES", 1000)
+        .div_ceil(300)
+        .min(ROUNDS)
+}
 
 /// Each round the controller leaves, what it has pinned is made to look like another version's, and the next one starts.
 fn upgrades(mode: &str) -> Result<()> {
@@ -42,7 +49,7 @@ fn upgrades(mode: &str) -> Result<()> {
     ];
     let sentinels = sentinels.map(|(address, way)| (Flow::new(Transport::Udp, address, 443), way));
     under_traffic_with(&lab, &site, &sentinels, &["--leave"], |office| {
-        for layout in LAYOUTS.iter().cycle().take(ROUNDS) {
+        for layout in LAYOUTS.iter().cycle().take(rounds() * LAYOUTS.len()) {
             let pins = pins(&site)?;
             office.hand_over(|| pretend(&pins, layout))?;
             let status = site.json(&lab.gateway, &["status"])?;
