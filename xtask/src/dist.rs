@@ -7,6 +7,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 
+use crate::licences::third_party;
 use crate::paths;
 use crate::process::{cargo, output, stream};
 use crate::setup::{self, Purpose};
@@ -154,7 +155,7 @@ pub(crate) fn build(machine: Machine, deb_version: Option<&str>) -> Result<[Path
         .join(target)
         .join("release/breakout");
     check_program(&program, machine)?;
-    let stage = stage(&program)?;
+    let stage = stage(&program, target)?;
     let deb = package(machine, deb_version)?;
     let archive = archive(machine, &stage)?;
     Ok([deb, archive])
@@ -183,7 +184,7 @@ fn check_program(program: &Path, machine: Machine) -> Result<()> {
 }
 
 /// Lays out the files as they are installed.
-fn stage(program: &Path) -> Result<PathBuf> {
+fn stage(program: &Path, target: &str) -> Result<PathBuf> {
     let dist = paths::root().join("target/dist");
     let stage = dist.join("stage");
     if stage.exists() {
@@ -206,6 +207,10 @@ fn stage(program: &Path) -> Result<PathBuf> {
             install(&path, &format!("usr/share/doc/breakout/{name}"))?;
         }
     }
+    fs::write(
+        stage.join("usr/share/doc/breakout/THIRD-PARTY"),
+        third_party(target)?,
+    )?;
     let pages = dist.join("pages");
     let mut write = cargo();
     write

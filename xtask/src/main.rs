@@ -4,6 +4,7 @@ mod bench;
 mod demo;
 mod dist;
 mod fuzz;
+mod licences;
 mod object;
 mod paths;
 mod process;
