@@ -256,5 +256,16 @@ fn support_case() -> Result<()> {
         without.contains("status.json: no controller listens"),
         "{without}"
     );
+    // Without the interface it is not known who the clients are, so no private address is in it.
+    lab.gateway.ip("link del lan")?;
+    let unknown = dump("unknown", &[])?;
+    ensure!(
+        unknown.contains("ip saddr client-"),
+        "the client is not masked"
+    );
+    ensure!(
+        !unknown.contains("10.1.0.2"),
+        "the client is in the archive"
+    );
     Ok(())
 }

@@ -16,11 +16,11 @@ pub(super) struct Mask {
 }
 
 impl Mask {
-    /// Masks the hosts of networks that are given with the gateway's own address in them.
-    pub(super) fn of_clients(networks: &[IpNet]) -> Self {
+    /// Masks the hosts of networks, but for the gateway's own addresses.
+    pub(super) fn of_clients(networks: &[IpNet], own: Vec<IpAddr>) -> Self {
         Mask {
             networks: networks.iter().map(IpNet::trunc).collect(),
-            own: networks.iter().map(IpNet::addr).collect(),
+            own,
             seen: RefCell::default(),
         }
     }
@@ -103,8 +103,12 @@ mod tests {
 
     #[test]
     fn clients_become_numbers_and_all_else_stays() {
-        let networks = ["10.1.0.1/24", "fd00:1::1/64"].map(|net| net.parse().unwrap());
-        let mask = Mask::of_clients(&networks);
+        let networks: Vec<IpNet> = vec![
+            "10.1.0.1/24".parse().unwrap(),
+            "fd00:1::1/64".parse().unwrap(),
+        ];
+        let own = networks.iter().map(IpNet::addr).collect();
+        let mask = Mask::of_clients(&networks, own);
         let text = "10.1.0.2 to 10.1.0.1:53, 10.1.0.2:4711 and 10.1.0.0/24, 10.1.0.255; 10.2.0.2 [fd00:1::5]:443 from \
                     fd00:1::/64, cafe 12:34. face 10.1.0.9.";
         assert_eq!(

@@ -31,6 +31,15 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Flows that are put in, if clients' addresses are wanted.
 const FLOWS: usize = 10_000;
 
+/// Networks of private addresses (RFC 1918, RFC 6598, RFC 4193).
+const PRIVATE: [&str; 5] = [
+    "10.0.0.0/8",
+    "172.16.0.0/12",
+    "192.168.0.0/16",
+    "100.64.0.0/10",
+    "fc00::/7",
+];
+
 /// Programs whose output is put in. LAN and EGRESS stand for each of these interfaces.
 const PROGRAMS: &[(&str, &str)] = &[
     ("system/uname.txt", "uname -a"),
@@ -107,7 +116,7 @@ pub async fn write(
     let mask = if with_clients {
         Mask::default()
     } else {
-        Mask::of_clients(&lan_networks(config).await)
+        clients(config).await
     };
     let mut archive = Archive {
         tar: tar::Builder::new(GzEncoder::new(file, Compression::default())),
@@ -149,18 +158,26 @@ pub async fn write(
     archive.finish()
 }
 
-/// The networks that clients are in: those of the LAN interfaces.
-async fn lan_networks(config: &Config) -> Vec<IpNet> {
-    let Ok(links) = Links::open() else {
-        return Vec::new();
-    };
-    let mut networks = Vec::new();
-    for lan in &config.lan {
-        if let Ok(Some(interface)) = links.interface(&lan.interface).await {
-            networks.extend(interface.addresses);
+/// Masks what is in the networks of the LAN interfaces and is not the gateway's own. Where these are not known, as where an
+/// interface is gone, all private addresses are masked.
+async fn clients(config: &Config) -> Mask {
+    let (mut networks, mut own) = (Vec::new(), Vec::new());
+    let mut are_known = !config.lan.is_empty();
+    if let Ok(links) = Links::open() {
+        own = links.own_addresses().await.unwrap_or_default();
+        for lan in &config.lan {
+            match links.interface(&lan.interface).await {
+                Ok(Some(interface)) if !interface.addresses.is_empty() => {
+                    networks.extend(interface.addresses);
+                }
+                _ => are_known = false,
+            }
         }
     }
-    networks
+    if !are_known || networks.is_empty() {
+        networks.extend(PRIVATE.iter().filter_map(|net| net.parse::<IpNet>().ok()));
+    }
+    Mask::of_clients(&networks, own)
 }
 
 /// The line once for each interface that it is about, or as it is.

@@ -214,6 +214,11 @@ fn copy_modules(unpacked: &Path, root: &Path, release: &str) -> Result<()> {
             )?;
         }
     }
+    index_modules(&from, &to, root, release)
+}
+
+/// Takes over the lists of modules, and makes the index that modprobe reads.
+pub(super) fn index_modules(from: &Path, to: &Path, root: &Path, release: &str) -> Result<()> {
     for list in [
         "modules.order",
         "modules.builtin",

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::image::{directory, kernel_package, make_executable, modules, pack, release_of};
+use super::image::{
+    directory, index_modules, kernel_package, make_executable, modules, pack, release_of,
+};
 use super::{Outcome, qemu, watch};
 use crate::dist::{self, Machine};
 use crate::paths;
@@ -175,17 +177,7 @@ fn initramfs(unpacked: &Path, release: &str) -> Result<PathBuf> {
             )?;
         }
     }
-    for list in [
-        "modules.order",
-        "modules.builtin",
-        "modules.builtin.modinfo",
-    ] {
-        fs::copy(from.join(list), to.join(list))?;
-    }
-    run_logged(
-        Command::new("depmod").arg("-b").arg(&root).arg(release),
-        LIMIT,
-    )?;
+    index_modules(&from, &to, &root, release)?;
     let modules = BOOT_MODULES.join(" ");
     let init = root.join("init");
     fs::write(
