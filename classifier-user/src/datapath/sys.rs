@@ -1,6 +1,7 @@
 //! The bpf(2) calls that aya does not offer: array maps whose value size is known only at run time, and the numbers of
 //! programs without asking what they are, which needs CAP_SYS_ADMIN.
 
+use std::ffi::c_char;
 use std::io;
 use std::mem::{size_of, zeroed};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
@@ -103,7 +104,7 @@ fn create_map(
     let mut map_name = [0; 16];
     // The kernel wants a zero at the end, so it takes at most 15 characters.
     for (to, from) in map_name.iter_mut().take(15).zip(name.bytes()) {
-        *to = from.cast_signed();
+        *to = c_char::from_ne_bytes([from]);
     }
     attr.__bindgen_anon_1.map_name = map_name;
     // SAFETY: this command takes no pointers.
