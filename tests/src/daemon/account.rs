@@ -58,6 +58,7 @@ pub(super) fn as_service(namespace: &Namespace, place: &Path, program: &Path) ->
     chown(&pins, Some(USER), Some(USER)).context("the pins' directory")?;
     let capabilities: Vec<String> = CAPABILITIES.iter().map(|name| format!("+{name}")).collect();
     let capabilities = format!("-all,{}", capabilities.join(","));
+    // By its path, because a busybox shell would take its own.
     let script = format!(
         "set -e\n\
          mkdir -p {place}/pins; touch {place}/breakout\n\
@@ -66,7 +67,7 @@ pub(super) fn as_service(namespace: &Namespace, place: &Path, program: &Path) ->
          mount -t sysfs sysfs /sys\n\
          export BREAKOUT_PINS={place}/pins\n\
          cd {place}\n\
-         exec setpriv --reuid {USER} --regid {USER} --clear-groups --no-new-privs --inh-caps {capabilities} \
+         exec /usr/bin/setpriv --reuid {USER} --regid {USER} --clear-groups --no-new-privs --inh-caps {capabilities} \
          --ambient-caps {capabilities} --bounding-set {capabilities} {place}/breakout \"$@\"\n",
         place = place.display(),
         program = program.display(),
