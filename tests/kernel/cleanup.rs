@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use aya::maps::loaded_maps;
 use aya::programs::{SchedClassifier, TcAttachType, loaded_programs};
 use breakout_tests::daemon::{Daemon, Site};
@@ -27,6 +27,7 @@ pub(crate) const TESTS: &[Test] = &[
 
 /// Everything in the gateway that a controller could leave behind.
 pub(crate) fn inventory(lab: &Lab) -> Result<String> {
+    settle(lab)?;
     let mut all = String::new();
     for command in [
         "ip link show",
@@ -62,6 +63,18 @@ pub(crate) fn inventory(lab: &Lab) -> Result<String> {
         }
     }
     Ok(all)
+}
+
+/// Waits until the kernel has noticed that the links are up, which it does behind.
+fn settle(lab: &Lab) -> Result<()> {
+    for _ in 0..100 {
+        let links = lab.gateway.ip("-o link show type veth up")?;
+        if !links.contains("state UNKNOWN") {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    bail!("the links do not come up")
 }
 
 /// Pins of this site, wherever the BPF file system is.

@@ -101,7 +101,7 @@ fn narrow(how: &str) -> Result<()> {
          route add default via 10.7.0.1",
     )?;
     for router in [&lab.internet, &far] {
-        router.exec("sysctl -qw net.ipv4.ip_forward=1")?;
+        router.sysctl("net.ipv4.ip_forward", 1)?;
     }
     let _server = Servers::start(&server, "internet", std::slice::from_ref(&flow))?;
     let site = Site::new(&config(how))?;

@@ -91,7 +91,7 @@ fn vlan_interface() -> Result<()> {
              addr add 10.1.0.2/24 dev eth0.7
              addr add fd00:1::2/64 dev eth0.7 nodad
              route replace default via 10.1.0.1
-             -6 route replace default via fd00:1::1",
+             route replace default via fd00:1::1",
         )?;
         lab.gateway.ip_lines(
             "addr flush dev lan

@@ -222,7 +222,7 @@ fn support_case() -> Result<()> {
         let again = site.output(&lab.gateway, &["sysdump", "--output", &place])?;
         ensure!(!again.status.success(), "it wrote over {place}");
         run(Command::new("tar")
-            .args(["--extract", "--to-stdout", "--file"])
+            .args(["--extract", "--gzip", "--to-stdout", "--file"])
             .arg(&archive))
     };
     let masked = dump("masked", &[])?;

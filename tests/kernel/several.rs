@@ -30,8 +30,7 @@ pub(crate) const TESTS: &[Test] = &[
 fn second_link(lab: &Lab) -> Result<()> {
     connect(&lab.gateway, "wwan0", &lab.wan, "eth1")?;
     lab.gateway.ip("addr add 10.4.0.1/24 dev wwan0")?;
-    lab.gateway
-        .exec("sysctl -qw net.ipv4.conf.wwan0.rp_filter=0")?;
+    lab.gateway.sysctl("net.ipv4.conf.wwan0.rp_filter", 0)?;
     lab.wan.ip("addr add 10.4.0.2/24 dev eth1")?;
     Ok(())
 }
@@ -144,8 +143,7 @@ fn vanishing() -> Result<()> {
     connect(&lab.gateway, "inet", &lab.internet, "eth0")?;
     lab.gateway.ip("addr add 10.3.0.1/24 dev inet")?;
     lab.internet.ip("addr add 10.3.0.2/24 dev eth0")?;
-    lab.gateway
-        .exec("sysctl -qw net.ipv4.conf.inet.rp_filter=0")?;
+    lab.gateway.sysctl("net.ipv4.conf.inet.rp_filter", 0)?;
     daemon.wait_until(office.is_up(true))?;
     ensure!(
         office.new_way()? == "internet",

@@ -279,6 +279,9 @@ check "it is installed again, with the configuration as it was" apt-get install 
 check "it starts again" systemctl enable --now breakout
 check "docs/branch-office.md brings it up" branch_office
 check "it steers as docs/branch-office.md has it" steers
+check "docs/metrics.md shows metrics" run_block metrics.md sh 1
+check "docs/lab.md makes a capture" run_block lab.md sh 1
+check "a support archive" breakout sysdump --output case.tar.gz
 check "it is purged" apt-get purge --yes breakout
 check "nothing is left in the kernel after the purge" kernel_is_clean
 check "no file and no user is left after the purge" files_are_as_before

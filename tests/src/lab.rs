@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use anyhow::Result;
 
 use crate::flow::Flow;
-use crate::netns::{Namespace, run};
+use crate::netns::Namespace;
 use crate::server::Servers;
 
 /// The namespaces of one lab, connected and addressed.
@@ -102,15 +102,11 @@ impl Lab {
     }
 
     fn tune(&self) -> Result<()> {
-        for setting in [
-            "net.ipv4.ip_forward=1",
-            "net.ipv6.conf.all.forwarding=1",
-            // Replies come in by the local link although the main table's route to their source is the WAN.
-            "net.ipv4.conf.all.rp_filter=0",
-            "net.ipv4.conf.inet.rp_filter=0",
-        ] {
-            self.gateway.exec(&format!("sysctl -qw {setting}"))?;
-        }
+        self.gateway.sysctl("net.ipv4.ip_forward", 1)?;
+        self.gateway.sysctl("net.ipv6.conf.all.forwarding", 1)?;
+        // Replies come in by the local link although the main table's route to their source is the WAN.
+        self.gateway.sysctl("net.ipv4.conf.all.rp_filter", 0)?;
+        self.gateway.sysctl("net.ipv4.conf.inet.rp_filter", 0)?;
         // A veth takes frames that XDP redirects only where its peer has an XDP program or GRO.
         self.internet.exec("ethtool -K eth0 gro on")?;
         // Packets as on a wire: full checksums, no segments beyond the MTU. XDP would forward what is unfinished as it is.
@@ -127,11 +123,14 @@ impl Lab {
         let mut addresses: Vec<IpAddr> = addresses.into_iter().collect();
         addresses.sort_unstable();
         addresses.dedup();
-        for address in addresses {
-            for far_end in [&self.wan, &self.internet] {
+        let lines: Vec<String> = (addresses.iter())
+            .map(|address| {
                 let length = if address.is_ipv4() { 32 } else { 128 };
-                far_end.ip(&format!("addr add {address}/{length} dev lo nodad"))?;
-            }
+                format!("addr add {address}/{length} dev lo nodad")
+            })
+            .collect();
+        for far_end in [&self.wan, &self.internet] {
+            far_end.ip_lines(&lines.join("\n"))?;
         }
         Ok(())
     }
@@ -178,21 +177,11 @@ impl Lab {
 ///
 /// When `ip` fails.
 pub fn connect(a: &Namespace, a_name: &str, b: &Namespace, b_name: &str) -> Result<()> {
-    run(std::process::Command::new("ip").args([
-        "-n",
-        a.name(),
-        "link",
-        "add",
-        a_name,
-        "type",
-        "veth",
-        "peer",
-        "name",
-        b_name,
-        "netns",
-        b.name(),
-    ]))?;
-    a.ip(&format!("link set {a_name} up"))?;
+    a.ip_lines(&format!(
+        "link add {a_name} type veth peer name {b_name} netns {}
+         link set {a_name} up",
+        b.name()
+    ))?;
     b.ip(&format!("link set {b_name} up"))?;
     Ok(())
 }

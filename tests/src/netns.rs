@@ -1,7 +1,8 @@
 //! Network namespaces that go away with their handle.
 
-use std::fs::File;
-use std::process::{Command, Output};
+use std::fs::{self, File};
+use std::io::Write;
+use std::process::{Command, Output, Stdio};
 use std::thread::{self, JoinHandle};
 
 use anyhow::{Context, Result, bail};
@@ -24,7 +25,7 @@ impl Namespace {
         run(Command::new("ip").args(["netns", "add", &name]))?;
         let namespace = Namespace { name, keep: false };
         // Addresses are usable at once, and nothing changes later by itself.
-        namespace.exec("sysctl -qw net.ipv6.conf.default.accept_dad=0")?;
+        namespace.sysctl("net.ipv6.conf.default.accept_dad", 0)?;
         namespace.ip("link set lo up")?;
         Ok(namespace)
     }
@@ -68,17 +69,35 @@ impl Namespace {
             .args(arguments.split_whitespace()))
     }
 
-    /// Runs several `ip` commands, one a line.
+    /// Runs several `ip` commands, one a line, in one process.
     ///
     /// # Errors
     ///
-    /// When one fails.
+    /// When one fails; those before it have taken effect.
     pub fn ip_lines(&self, lines: &str) -> Result<()> {
-        let lines = lines.lines().map(str::trim).filter(|line| !line.is_empty());
-        for line in lines {
-            self.ip(line)?;
-        }
-        Ok(())
+        let mut command = Command::new("ip");
+        command.args(["-n", &self.name, "-batch", "-"]);
+        let piped = || Stdio::piped();
+        let child = command.stdin(piped()).stdout(piped()).stderr(piped());
+        let mut child = child
+            .spawn()
+            .with_context(|| format!("cannot run {command:?}"))?;
+        let mut stdin = child.stdin.take().context("stdin is piped")?;
+        stdin.write_all(lines.as_bytes())?;
+        drop(stdin);
+        text(&command, &child.wait_with_output()?)
+            .map(drop)
+            .with_context(|| lines.to_owned())
+    }
+
+    /// Sets a number under `net.` in the namespace's /proc/sys.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel has no such setting, or refuses the number.
+    pub fn sysctl(&self, name: &str, value: u32) -> Result<()> {
+        let path = format!("/proc/sys/{}", name.replace('.', "/"));
+        self.enter(|| fs::write(&path, value.to_string()).with_context(|| path.clone()))
     }
 
     /// Starts a thread in the namespace. Sockets that it makes stay in the namespace. Its result is an error if the

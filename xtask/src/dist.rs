@@ -124,6 +124,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
 
 /// Builds the packages for a machine. Returns the .deb and the .tar.gz.
 pub(crate) fn build(machine: Machine, deb_version: Option<&str>) -> Result<[PathBuf; 2]> {
+    let program = program(machine)?;
+    let stage = stage(&program, machine.target())?;
+    let deb = package(machine, deb_version)?;
+    let archive = archive(machine, &stage)?;
+    Ok([deb, archive])
+}
+
+/// Compiles the program for a machine. Returns where it is.
+pub(crate) fn program(machine: Machine) -> Result<PathBuf> {
     let target = machine.target();
     let mut compile = cargo();
     let in_name = target.replace('-', "_");
@@ -155,10 +164,7 @@ pub(crate) fn build(machine: Machine, deb_version: Option<&str>) -> Result<[Path
         .join(target)
         .join("release/breakout");
     check_program(&program, machine)?;
-    let stage = stage(&program, target)?;
-    let deb = package(machine, deb_version)?;
-    let archive = archive(machine, &stage)?;
-    Ok([deb, archive])
+    Ok(program)
 }
 
 /// The program must run without anything else, and have something to load into the kernel.

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, ExitCode, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -10,17 +11,22 @@ use crate::object::compile;
 use crate::paths;
 use crate::process::{cargo, line, output};
 use crate::setup::{self, Purpose, recipes};
+use crate::vm::{self, Machine};
 
 /// What a stage came to.
 #[derive(Default)]
-struct Outcome {
-    passed: usize,
-    failed: usize,
+pub(crate) struct Outcome {
+    pub(crate) passed: usize,
+    pub(crate) failed: usize,
     /// What was skipped, and why.
-    skipped: Vec<String>,
+    pub(crate) skipped: Vec<String>,
 }
 
+/// A stage that has been run: its name, how long it took, and what it came to.
+type Row = (&'static str, Duration, Outcome);
+
 type Stage = (&'static str, fn() -> Result<Outcome>);
+type Prepare = fn() -> Result<Machine>;
 
 const STAGES: &[Stage] = &[
     ("format", || check(&["fmt", "--all", "--check"])),
@@ -36,6 +42,7 @@ const STAGES: &[Stage] = &[
             "warnings",
         ])
     }),
+    ("without eBPF toolchain", stub),
     ("build", || {
         check(&["build", "--workspace", "--bins", "--locked", "--quiet"])
     }),
@@ -51,33 +58,67 @@ const STAGES: &[Stage] = &[
     ("program and namespace tests", || {
         tests(&["test", "--package", "breakout-tests", "--locked"])
     }),
-    ("package in Debian 12", package),
-    ("under Linux 6.1", || machine("6.1")),
-    ("under Linux 6.12", || machine("6.12")),
     ("eBPF by each toolchain", toolchains),
-    ("without eBPF toolchain", stub),
+];
+
+/// Machines that run at the same time, because they wait most of it.
+const MACHINES: &[(&str, Prepare)] = &[
+    ("package in Debian 12", vm::package),
+    ("under Linux 6.1", || vm::kernel("6.1", None)),
+    ("under Linux 6.12", || vm::kernel("6.12", None)),
 ];
 
 pub(crate) fn run() -> Result<ExitCode> {
     let started = Instant::now();
     setup::ensure(Purpose::Test)?;
     let mut report = vec![("set-up", started.elapsed(), Outcome::default())];
-    for (name, stage) in STAGES {
-        println!("\n== {name}");
-        let started = Instant::now();
-        let outcome = stage().unwrap_or_else(|error| {
-            println!("{error:#}");
-            Outcome {
-                failed: 1,
-                ..Outcome::default()
-            }
-        });
-        report.push((name, started.elapsed(), outcome));
-    }
+    report.extend(STAGES.iter().map(|(name, stage)| run_stage(name, stage)));
+    report.extend(run_machines());
     Ok(summarise(&report))
 }
 
-fn summarise(report: &[(&str, Duration, Outcome)]) -> ExitCode {
+fn run_stage(name: &'static str, stage: impl FnOnce() -> Result<Outcome>) -> Row {
+    println!("\n== {name}");
+    let started = Instant::now();
+    let outcome = stage().unwrap_or_else(|error| {
+        println!("{error:#}");
+        Outcome {
+            failed: 1,
+            ..Outcome::default()
+        }
+    });
+    (name, started.elapsed(), outcome)
+}
+
+/// Prepares the machines one after the other, and runs them at the same time.
+fn run_machines() -> Vec<Row> {
+    let mut ready = Vec::new();
+    let prepared = run_stage("packages and machines", || {
+        let mut outcome = Outcome::default();
+        if let Err(error) = vm::SERIES.into_iter().try_for_each(vm::fetch) {
+            outcome.skipped.push(format!("all machines: {error:#}"));
+            return Ok(outcome);
+        }
+        for (name, prepare) in MACHINES {
+            ready.push((
+                *name,
+                prepare().with_context(|| format!("cannot prepare {name}"))?,
+            ));
+        }
+        outcome.passed = ready.len();
+        Ok(outcome)
+    });
+    let running = ready
+        .into_iter()
+        .map(|(name, machine)| thread::spawn(move || run_stage(name, || machine.run())));
+    let running: Vec<_> = running.collect();
+    let rows = running
+        .into_iter()
+        .map(|thread| thread.join().expect("no machine panics"));
+    [prepared].into_iter().chain(rows).collect()
+}
+
+fn summarise(report: &[Row]) -> ExitCode {
     println!("\n== summary");
     for (name, took, outcome) in report {
         println!(
@@ -144,34 +185,6 @@ pub(crate) fn number_before(line: &str, word: &str) -> usize {
     number.parse().unwrap_or(0)
 }
 
-/// Runs the kernel tests under another kernel.
-fn machine(series: &str) -> Result<Outcome> {
-    if let Err(error) = crate::vm::fetch(series) {
-        let skipped = format!("kernel tests under Linux {series}: {error:#}");
-        println!("skipped: {skipped}");
-        return Ok(Outcome {
-            skipped: vec![skipped],
-            ..Outcome::default()
-        });
-    }
-    let outcome = crate::vm::boot(series, None)?;
-    Ok(Outcome {
-        passed: outcome.passed,
-        failed: outcome.failed,
-        skipped: outcome.skipped,
-    })
-}
-
-/// Installs, runs, upgrades and purges the package in a machine.
-fn package() -> Result<Outcome> {
-    let outcome = crate::vm::package()?;
-    Ok(Outcome {
-        passed: outcome.passed,
-        failed: outcome.failed,
-        skipped: outcome.skipped,
-    })
-}
-
 /// Compiles the eBPF object by each of the two recipes.
 fn toolchains() -> Result<Outcome> {
     let mut outcome = Outcome::default();
@@ -218,21 +231,16 @@ fn has_both_programs(object: &[u8]) -> Result<()> {
 
 /// Builds `breakout` as on a machine without the eBPF toolchain, and sees that it says what to do.
 fn stub() -> Result<Outcome> {
-    let target_dir = paths::root().join("target/stub");
     let mut build = cargo();
-    build
-        .env("BREAKOUT_EBPF", "stub")
-        .args([
-            "build",
-            "--locked",
-            "--quiet",
-            "--package",
-            "breakout",
-            "--target-dir",
-        ])
-        .arg(&target_dir);
+    build.env("BREAKOUT_EBPF", "stub").args([
+        "build",
+        "--locked",
+        "--quiet",
+        "--package",
+        "breakout",
+    ]);
     crate::process::stream(&mut build)?;
-    let breakout = target_dir.join("debug/breakout");
+    let breakout = paths::root().join("target/debug/breakout");
     let explained = output(Command::new(&breakout).args([
         "explain",
         "52.98.1.1",

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use super::exists;
+use crate::dist;
 use crate::paths;
 use crate::process::{output, run_logged};
 
@@ -72,13 +73,13 @@ const MODULE_TREES: &[&str] = &[
 ];
 
 /// What qemu is given.
-pub(super) struct Machine {
+pub(super) struct Image {
     pub(super) release: String,
     pub(super) kernel: PathBuf,
     pub(super) initramfs: PathBuf,
 }
 
-pub(super) fn build(series: &str, tests: &Path, filter: Option<&str>) -> Result<Machine> {
+pub(super) fn build(series: &str, tests: &Path, filter: Option<&str>) -> Result<Image> {
     let vm = directory();
     let unpacked = kernel_package(series)?;
     let release = release_of(&unpacked)?;
@@ -102,7 +103,7 @@ pub(super) fn build(series: &str, tests: &Path, filter: Option<&str>) -> Result<
     make_executable(&root.join("init"))?;
     let initramfs = vm.join(format!("initramfs-{series}.cpio.gz"));
     pack(&root, &initramfs)?;
-    Ok(Machine {
+    Ok(Image {
         kernel: unpacked.join(format!("boot/vmlinuz-{release}")),
         release,
         initramfs,
@@ -236,7 +237,8 @@ pub(super) fn index_modules(from: &Path, to: &Path, root: &Path, release: &str) 
 
 /// Copies the tests and tools, with the libraries that they load.
 fn copy_programs(root: &Path, tests: &Path) -> Result<()> {
-    let breakout = paths::root().join("target/debug/breakout");
+    // What is packaged, because it is fast under emulation, and because it is what runs on gateways.
+    let breakout = dist::program(dist::Machine::X86_64)?;
     let mut libraries = BTreeSet::new();
     let mut copy = |from: &Path, name: &str, strip: bool| -> Result<()> {
         exists(from)?;
@@ -257,7 +259,7 @@ fn copy_programs(root: &Path, tests: &Path) -> Result<()> {
         Ok(())
     };
     copy(tests, "kernel-tests", true)?;
-    copy(&breakout, "breakout", true)?;
+    copy(&breakout, "breakout", false)?;
     copy(Path::new("/bin/busybox"), "busybox", false)?;
     for tool in TOOLS {
         let path = output(Command::new("sh").args(["-c", &format!("command -v {tool}")]));
@@ -295,7 +297,7 @@ fn init_script(series: &str, filter: Option<&str>) -> String {
     format!(
         "#!/bin/busybox sh\n\
          /bin/busybox --install -s /usr/sbin\n\
-         export PATH=/bin:/usr/sbin HOME=/tmp RUST_BACKTRACE=0 BREAKOUT_TEST_SWITCHES=10 BREAKOUT_TEST_CALLS=1 BREAKOUT_TEST_FRAMES=300 BREAKOUT_TEST_SERVICE=0 BREAKOUT_TEST_FLAPS=5 BREAKOUT_TEST_LISTS=20 BREAKOUT_TEST_ACCOUNT={account}\n\
+         export PATH=/bin:/usr/sbin HOME=/tmp RUST_BACKTRACE=0 BREAKOUT_TEST_SWITCHES=10 BREAKOUT_TEST_CALLS=1 BREAKOUT_TEST_FRAMES=300 BREAKOUT_TEST_ALL=0 BREAKOUT_TEST_FLAPS=5 BREAKOUT_TEST_LISTS=20 BREAKOUT_TEST_ACCOUNT={account}\n\
          mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev\n\
          mount -t tmpfs tmp /tmp; mount -t tmpfs run /run; mount -t bpf bpf /sys/fs/bpf\n\
          for m in {modules}; do modprobe $m 2>/dev/null; done\n\

@@ -18,12 +18,13 @@ use clap::Args;
 
 use crate::process::cargo;
 use crate::setup::{self, Purpose};
+use crate::test::Outcome;
 
 /// Kernel series that are tested.
 pub(crate) const SERIES: [&str; 2] = ["6.1", "6.12"];
 
-/// How long one machine may run.
-const LIMIT: Duration = Duration::from_secs(900);
+/// How long one machine may run, beside others.
+const LIMIT: Duration = Duration::from_secs(1500);
 
 /// What `cargo xtask vm` takes.
 #[derive(Args)]
@@ -39,28 +40,29 @@ pub(crate) struct Arguments {
     filter: Option<String>,
 }
 
-/// What one machine came to.
-pub(crate) struct Outcome {
-    pub(crate) passed: usize,
-    pub(crate) failed: usize,
-    /// What was skipped, and why.
-    pub(crate) skipped: Vec<String>,
+/// A machine that is ready to boot.
+pub(crate) struct Machine {
+    /// What its lines start with.
+    name: String,
+    qemu: Command,
+    /// What it leaves out, and why.
+    skipped: Vec<String>,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     setup::ensure(Purpose::Test)?;
-    if arguments.package {
-        let outcome = package()?;
-        println!("{} passed, {} failed", outcome.passed, outcome.failed);
-        return Ok(if outcome.failed == 0 {
-            ExitCode::SUCCESS
-        } else {
-            ExitCode::FAILURE
-        });
-    }
+    let machines = if arguments.package {
+        vec![package()?]
+    } else {
+        let filter = arguments.filter.as_deref();
+        let prepared = arguments.series.iter().map(|series| kernel(series, filter));
+        prepared.collect::<Result<Vec<_>>>()?
+    };
     let mut failed = 0;
-    for series in &arguments.series {
-        failed += boot(series, arguments.filter.as_deref())?.failed;
+    for machine in machines {
+        let outcome = machine.run()?;
+        println!("{} passed, {} failed", outcome.passed, outcome.failed);
+        failed += outcome.failed;
     }
     Ok(if failed == 0 {
         ExitCode::SUCCESS
@@ -74,9 +76,9 @@ pub(crate) fn fetch(series: &str) -> Result<()> {
     image::kernel_package(series).map(drop)
 }
 
-/// Runs the package's tests.
-pub(crate) fn package() -> Result<Outcome> {
-    package::run()
+/// A machine that runs the package's tests.
+pub(crate) fn package() -> Result<Machine> {
+    package::prepare()
 }
 
 /// A machine without a network that ends by itself.
@@ -91,22 +93,32 @@ fn qemu(kernel: &Path, initramfs: &Path) -> Command {
     qemu
 }
 
-/// Boots a kernel of the series and runs the kernel tests in it.
-pub(crate) fn boot(series: &str, filter: Option<&str>) -> Result<Outcome> {
+/// A machine that runs the kernel tests under a kernel of the series.
+pub(crate) fn kernel(series: &str, filter: Option<&str>) -> Result<Machine> {
     let tests = build_tests()?;
-    let machine = image::build(series, &tests, filter)?;
-    println!("booting Linux {} (software emulation)", machine.release);
-    let mut machine_process = qemu(&machine.kernel, &machine.initramfs);
-    machine_process.args(["-append", "console=ttyS0 quiet panic=-1"]);
+    let image = image::build(series, &tests, filter)?;
+    let mut qemu = qemu(&image.kernel, &image.initramfs);
+    qemu.args(["-append", "console=ttyS0 quiet panic=-1"]);
     let skipped = vec![format!(
         "bulk_tcp tests under Linux {}: too slow under software emulation",
-        machine.release
+        image.release
     )];
-    watch(&mut machine_process, &machine.release, skipped)
+    Ok(Machine {
+        name: image.release,
+        qemu,
+        skipped,
+    })
 }
 
-/// Runs a machine, shows what it prints, and counts its tests: those of a result line, and each that says "ok: " or
-/// "FAILED: " itself.
+impl Machine {
+    /// Boots it and lets it run to its end, shows what it prints, and counts its tests: those of a result line, and each
+    /// that says "ok: " or "FAILED: " itself.
+    pub(crate) fn run(mut self) -> Result<Outcome> {
+        println!("booting {} (software emulation)", self.name);
+        watch(&mut self.qemu, &self.name, self.skipped)
+    }
+}
+
 fn watch(machine: &mut Command, name: &str, mut skipped: Vec<String>) -> Result<Outcome> {
     let mut qemu = machine
         .stdin(Stdio::null())
@@ -162,9 +174,6 @@ fn watch(machine: &mut Command, name: &str, mut skipped: Vec<String>) -> Result<
 
 /// Builds the kernel tests. Returns the program.
 fn build_tests() -> Result<std::path::PathBuf> {
-    let mut build = cargo();
-    build.args(["build", "--locked", "--quiet", "--package", "breakout"]);
-    crate::process::stream(&mut build)?;
     let mut tests = cargo();
     tests
         .args([

@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use super::image::{
     directory, index_modules, kernel_package, make_executable, modules, pack, release_of,
 };
-use super::{Outcome, qemu, watch};
+use super::qemu;
 use crate::dist::{self, Machine};
 use crate::paths;
 use crate::process::run_logged;
@@ -22,28 +22,29 @@ const SCRIPT: &str = "tests/package/in-debian.sh";
 const LIMIT: Duration = Duration::from_secs(600);
 
 /// What the script runs, and what an operator would have.
-const PACKAGES: &str = "systemd,systemd-sysv,dbus,nftables,iproute2,ca-certificates,kmod,procps,man-db,bash-completion";
+const PACKAGES: &str = "curl,systemd,systemd-sysv,dbus,nftables,iproute2,ca-certificates,kmod,procps,man-db,bash-completion";
 
 /// Modules by which the root file system is reached; all others are in it.
 const BOOT_MODULES: [&str; 3] = ["virtio_pci", "virtio_blk", "ext4"];
 
-/// Builds two packages, puts them into a Debian, and boots that.
-pub(crate) fn run() -> Result<Outcome> {
+/// Builds two packages and puts them into a Debian.
+pub(super) fn prepare() -> Result<super::Machine> {
     let unpacked = kernel_package(SERIES)?;
     let release = release_of(&unpacked)?;
     let disk = disk(&unpacked, &release)?;
     let initramfs = initramfs(&unpacked, &release)?;
-    println!("booting Debian 12 with Linux {release} (software emulation)");
     let drive = format!("file={},if=virtio,format=raw,snapshot=on", disk.display());
-    let mut machine = qemu(
-        &unpacked.join(format!("boot/vmlinuz-{release}")),
-        &initramfs,
-    );
-    machine.args(["-drive", &drive]).args([
+    let kernel = unpacked.join(format!("boot/vmlinuz-{release}"));
+    let mut qemu = qemu(&kernel, &initramfs);
+    qemu.args(["-drive", &drive]).args([
         "-append",
         "console=ttyS0 quiet panic=-1 systemd.show_status=0 systemd.log_target=null",
     ]);
-    watch(&mut machine, "package", Vec::new())
+    Ok(super::Machine {
+        name: "Debian 12".to_owned(),
+        qemu,
+        skipped: Vec::new(),
+    })
 }
 
 /// A disk with a Debian and, in /root, the script and the packages.
