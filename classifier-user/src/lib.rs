@@ -34,5 +34,6 @@ pub mod policy;
 mod reference;
 pub mod replay;
 pub mod ruleset;
+pub mod secrets;
 pub mod sysdump;
 pub mod timestamp;

@@ -11,6 +11,9 @@ use tokio::process::Command;
 const BEFORE_DNAT: i32 = -101;
 const BEFORE_SNAT: i32 = 99;
 
+/// How many chains the table has.
+const CHAINS: usize = 2;
+
 /// What an egress wants done with packets that are steered to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NatEgress {
@@ -54,6 +57,30 @@ impl NatPlan {
         run(&commands)
             .await
             .with_context(|| format!("cannot make the nftables table inet {}", self.table))
+    }
+
+    /// Whether the table has what it should have, by the number of its chains and rules.
+    ///
+    /// # Errors
+    ///
+    /// When there is no `nft`.
+    pub async fn is_in_place(&self) -> Result<bool> {
+        let arguments = ["-j", "list", "table", "inet", &self.table];
+        let output = Command::new("nft")
+            .args(arguments)
+            .kill_on_drop(true)
+            .output();
+        let output = output.await.context("cannot run nft")?;
+        let listing: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        let entries = || listing["nftables"].as_array().into_iter().flatten();
+        let count = |kind: &str| entries().filter(|entry| entry.get(kind).is_some()).count();
+        let rules = self.egresses.iter().flat_map(|egress| self.rules(egress));
+        Ok((count("chain"), count("rule")) == (CHAINS, rules.count()))
+    }
+
+    /// Whether there is such a table, as far as `nft` can tell.
+    pub async fn is_there(&self) -> bool {
+        nft(&["list", "table", "inet", &self.table]).await.is_ok()
     }
 
     /// Removes the table, if it is there.

@@ -128,7 +128,7 @@ mod tests {
                     let egress = Egress {
                         redirect,
                         mark: 0x0001_0000,
-                        mark_mask: 0x00ff_0000,
+                        mark_mask: 0x1f00_0000,
                         mtu: 1492,
                         source_mac: [9, 8, 7, 6, 5, 4],
                         v4,

@@ -133,6 +133,14 @@ pub struct Pin {
 }
 
 impl Pin {
+    /// Stands for a pin where there is none. All its fields have values, because the verifier refuses what is not set.
+    pub const NONE: Pin = Pin {
+        seen: 0,
+        since: 0,
+        epoch: 0,
+        way: 0,
+    };
+
     /// The egress, or [`ORDINARY`].
     #[inline(always)]
     pub const fn egress(&self) -> u8 {
@@ -162,10 +170,12 @@ pub enum PinEvent {
     Moved = 1,
     /// A flow could not be pinned.
     Failed = 2,
+    /// A flow that had begun before was not pinned, so it went by the ruleset alone: the table of pins was full.
+    Unknown = 3,
 }
 
 /// How many [`PinEvent`]s there are.
-pub const PIN_EVENTS: usize = 3;
+pub const PIN_EVENTS: usize = 4;
 
 /// Where pins are kept.
 pub trait Pins {

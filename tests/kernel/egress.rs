@@ -133,9 +133,9 @@ fn dead() -> Result<()> {
     lab.own(["52.112.0.9".parse()?])?;
     let _relay = Relay::start(&lab.internet, address("52.112.0.9:3478"))?;
     let mut daemon = Daemon::start(site, &lab.gateway)?;
+    proven(&office, &mut daemon)?;
     let stream = Stream::start(&lab.client, address(MEDIA))?;
     daemon.wait_until(|_| stream.now().as_deref() == Some("internet"))?;
-    proven(&office, &mut daemon)?;
     let cut = Instant::now();
     discard(&lab.internet, "")?;
     daemon.wait_until(|_| stream.now().as_deref() == Some("wan"))?;

@@ -12,6 +12,9 @@ use breakout_tests::server::Servers;
 /// Mail, and a Teams call.
 pub(crate) const MAIL: &str = "52.98.1.1:443";
 pub(crate) const MEDIA: &str = "52.113.0.1:3478";
+/// The same by IPv6.
+pub(crate) const MAIL6: &str = "[2603:1006::1]:443";
+pub(crate) const MEDIA6: &str = "[2603:1063::1]:3478";
 
 pub(crate) fn address(text: &str) -> SocketAddr {
     text.parse().expect("tests name valid addresses")
@@ -46,8 +49,8 @@ pub(crate) fn list(others: &[String]) -> String {
         )
     };
     format!(
-        r#"[{{"id":1,"serviceArea":"Exchange","ips":["52.98.0.0/16"],"tcpPorts":"443","category":"Optimize"}},
-            {{"id":11,"serviceArea":"Skype","ips":["52.112.0.0/14"],"udpPorts":"3478-3481","category":"Optimize"}}{others}]"#
+        r#"[{{"id":1,"serviceArea":"Exchange","ips":["52.98.0.0/16","2603:1006::/40"],"tcpPorts":"443","category":"Optimize"}},
+            {{"id":11,"serviceArea":"Skype","ips":["52.112.0.0/14","2603:1063::/38"],"udpPorts":"3478-3481","category":"Optimize"}}{others}]"#
     )
 }
 
@@ -58,9 +61,12 @@ impl Office {
             Flow::new(Transport::Tcp, "52.98.1.1", 443),
             Flow::new(Transport::Tcp, "203.0.113.1", 443),
             Flow::new(Transport::Udp, "52.113.0.1", 3478),
+            Flow::new(Transport::Tcp, "2603:1006::1", 443),
+            Flow::new(Transport::Udp, "2603:1063::1", 3478),
         ];
         let servers = lab.serve(&flows)?;
         lab.internet.ip("route del 10.1.0.0/24")?;
+        lab.internet.ip("route del fd00:1::/64")?;
         let site = Site::new(&config(more))?;
         std::fs::write(site.path().join("list.json"), list(&[]))?;
         Ok(Office {
@@ -79,6 +85,24 @@ impl Office {
             let status = self.site.json(&self.lab.gateway, &["status"]);
             status.unwrap_or_default()["egress"]["local"]["v4"]["up"] == up
         }
+    }
+
+    /// The same for one address family, with the state's name.
+    pub(crate) fn is_in_state(
+        &self,
+        family: &'static str,
+        state: &'static str,
+    ) -> impl FnMut(&Daemon<'_>) -> bool + '_ {
+        move |_| {
+            let status = self.site.json(&self.lab.gateway, &["status"]);
+            let status = status.unwrap_or_default();
+            status["egress"]["local"][family]["standing"]["state"] == state
+        }
+    }
+
+    /// A new connection's way by IPv6.
+    pub(crate) fn new_way6(&self) -> Result<String> {
+        Flow::new(Transport::Tcp, "2603:1006::1", 443).talk(&self.lab.client)
     }
 
     /// A new connection's way.

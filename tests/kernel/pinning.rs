@@ -34,7 +34,10 @@ fn survive() -> Result<()> {
     let by_wan = office.connections(20)?;
     daemon.kill()?;
     lab.internet.ip("link set eth0 up")?;
-    let daemon = Daemon::start(site, &lab.gateway)?;
+    let mut daemon = Daemon::start(site, &lab.gateway)?;
+    // That it was down before is remembered, and so it is held down.
+    ensure!(office.new_way()? == "wan");
+    daemon.wait_until(office.is_up(true))?;
     ensure!(office.new_way()? == "internet");
     by_wan.rounds(5)?;
     ensure!(ways(&by_wan) == [0, 20, 0], "{:?}", ways(&by_wan));

@@ -224,11 +224,12 @@ fn others() -> Result<()> {
         "nft add table inet mwan",
         "nft add chain inet mwan pre { type filter hook prerouting priority mangle ; }",
         "iptables -t mangle -A PREROUTING -j CONNMARK --restore-mark --nfmask 0x3f00 --ctmask 0x3f00",
-        "nft add rule inet mwan pre iifname lan ip daddr 203.0.113.0/24 meta mark set meta mark and 0xffffc0ff or 0x100",
+        // All that has no mark of its own yet gets one, as mwan3's default rule does it.
+        "nft add rule inet mwan pre iifname lan meta mark and 0x3f00 == 0 meta mark set meta mark and 0xffffc0ff or 0x100",
         "iptables -t mangle -A POSTROUTING -j CONNMARK --save-mark --nfmask 0x3f00 --ctmask 0x3f00",
         "nft add chain inet mwan seen { type filter hook postrouting priority 0 ; }",
-        "nft add rule inet mwan seen meta l4proto tcp oifname \"inet\" meta mark and 0xff00ffff != 0 counter drop",
-        "nft add rule inet mwan seen meta l4proto tcp oifname \"wan\" meta mark and 0x00ff0000 != 0 counter drop",
+        "nft add rule inet mwan seen meta l4proto tcp oifname \"inet\" meta mark and 0xe0ffffff != 0x100 counter drop",
+        "nft add rule inet mwan seen meta l4proto tcp oifname \"wan\" meta mark != 0x100 counter drop",
     ] {
         lab.gateway.exec(command)?;
     }

@@ -142,7 +142,7 @@ fn doctor() -> Result<()> {
             "sysctl -w net.ipv4.ip_forward=1",
         ),
         (
-            "ip rule add fwmark 0x10000/0x10000 table 77 priority 900",
+            "ip rule add fwmark 0x1000000/0x1000000 table 77 priority 950",
             "Set [routing] mark_mask",
         ),
         (

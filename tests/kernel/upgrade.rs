@@ -27,7 +27,7 @@ pub(crate) const TESTS: &[Test] = &[
 ];
 
 /// Layouts of versions before and after this one, and its own.
-const LAYOUTS: [&str; 3] = ["v0", "v1000", "v1"];
+const LAYOUTS: [&str; 3] = ["v0", "v1000", "v2"];
 /// So often all of them, unless BREAKOUT_TEST_SWITCHES asks for little.
 const ROUNDS: usize = 3;
 
@@ -55,7 +55,7 @@ fn upgrades(mode: &str) -> Result<()> {
             let status = site.json(&lab.gateway, &["status"])?;
             ensure!(status["adopted"] == true, "{status}");
             let left = layouts(&pins)?;
-            ensure!(left == ["v1"], "beside ours there is {left:?}");
+            ensure!(left == ["v2"], "beside ours there is {left:?}");
         }
         Ok(())
     })?;
@@ -87,11 +87,11 @@ fn layouts(pins: &Path) -> Result<Vec<String>> {
 
 /// Makes pins look as if a version with another layout had made them: its counters are of another kind.
 fn pretend(pins: &Path, layout: &str) -> Result<()> {
-    if layout == "v1" {
+    if layout == "v2" {
         return Ok(());
     }
     let directory = pins.join(layout);
-    fs::rename(pins.join("v1"), &directory)?;
+    fs::rename(pins.join("v2"), &directory)?;
     let counters = directory.join("REASONS");
     fs::remove_file(&counters)?;
     run(Command::new("bpftool")
@@ -133,7 +133,7 @@ fn taken_away() -> Result<()> {
         .flatten()
         .all(|program| program["in_place"] == true);
     ensure!(in_place, "{all}");
-    let pins = pins(&site)?.join("v1");
+    let pins = pins(&site)?.join("v2");
     let links = fs::read_dir(&pins)?.flatten().map(|entry| entry.path());
     let is_xdp = |path: &PathBuf| path.to_string_lossy().contains("/xdp-");
     let link = links

@@ -1,9 +1,10 @@
 //! Conversations that go on: TCP connections that stay open, and a media stream.
 
+use std::collections::HashSet;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -183,8 +184,18 @@ fn turn(
 /// A stream of small UDP packets, 50 a second, each sent back. It ends with the handle.
 pub struct Stream {
     stop: Arc<AtomicBool>,
-    answers: Arc<Mutex<Vec<(Instant, String)>>>,
+    packets: Arc<Mutex<Packets>>,
+    port: u16,
     thread: Option<JoinHandle<()>>,
+}
+
+/// What a stream has sent, and what has come back.
+#[derive(Default)]
+struct Packets {
+    /// When each was sent, by its number.
+    sent: Vec<Instant>,
+    /// When each answer came, to which number, and who gave it.
+    answers: Vec<(Instant, usize, String)>,
 }
 
 impl Stream {
@@ -194,46 +205,88 @@ impl Stream {
     ///
     /// When there is no socket.
     pub fn start(client: &Namespace, destination: SocketAddr) -> Result<Self> {
+        let any: IpAddr = match destination {
+            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        Self::start_from(client, SocketAddr::new(any, 0), destination)
+    }
+
+    /// Starts a stream from an address of the namespace.
+    ///
+    /// # Errors
+    ///
+    /// As [`start`](Self::start).
+    pub fn start_from(
+        client: &Namespace,
+        source: SocketAddr,
+        destination: SocketAddr,
+    ) -> Result<Self> {
         let socket = client.enter(move || {
-            let any = if destination.is_ipv4() {
-                "0.0.0.0:0"
-            } else {
-                "[::]:0"
-            };
-            let socket = UdpSocket::bind(any)?;
+            let socket = UdpSocket::bind(source)?;
             socket.connect(destination)?;
             socket.set_nonblocking(true)?;
             Ok(socket)
         })?;
-        let (stop, answers) = (
-            Arc::new(AtomicBool::new(false)),
-            Arc::new(Mutex::new(Vec::new())),
-        );
-        let (flag, shared) = (Arc::clone(&stop), Arc::clone(&answers));
+        let port = socket.local_addr()?.port();
+        let stop = Arc::new(AtomicBool::new(false));
+        let packets = Arc::new(Mutex::new(Packets::default()));
+        let (flag, shared) = (Arc::clone(&stop), Arc::clone(&packets));
         let thread = thread::spawn(move || {
             let started = Instant::now();
             let mut buffer = [0; 256];
             while !flag.load(Ordering::Relaxed) && started.elapsed() < LIFETIME {
+                let Ok(mut packets) = shared.lock() else {
+                    return;
+                };
+                let mut payload = [0; 160];
+                payload[..8].copy_from_slice(&packets.sent.len().to_be_bytes());
+                packets.sent.push(Instant::now());
+                drop(packets);
                 // An error of the network is a packet lost.
-                let _ = socket.send(&[0; 160]);
+                let _ = socket.send(&payload);
                 thread::sleep(FRAME);
                 while let Ok(count) = socket.recv(&mut buffer) {
-                    let identity = buffer[..count]
-                        .split(|byte| *byte == b'\n')
-                        .next()
-                        .unwrap_or_default();
-                    let identity = String::from_utf8_lossy(identity).into_owned();
-                    if let Ok(mut answers) = shared.lock() {
-                        answers.push((Instant::now(), identity));
+                    let Some((number, identity)) = answer(&buffer[..count]) else {
+                        continue;
+                    };
+                    if let Ok(mut packets) = shared.lock() {
+                        packets.answers.push((Instant::now(), number, identity));
                     }
                 }
             }
         });
         Ok(Stream {
             stop,
-            answers,
+            packets,
+            port,
             thread: Some(thread),
         })
+    }
+
+    /// The client's port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    fn packets(&self) -> MutexGuard<'_, Packets> {
+        self.packets.lock().expect("the stream goes on")
+    }
+
+    /// How many packets that were sent since a moment had no answer. The last tenth of a second does not count.
+    ///
+    /// # Panics
+    ///
+    /// As [`now`](Self::now).
+    pub fn lost_since(&self, moment: Instant) -> usize {
+        let packets = self.packets();
+        let until = Instant::now() - Duration::from_millis(100);
+        let answered: HashSet<usize> = packets.answers.iter().map(|(_, number, _)| *number).collect();
+        let sent = packets.sent.iter().enumerate();
+        sent.filter(|(number, time)| {
+            **time >= moment && **time < until && !answered.contains(number)
+        })
+        .count()
     }
 
     /// Who has answered last; nobody at first.
@@ -242,8 +295,8 @@ impl Stream {
     ///
     /// When the thread that holds the stream has.
     pub fn now(&self) -> Option<String> {
-        let answers = self.answers.lock().expect("the stream goes on");
-        answers.last().map(|(_, identity)| identity.clone())
+        let packets = self.packets();
+        packets.answers.last().map(|(.., identity)| identity.clone())
     }
 
     /// The longest time without an answer since a moment, until now.
@@ -252,10 +305,9 @@ impl Stream {
     ///
     /// As [`now`](Self::now).
     pub fn gap_since(&self, moment: Instant) -> Duration {
-        let answers = self.answers.lock().expect("the stream goes on");
-        let mut times: Vec<Instant> = answers
-            .iter()
-            .map(|(time, _)| *time)
+        let packets = self.packets();
+        let mut times: Vec<Instant> = (packets.answers.iter())
+            .map(|(time, ..)| *time)
             .filter(|time| *time >= moment)
             .collect();
         times.insert(0, moment);
@@ -270,12 +322,19 @@ impl Stream {
     ///
     /// As [`now`](Self::now).
     pub fn who_since(&self, moment: Instant) -> Vec<String> {
-        let answers = self.answers.lock().expect("the stream goes on");
-        let since = answers.iter().filter(|(time, _)| *time >= moment);
-        let mut who: Vec<String> = since.map(|(_, identity)| identity.clone()).collect();
+        let packets = self.packets();
+        let since = packets.answers.iter().filter(|(time, ..)| *time >= moment);
+        let mut who: Vec<String> = since.map(|(.., identity)| identity.clone()).collect();
         who.dedup();
         who
     }
+}
+
+/// The number and the identity in what a server has sent back.
+fn answer(bytes: &[u8]) -> Option<(usize, String)> {
+    let end = bytes.iter().position(|byte| *byte == b'\n')?;
+    let number = usize::from_be_bytes(bytes.get(end + 1..end + 9)?.try_into().ok()?);
+    Some((number, String::from_utf8_lossy(&bytes[..end]).into_owned()))
 }
 
 impl Drop for Stream {

@@ -66,3 +66,47 @@ pub fn key(flow: &Flow) -> String {
         Transport::Udp => format!("udp {destination}"),
     }
 }
+
+/// A counter of packets that a namespace forwards, in an nftables table of its own. The table goes with the handle.
+pub struct Counter<'a> {
+    namespace: &'a Namespace,
+    name: &'static str,
+}
+
+impl<'a> Counter<'a> {
+    /// Counts from now on what an expression of nftables matches, as in `oifname "wan" tcp dport 443`.
+    ///
+    /// # Errors
+    ///
+    /// When nft fails.
+    pub fn start(namespace: &'a Namespace, name: &'static str, expression: &str) -> Result<Self> {
+        let table = format!(
+            "table inet count-{name} {{\n\
+             counter packets {{ }}\n\
+             chain forward {{ type filter hook forward priority -1000; {expression} counter name packets; }}\n\
+             chain output {{ type filter hook output priority -1000; {expression} counter name packets; }}\n}}\n"
+        );
+        run(namespace.command("nft").arg(table))?;
+        Ok(Counter { namespace, name })
+    }
+
+    /// How many there were.
+    ///
+    /// # Errors
+    ///
+    /// When nft fails.
+    pub fn packets(&self) -> Result<u64> {
+        let name = self.name;
+        let command = format!("nft -j list counter inet count-{name} packets");
+        let listing: Value = serde_json::from_str(&self.namespace.exec(&command)?)?;
+        let entries = listing["nftables"].as_array().into_iter().flatten();
+        let mut counts = entries.filter_map(|entry| entry["counter"]["packets"].as_u64());
+        counts.next().context("there is no counter")
+    }
+}
+
+impl Drop for Counter<'_> {
+    fn drop(&mut self) {
+        let _ = self.namespace.exec(&format!("nft delete table inet count-{}", self.name));
+    }
+}

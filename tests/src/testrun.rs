@@ -1,5 +1,6 @@
 //! The loaded programs asked about single packets.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -15,7 +16,7 @@ use breakout_common::verdict::Reason;
 use crate::rulesets::by_default;
 
 /// The mark that steered packets get on the bench, and its mask.
-pub const MARK: (u32, u32) = (0x0001_0000, 0x00ff_0000);
+pub const MARK: (u32, u32) = (0x0100_0000, 0x1f00_0000);
 
 /// The programs with a list, loaded for test runs.
 pub struct TestBench {
@@ -107,7 +108,8 @@ impl TestBench {
             image: &compile(&ruleset)?,
             paths: &paths,
             pins,
-            pinned: &[],
+            former: &BTreeSet::new(),
+            pinned: &Vec::new,
             trace: false,
         })?;
         Ok(TestBench { bench, ruleset })

@@ -89,6 +89,9 @@ const FILES: &[(&str, &str)] = &[
     ("LICENSE-MIT", "usr/share/doc/breakout/LICENSE-MIT"),
     ("README.md", "usr/share/doc/breakout/README.md"),
     ("CHANGELOG.md", "usr/share/doc/breakout/CHANGELOG.md"),
+    ("ARCHITECTURE.md", "usr/share/doc/breakout/ARCHITECTURE.md"),
+    ("CONTRIBUTING.md", "usr/share/doc/breakout/CONTRIBUTING.md"),
+    ("SECURITY.md", "usr/share/doc/breakout/SECURITY.md"),
 ];
 
 /// What `--example pages` writes, and where it is installed.
@@ -148,6 +151,7 @@ pub(crate) fn program(machine: Machine) -> Result<PathBuf> {
         ])
         .args(["--target", target])
         .env("CARGO_PROFILE_RELEASE_STRIP", "symbols")
+        .env("CARGO_PROFILE_RELEASE_DEBUG", "0")
         .env(format!("CC_{in_name}"), machine.compiler());
     if machine == Machine::Aarch64 {
         // The C compiler is one for glibc; what linking with musl needs comes with Rust.
@@ -206,11 +210,14 @@ fn stage(program: &Path, target: &str) -> Result<PathBuf> {
     for (from, to) in FILES {
         install(&paths::root().join(from), to)?;
     }
-    for entry in fs::read_dir(paths::root().join("docs"))? {
-        let path = entry?.path();
-        if path.is_file() {
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            install(&path, &format!("usr/share/doc/breakout/{name}"))?;
+    // In the same places as in the repository, so that links lead to them.
+    for directory in ["docs", "docs/benchmarks"] {
+        for entry in fs::read_dir(paths::root().join(directory))? {
+            let path = entry?.path();
+            if path.is_file() {
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                install(&path, &format!("usr/share/doc/breakout/{directory}/{name}"))?;
+            }
         }
     }
     fs::write(
@@ -272,7 +279,8 @@ fn package(machine: Machine, version: Option<&str>) -> Result<PathBuf> {
     Ok(PathBuf::from(path))
 }
 
-/// The same for systems without Debian's packages, to be unpacked at the root.
+/// The same for systems without Debian's packages, to be unpacked at the root: files only, so that no directory's mode changes,
+/// and without the configuration, so that none is overwritten.
 fn archive(machine: Machine, stage: &Path) -> Result<PathBuf> {
     let name = format!(
         "breakout-{}-{}.tar.gz",
@@ -280,19 +288,27 @@ fn archive(machine: Machine, stage: &Path) -> Result<PathBuf> {
         machine.target().trim_end_matches("-musl")
     );
     let archive = paths::root().join("target/dist").join(name);
+    let find = output(
+        Command::new("find")
+            .current_dir(stage)
+            .args(["usr", "-type", "f"]),
+    );
+    let find = find.context("find cannot be run")?;
+    let mut files: Vec<&str> = find.lines().collect();
+    files.sort_unstable();
     let mut tar = Command::new("tar");
     tar.args([
         "--create",
         "--gzip",
         "--owner=root",
         "--group=root",
-        "--sort=name",
+        "--mode=u=rwX,go=rX",
     ])
     .arg("--file")
     .arg(&archive)
     .arg("--directory")
     .arg(stage)
-    .arg(".");
+    .args(files);
     stream(&mut tar)?;
     Ok(archive)
 }

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -127,8 +128,8 @@ pub enum Command {
     /// Example: breakout top --interval 2s
     Top {
         /// How often the controller is asked.
-        #[arg(long, value_name = "TIME", default_value = "1s")]
-        interval: humantime::Duration,
+        #[arg(long, value_name = "TIME", default_value = "1s", value_parser = turn)]
+        interval: Duration,
     },
     /// Show how many packets got which verdict, by reason and by endpoint set.
     ///
@@ -323,6 +324,15 @@ pub struct Replay {
     /// Stop after so many packets.
     #[arg(long, value_name = "N")]
     pub limit: Option<u64>,
+}
+
+/// The time between two looks.
+fn turn(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if time < Duration::from_millis(100) {
+        return Err("at least 100ms".to_owned());
+    }
+    Ok(time)
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ pub(super) fn print_reloaded(done: &Reloaded, json: bool) -> Result<()> {
     if json {
         return print_json(done);
     }
-    println!(
+    out!(
         "generation {} -> {}: {}",
         done.from_generation,
         done.to_generation,
@@ -25,7 +25,7 @@ pub(super) fn print_reloaded(done: &Reloaded, json: bool) -> Result<()> {
         },
     );
     for list in &done.lists {
-        println!(
+        out!(
             "list {} version {} from {}",
             list.instance,
             list.version.as_deref().unwrap_or("unknown"),
@@ -34,7 +34,7 @@ pub(super) fn print_reloaded(done: &Reloaded, json: bool) -> Result<()> {
     }
     print_delta(&done.delta);
     for note in &done.notes {
-        println!("note: {note}");
+        out!("note: {note}");
     }
     Ok(())
 }
@@ -44,17 +44,17 @@ pub(super) fn print_plan(plan: &Plan, json: bool) -> Result<()> {
         return print_json(plan);
     }
     if plan.causes.is_empty() {
-        println!("nothing waits: configuration and lists are in force as they are");
+        out!("nothing waits: configuration and lists are in force as they are");
     }
     for cause in &plan.causes {
-        println!("{cause}");
+        out!("{cause}");
     }
     if plan.from_hash == plan.to_hash {
-        println!("the rules would be the same as now");
+        out!("the rules would be the same as now");
         return Ok(());
     }
     print_delta(&plan.delta);
-    println!("to put it into force: breakout apply");
+    out!("to put it into force: breakout apply");
     Ok(())
 }
 
@@ -67,19 +67,19 @@ fn print_delta(delta: &RulesetDelta) {
         ("steered IPv6 networks (/64)", delta.steered_v6),
     ] {
         if before != since {
-            println!("{what}: {before} -> {since}");
+            out!("{what}: {before} -> {since}");
         }
     }
 }
 
 fn print_set(set: &RuleDelta) {
-    println!("{} {} ({})", set.change, set.set, set.service_area);
+    out!("{} {} ({})", set.change, set.set, set.service_area);
     if let Some((before, since)) = &set.category {
-        println!("  category  {} -> {}", or_none(before), or_none(since));
+        out!("  category  {} -> {}", or_none(before), or_none(since));
     }
     for (what, lists) in [("policy", &set.policy), ("ports", &set.ports)] {
         if let Some((before, since)) = lists {
-            println!(
+            out!(
                 "  {what:<9} {} -> {}",
                 or_none(&before.join("; ")),
                 or_none(&since.join("; "))
@@ -88,10 +88,10 @@ fn print_set(set: &RuleDelta) {
     }
     for (sign, prefixes) in [("+", &set.added), ("-", &set.removed)] {
         for prefix in prefixes.iter().take(NAMED) {
-            println!("  {sign} {prefix}");
+            out!("  {sign} {prefix}");
         }
         if prefixes.len() > NAMED {
-            println!("  {sign} and {} more prefixes", prefixes.len() - NAMED);
+            out!("  {sign} and {} more prefixes", prefixes.len() - NAMED);
         }
     }
 }
@@ -123,6 +123,6 @@ pub(super) fn history(config: &Config, json: bool, limit: Option<usize>) -> Resu
             entry.why.clone(),
         ]);
     }
-    println!("{lines}");
+    out!("{lines}");
     Ok(())
 }

@@ -51,9 +51,9 @@ pub(super) async fn check(config: &ConfigArgument, list: Option<&Path>, json: bo
     if json {
         return print_json(&report);
     }
-    println!("configuration {}: ok", report.config);
+    out!("configuration {}: ok", report.config);
     for list in &report.lists {
-        println!(
+        out!(
             "list {} (version {}) from {}: ok, {} endpoint sets",
             list.instance,
             list.version.as_deref().unwrap_or("unknown"),
@@ -61,7 +61,7 @@ pub(super) async fn check(config: &ConfigArgument, list: Option<&Path>, json: bo
             list.sets,
         );
     }
-    println!(
+    out!(
         "policy of {} rules: {} endpoint sets are steered",
         report.rules.len(),
         ruleset
@@ -71,12 +71,12 @@ pub(super) async fn check(config: &ConfigArgument, list: Option<&Path>, json: bo
             .count()
     );
     for warning in &report.warnings {
-        println!("warning: {warning}");
+        out!("warning: {warning}");
     }
     report.findings.iter().for_each(super::doctor::print);
-    println!("interfaces and gateways were not looked at; `breakout run` does that");
+    out!("interfaces and gateways were not looked at; `breakout run` does that");
     for unusable in &report.unusable {
-        println!("  {unusable}");
+        out!("  {unusable}");
     }
     Ok(())
 }

@@ -17,7 +17,7 @@ pub(super) async fn doctor(config: &ConfigArgument, json: bool) -> Result<()> {
     if json {
         print_json(&findings)?;
     } else if findings.is_empty() {
-        println!("nothing found that stands in the way");
+        out!("nothing found that stands in the way");
     } else {
         findings.iter().for_each(print);
     }
@@ -35,6 +35,6 @@ pub(super) fn print(finding: &Finding) {
         Level::Warning => "warning",
         Level::Note => "note",
     };
-    println!("{level}: {}", finding.what);
-    println!("    {}", finding.advice);
+    out!("{level}: {}", finding.what);
+    out!("    {}", finding.advice);
 }

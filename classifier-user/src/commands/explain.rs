@@ -80,13 +80,13 @@ fn print(answer: &Explanation) {
         Some(egress) => format!("steer to egress \"{egress}\""),
         None => "pass: the ordinary path".to_owned(),
     };
-    println!(
+    out!(
         "{} {} port {}: {target}",
         format!("{:?}", answer.proto).to_uppercase(),
         answer.destination,
         answer.port
     );
-    let line = |name: &str, text: &str| println!("  {name:<13} {text}");
+    let line = |name: &str, text: &str| out!("  {name:<13} {text}");
     line(
         "reason",
         &format!("{} ({})", answer.reason, answer.description),

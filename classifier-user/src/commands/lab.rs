@@ -104,9 +104,12 @@ pub(super) fn lab(config: &ConfigArgument, command: &LabCommand) -> Result<()> {
     let file = File::create(&arguments.output).with_context(|| format!("cannot make {output}"))?;
     let written = capture(&offline.ruleset, &mix, &mut BufWriter::new(file))
         .with_context(|| format!("{output} is not complete"))?;
-    println!(
+    out!(
         "{output}: {} packets of {} flows that are steered, {} packets of {} flows that are not",
-        written.packets[0], written.flows[0], written.packets[1], written.flows[1]
+        written.packets[0],
+        written.flows[0],
+        written.packets[1],
+        written.flows[1]
     );
     Ok(())
 }

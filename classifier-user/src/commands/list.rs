@@ -93,7 +93,7 @@ async fn fetch(config: &ConfigArgument, json: bool) -> Result<()> {
 
 fn print_fetched(report: &FetchReport) {
     for list in &report.instances {
-        println!(
+        out!(
             "{}: {}, version {} in force{}",
             list.instance,
             list.outcome,
@@ -104,10 +104,10 @@ fn print_fetched(report: &FetchReport) {
             }
         );
         if let Some(why) = &list.why {
-            println!("  {why}");
+            out!("  {why}");
         }
         for finding in list.findings.iter().filter(|finding| !finding.refuses) {
-            println!("  note: {finding}");
+            out!("  note: {finding}");
         }
     }
 }
@@ -160,7 +160,7 @@ fn history(config: &Config, json: bool) -> Result<()> {
             eprintln!("note: not used: {damaged}");
         }
     }
-    println!("{lines}");
+    out!("{lines}");
     Ok(())
 }
 
@@ -179,7 +179,7 @@ fn diff(config: &Config, before: &str, since: &str, json: bool) -> Result<()> {
         return print_json(&delta);
     }
     if delta.sets.is_empty() {
-        println!("no difference");
+        out!("no difference");
     }
     for set in &delta.sets {
         print_delta(set);
@@ -189,7 +189,7 @@ fn diff(config: &Config, before: &str, since: &str, json: bool) -> Result<()> {
 
 fn print_delta(set: &SetDelta) {
     let category = set.category.1.as_ref().or(set.category.0.as_ref());
-    println!(
+    out!(
         "{} endpoint set {} ({}, {})",
         set.change,
         set.id,
@@ -197,22 +197,18 @@ fn print_delta(set: &SetDelta) {
         category.map_or("", String::as_str)
     );
     if let (Some(before), Some(since), true) = (&set.category.0, &set.category.1, set.is_move()) {
-        println!("  category {before} -> {since}");
+        out!("  category {before} -> {since}");
     }
     if let Some((before, since)) = &set.ports {
-        println!("  ports {} -> {}", before.join(", "), since.join(", "));
+        out!("  ports {} -> {}", before.join(", "), since.join(", "));
     }
     let prefixes = |sign: &str, prefixes: &[ipnet::IpNet]| {
-        prefixes
-            .iter()
-            .for_each(|prefix| println!("  {sign} {prefix}"));
+        prefixes.iter().for_each(|prefix| out!("  {sign} {prefix}"));
     };
     prefixes("+", &set.added);
     prefixes("-", &set.removed);
-    set.added_urls.iter().for_each(|url| println!("  + {url}"));
-    set.removed_urls
-        .iter()
-        .for_each(|url| println!("  - {url}"));
+    set.added_urls.iter().for_each(|url| out!("  + {url}"));
+    set.removed_urls.iter().for_each(|url| out!("  - {url}"));
 }
 
 fn pending(shown: &ListReport, json: bool) -> Result<()> {
@@ -225,26 +221,26 @@ fn pending(shown: &ListReport, json: bool) -> Result<()> {
         );
     }
     if shown.pending_additions.is_empty() && withdrawn.is_empty() {
-        println!("nothing is pending, and nothing is in its grace time");
+        out!("nothing is pending, and nothing is in its grace time");
     }
     for report in &shown.pending_additions {
-        println!(
+        out!(
             "{} {}: from {} on, in force already",
-            report.instance, report.pending.id, report.pending.effective
+            report.instance,
+            report.pending.id,
+            report.pending.effective
         );
         report
             .pending
             .added
             .iter()
-            .for_each(|added| println!("  + {added}"));
+            .for_each(|added| out!("  + {added}"));
     }
     for set in withdrawn {
         if let (Some(instance), Some(id), Some(since)) = (&set.instance, set.id, set.withdrawn) {
-            println!("{instance} {id}: withdrawn at {since}, in its grace time");
-            println!("  {}", set.ports.join(", "));
-            set.prefixes
-                .iter()
-                .for_each(|prefix| println!("  - {prefix}"));
+            out!("{instance} {id}: withdrawn at {since}, in its grace time");
+            out!("  {}", set.ports.join(", "));
+            set.prefixes.iter().for_each(|prefix| out!("  - {prefix}"));
         }
     }
     Ok(())
@@ -252,14 +248,14 @@ fn pending(shown: &ListReport, json: bool) -> Result<()> {
 
 fn print(shown: &ListReport) {
     for list in &shown.lists {
-        println!(
+        out!(
             "{} version {} from {}",
             list.instance,
             list.version.as_deref().unwrap_or("unknown"),
             list.source
         );
     }
-    println!();
+    out!("");
     let header = ["id", "area", "category", "egress", "ports", "prefixes"];
     let mut sets = table(&header, &[0]);
     let several = shown.lists.len() > 1;
@@ -280,8 +276,8 @@ fn print(shown: &ListReport) {
             set.prefixes.join("\n"),
         ]);
     }
-    println!("{sets}");
+    out!("{sets}");
     for unusable in &shown.unusable {
-        println!("not usable: {unusable}");
+        out!("not usable: {unusable}");
     }
 }

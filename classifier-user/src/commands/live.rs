@@ -5,6 +5,8 @@ use std::time::Duration;
 use anyhow::Result;
 use tokio::time::sleep;
 
+use super::arguments::ConfigArgument;
+use super::connect;
 use super::output::{print_json, table};
 use crate::control::{Client, EventsQuery, FlowsQuery};
 use crate::events::Event;
@@ -12,27 +14,30 @@ use crate::timestamp::for_people;
 
 /// How often it is looked for events with `--follow`.
 const TURN: Duration = Duration::from_millis(300);
+/// How often it is looked for another controller when there is none any more.
+const RESTART: Duration = Duration::from_secs(1);
 
 pub(super) async fn events(
-    client: &mut Client,
+    config: &ConfigArgument,
     json: bool,
     follow: bool,
     limit: Option<usize>,
 ) -> Result<()> {
+    let mut client = connect(config).await?;
     let mut report = client.events(EventsQuery { after: 0 }).await?;
     let skipped = report
         .events
         .len()
         .saturating_sub(limit.unwrap_or(usize::MAX));
+    let mut last = report.events.last().map_or(0, |event| event.number);
     report.events.drain(..skipped);
     if json && !follow {
         return print_json(&report);
     }
-    let mut last = 0;
     loop {
         for event in &report.events {
             if json {
-                println!("{}", serde_json::to_string(event)?);
+                out!("{}", serde_json::to_string(event)?);
             } else {
                 print(event);
             }
@@ -41,8 +46,26 @@ pub(super) async fn events(
         if !follow {
             return Ok(());
         }
-        sleep(TURN).await;
-        report = client.events(EventsQuery { after: last }).await?;
+        report = loop {
+            sleep(TURN).await;
+            match client.events(EventsQuery { after: last }).await {
+                Ok(report) => break report,
+                Err(error) => {
+                    eprintln!("note: {error}; waiting for the next controller");
+                    client = next_controller(config).await;
+                }
+            }
+        };
+    }
+}
+
+/// Events go on behind a restart.
+async fn next_controller(config: &ConfigArgument) -> Client {
+    loop {
+        sleep(RESTART).await;
+        if let Ok(client) = connect(config).await {
+            return client;
+        }
     }
 }
 
@@ -52,9 +75,12 @@ fn print(event: &Event) {
     } else {
         format!(": {}", event.why)
     };
-    println!(
+    out!(
         "{}  {:<8} {:<20} {}{why}",
-        event.at, event.kind, event.subject, event.what
+        event.at,
+        event.kind,
+        event.subject,
+        event.what
     );
 }
 
@@ -64,12 +90,13 @@ pub(super) async fn flows(client: &mut Client, json: bool, limit: usize) -> Resu
         return print_json(&report);
     }
     if !report.enabled {
-        println!("flows are not pinned ([pinning] enabled = false)");
+        out!("flows are not pinned ([pinning] enabled = false)");
         return Ok(());
     }
-    println!(
+    out!(
         "{} flows are pinned, of at most {}",
-        report.pinned, report.size
+        report.pinned,
+        report.size
     );
     let mut rows = table(
         &[
@@ -96,6 +123,6 @@ pub(super) async fn flows(client: &mut Client, json: bool, limit: usize) -> Resu
             for_people(Duration::from_secs(flow.idle_seconds.into())),
         ]);
     }
-    println!("{rows}");
+    out!("{rows}");
     Ok(())
 }

@@ -1,5 +1,8 @@
 //! What a person types: the command line and what each command does.
 
+#[macro_use]
+mod output;
+
 mod arguments;
 mod changes;
 mod check;
@@ -11,7 +14,6 @@ mod list;
 mod live;
 mod offline;
 mod orders;
-mod output;
 mod replay;
 mod stats;
 mod status;
@@ -53,14 +55,14 @@ pub async fn main() -> Result<()> {
         }
         Command::Top { interval } => {
             let config = config::load(&config.path()).code(Code::Config)?;
-            top::top(&config.control.socket, (*interval).into()).await
+            top::top(&config.control.socket, *interval).await
         }
         Command::Stats { json } => stats::stats(&mut connect(config).await?, *json).await,
         Command::Events {
             json,
             follow,
             limit,
-        } => live::events(&mut connect(config).await?, *json, *follow, *limit).await,
+        } => live::events(config, *json, *follow, *limit).await,
         Command::Flows { json, limit } => {
             live::flows(&mut connect(config).await?, *json, *limit).await
         }
@@ -89,7 +91,12 @@ pub async fn main() -> Result<()> {
         }
         Command::Unload => {
             controller::require_privileges().code(Code::Permission)?;
-            let config = config::load(&config.path()).code(Code::Config)?;
+            let config = config::load(&config.path()).unwrap_or_else(|error| {
+                // It must be possible to remove what is there whatever has become of the file.
+                eprintln!("note: {error:#}");
+                eprintln!("note: what belongs to the default directories is removed");
+                config::Config::default()
+            });
             controller::unload(&config).await
         }
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 
 use super::arguments::ConfigArgument;
 use crate::config::{self, Config};
@@ -45,8 +45,12 @@ fn named(config: &Config, name: &str) -> Result<Vec<List>> {
     if name == "builtin" {
         return Ok(config.list.instances().into_iter().map(embedded).collect());
     }
-    let mut outcome = Ok(Vec::new());
     let (wanted, name) = split_name(name);
+    let mut outcome = Err(anyhow!(
+        "[list] instance names no {}",
+        wanted.map_or_else(|| "instance".to_owned(), |wanted| wanted.to_string())
+    ))
+    .code(Code::List);
     let instances = config.list.instances().into_iter();
     for instance in instances.filter(|instance| wanted.is_none_or(|wanted| wanted == *instance)) {
         let kept = Kept::read_only(&config.state.directory, instance);

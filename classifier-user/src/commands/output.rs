@@ -37,6 +37,21 @@ pub(super) fn start_log(arguments: &Arguments) -> Result<()> {
         .context("cannot start logging")
 }
 
+/// Prints a line. Unlike `println!` it does not panic where nothing can be written, as on a full disk.
+macro_rules! out {
+    ($($argument:tt)*) => {
+        $crate::commands::output::line(format_args!($($argument)*))
+    };
+}
+
+/// What [`out`] does.
+pub(super) fn line(text: std::fmt::Arguments<'_>) {
+    if let Err(error) = writeln!(stdout(), "{text}") {
+        eprintln!("breakout: cannot write to stdout: {error}");
+        std::process::exit(Code::Failed as i32);
+    }
+}
+
 /// Prints one JSON document.
 pub(super) fn print_json(value: &impl Serialize) -> Result<()> {
     let text = serde_json::to_string_pretty(value)?;

@@ -10,8 +10,8 @@ pub(super) async fn stats(client: &mut Client, json: bool) -> Result<()> {
     if json {
         return print_json(&stats);
     }
-    println!("generation {}", stats.generation);
-    println!();
+    out!("generation {}", stats.generation);
+    out!("");
     let mut reasons = table(&["verdict", "reason", "packets", "bytes", ""], &[2, 3]);
     for reason in stats.reasons.iter().filter(|r| r.count.packets > 0) {
         reasons.add_row([
@@ -22,8 +22,8 @@ pub(super) async fn stats(client: &mut Client, json: bool) -> Result<()> {
             reason.description.clone(),
         ]);
     }
-    println!("{reasons}");
-    println!();
+    out!("{reasons}");
+    out!("");
     let mut sets = table(
         &["set", "area", "category", "egress", "packets", "bytes"],
         &[4, 5],
@@ -41,12 +41,13 @@ pub(super) async fn stats(client: &mut Client, json: bool) -> Result<()> {
             bytes(set.count.bytes),
         ]);
     }
-    println!("{sets}");
+    out!("{sets}");
     let replies = &stats.replies;
     if replies.redirected.packets + replies.by_kernel.packets > 0 {
-        println!(
+        out!(
             "replies: {} packets forwarded by XDP, {} left to the kernel",
-            replies.redirected.packets, replies.by_kernel.packets
+            replies.redirected.packets,
+            replies.by_kernel.packets
         );
     }
     Ok(())

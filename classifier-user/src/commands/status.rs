@@ -24,9 +24,9 @@ pub(super) async fn status(client: &mut Client, json: bool, check: bool) -> Resu
 
 fn print(status: &Status) {
     for alert in &status.alerts {
-        println!("!! {alert}");
+        out!("!! {alert}");
     }
-    println!(
+    out!(
         "breakout {} (process {}), up {} s{}, configuration {}",
         status.version,
         status.pid,
@@ -39,7 +39,7 @@ fn print(status: &Status) {
         status.config
     );
     let ruleset = &status.ruleset;
-    println!(
+    out!(
         "ruleset   generation {}, {} steered sets with {} IPv4 and {} IPv6 prefixes, table {}, hash {}",
         ruleset.generation,
         ruleset.steered_sets,
@@ -49,7 +49,7 @@ fn print(status: &Status) {
         ruleset.hash.get(..12).unwrap_or(&ruleset.hash),
     );
     for list in &status.lists {
-        println!(
+        out!(
             "list      {} version {} from {}, {} sets, {} problems",
             list.instance,
             list.version.as_deref().unwrap_or("unknown"),
@@ -58,9 +58,10 @@ fn print(status: &Status) {
             list.problems
         );
         if list.pending + list.withdrawn > 0 {
-            println!(
+            out!(
                 "          {} additions pending, {} parts withdrawn and in their grace time",
-                list.pending, list.withdrawn
+                list.pending,
+                list.withdrawn
             );
         }
         let follow = status.follow.iter();
@@ -70,17 +71,24 @@ fn print(status: &Status) {
     }
     for lan in &status.lan {
         let xdp = lan.xdp.as_ref().map(|mode| format!(", XDP {mode}"));
-        println!(
+        out!(
             "lan       {}: TC ingress{}",
             lan.interface,
             xdp.unwrap_or_default()
         );
         if let Some(problem) = &lan.problem {
-            println!("          DOWN: {problem}");
+            out!("          DOWN: {problem}");
         }
     }
     for (name, egress) in &status.egress {
         print_egress(name, egress);
+    }
+    let reasons = status.reasons.iter();
+    let reasons: Vec<String> = reasons
+        .map(|reason| format!("{} {}", reason.reason, reason.count.packets))
+        .collect();
+    if !reasons.is_empty() {
+        out!("packets   {}", reasons.join(", "));
     }
 }
 
@@ -88,7 +96,7 @@ fn print_follow(follow: &FollowStatus) {
     let age = follow
         .age_seconds
         .map(|age| for_people(Duration::from_secs(age)));
-    println!(
+    out!(
         "          known to be the newest {}, next look {}",
         match (follow.last_success, age) {
             (Some(_), Some(age)) => format!("{age} ago"),
@@ -99,18 +107,18 @@ fn print_follow(follow: &FollowStatus) {
             .map_or("now".to_owned(), |next| format!("at {next}")),
     );
     if let Some(error) = &follow.last_error {
-        println!("          failed {} times: {error}", follow.failures);
+        out!("          failed {} times: {error}", follow.failures);
     }
     if let Some(waiting) = &follow.waiting {
-        println!("          {waiting} waits; see: breakout plan");
+        out!("          {waiting} waits; see: breakout plan");
     }
     for damaged in &follow.damaged {
-        println!("          not used: {damaged}");
+        out!("          not used: {damaged}");
     }
 }
 
 fn print_egress(name: &str, egress: &EgressStatus) {
-    println!(
+    out!(
         "egress    {name}: {} on {}{}, mark {}, table {}",
         egress.mode,
         egress.interface,
@@ -126,7 +134,7 @@ fn print_egress(name: &str, egress: &EgressStatus) {
         print_way(family, way);
     }
     if let Some(reason) = &egress.by_kernel {
-        println!("          {reason}");
+        out!("          {reason}");
     }
 }
 
@@ -137,10 +145,10 @@ fn print_way(family: &str, way: &WayOut) {
         (Some(gateway), Some(mac)) => format!(", via {gateway} at {mac}"),
     };
     let Some(standing) = &way.standing else {
-        println!("          {family} not looked at yet{next_hop}");
+        out!("          {family} not there{next_hop}");
         return;
     };
-    println!(
+    out!(
         "          {family} {} since {}, score {}{next_hop}",
         standing.state.name(),
         standing.since,
@@ -150,17 +158,17 @@ fn print_way(family: &str, way: &WayOut) {
         let latency = measure
             .latency_ms
             .map(|time| format!(", latency {time:.0} ms"));
-        println!(
+        out!(
             "               loss {:.1} %{}",
             measure.loss * 100.0,
             latency.unwrap_or_default()
         );
         for target in measure.targets.iter().filter(|target| !target.answers) {
             let why = target.last_error.as_deref().unwrap_or("not tried yet");
-            println!("               {} does not answer: {why}", target.target);
+            out!("               {} does not answer: {why}", target.target);
         }
     }
     if let Some(why) = &standing.why {
-        println!("               {why}");
+        out!("               {why}");
     }
 }

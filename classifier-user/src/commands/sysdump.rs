@@ -7,8 +7,7 @@ use anyhow::Result;
 use super::arguments::ConfigArgument;
 use super::offline::Offline;
 use crate::config;
-use crate::exit::{Code, WithCode};
-use crate::sysdump::write;
+use crate::sysdump::{Case, write};
 use crate::timestamp::Timestamp;
 
 pub(super) async fn sysdump(
@@ -17,18 +16,28 @@ pub(super) async fn sysdump(
     with_clients: bool,
 ) -> Result<()> {
     let path = config_argument.path();
-    let config = config::load(&path).code(Code::Config)?;
-    // A list that cannot be read is no reason to have no archive.
+    // What cannot be used is no reason to have no archive, but often why one is wanted.
+    let loaded = config::load(&path);
+    let problem = loaded.as_ref().err().map(|error| format!("{error:#}"));
+    let config = loaded.unwrap_or_default();
     let offline = Offline::load(config.clone(), None).ok();
     let output = output.map_or_else(default_name, Path::to_owned);
-    let ruleset = offline.as_ref().map(|offline| &offline.ruleset);
-    let summary = write(&output, &path, &config, ruleset, with_clients).await?;
-    println!("{}: {} files", output.display(), summary.files.len());
+    let case = Case {
+        config_path: &path,
+        config: &config,
+        problem: problem.as_deref(),
+        ruleset: offline.as_ref().map(|offline| &offline.ruleset),
+    };
+    let summary = write(&output, &case, with_clients).await?;
+    out!("{}: {} files", output.display(), summary.files.len());
+    if let Some(problem) = &problem {
+        out!("  the configuration cannot be used, so it is by the defaults: {problem}");
+    }
     for missing in &summary.missing {
-        println!("  without {missing}");
+        out!("  without {missing}");
     }
     if with_clients {
-        println!("it has clients' addresses");
+        out!("it has clients' addresses");
     }
     Ok(())
 }

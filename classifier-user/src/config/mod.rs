@@ -128,8 +128,8 @@ pub struct State {
 impl Default for Routing {
     fn default() -> Self {
         Routing {
-            mark_mask: 0x00ff_0000,
-            rule_priority: 5000,
+            mark_mask: 0x1f00_0000,
+            rule_priority: 900,
             table: 5001,
         }
     }

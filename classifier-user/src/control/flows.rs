@@ -36,7 +36,9 @@ pub struct FlowsReport {
     pub enabled: bool,
     /// How many flows are pinned now.
     pub pinned: usize,
-    /// How many can be.
+    /// How many clients' media has a way now, which takes a pin too.
+    pub clients: usize,
+    /// How many pins there can be.
     pub size: u32,
     /// Those with the latest packets.
     pub flows: Vec<PinnedFlow>,

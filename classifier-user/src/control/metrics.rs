@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use breakout_common::path::PIN_EVENTS;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, NoLabelSet};
@@ -50,10 +51,12 @@ pub struct Snapshot {
     pub stats: Stats,
     /// Flows that are pinned now.
     pub pinned_flows: u64,
-    /// How many can be.
+    /// Clients whose media has a way now, which takes a pin too.
+    pub pinned_clients: u64,
+    /// How many pins there can be.
     pub pins_size: u64,
-    /// Flows that were pinned, that were moved because their way did not work, and that could not be pinned.
-    pub pin_events: [u64; 3],
+    /// What has happened to pins, by [`PinEvent`](breakout_common::path::PinEvent).
+    pub pin_events: [u64; PIN_EVENTS],
 }
 
 /// The metrics as text.
@@ -283,6 +286,16 @@ impl Snapshot {
             }),
         )?;
         families.put(
+            "lan_present",
+            "1 if the LAN interface is there, 0 if nothing is steered from it because it is not",
+            None,
+            Value::Gauge,
+            status.lan.iter().map(|lan| {
+                let labels = vec![("interface", lan.interface.clone())];
+                (labels, f64::from(u8::from(lan.problem.is_none())))
+            }),
+        )?;
+        families.put(
             "alerts",
             "Things that need an operator's attention",
             None,
@@ -415,18 +428,25 @@ impl Snapshot {
             one(float(self.pinned_flows)),
         )?;
         families.put(
+            "pinned_clients",
+            "Clients whose media has a way, which takes a pin each",
+            None,
+            Value::Gauge,
+            one(float(self.pinned_clients)),
+        )?;
+        families.put(
             "pins_size",
-            "Flows that can be pinned",
+            "Pins that there can be",
             None,
             Value::Gauge,
             one(float(self.pins_size)),
         )?;
-        let events = ["pinned", "moved", "failed"]
+        let events = ["pinned", "moved", "failed", "unknown"]
             .into_iter()
             .zip(self.pin_events);
         families.put(
             "pin_events",
-            "Flows that were pinned, moved because their way did not work, or could not be pinned",
+            "Flows that were pinned, moved because their way did not work, could not be pinned, or were forgotten",
             None,
             Value::Counter,
             events.map(|(event, count)| (vec![("event", event.to_owned())], float(count))),

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use breakout_common::verdict::Reason;
+
 use super::ListSummary;
 use crate::datapath::Count;
 use crate::health::Standing;
@@ -44,6 +46,8 @@ pub struct Status {
     pub programs: Vec<ProgramStatus>,
     /// The egresses, by name.
     pub egress: BTreeMap<String, EgressStatus>,
+    /// Packets and bytes by reason, those that there are.
+    pub reasons: Vec<ReasonCount>,
 }
 
 /// The ruleset in force.
@@ -231,6 +235,18 @@ pub struct ReasonCount {
     pub count: Count,
     /// What it means.
     pub description: String,
+}
+
+impl ReasonCount {
+    /// What was counted for a reason.
+    pub fn of(reason: Reason, count: Count) -> Self {
+        ReasonCount {
+            reason: reason.name().to_owned(),
+            verdict: if reason.is_steer() { "steer" } else { "pass" }.to_owned(),
+            count,
+            description: reason.description().to_owned(),
+        }
+    }
 }
 
 /// One endpoint set's counter.

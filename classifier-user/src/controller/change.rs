@@ -7,7 +7,9 @@ use anyhow::{Result, anyhow};
 use tokio::task::JoinSet;
 
 use super::applied::{Applied, AppliedList};
-use super::install::{self, look_at_lans};
+use super::egress::EgressState;
+use super::install::{self, Lans, look_at_lans, refuse_missing};
+use super::pinning::{connections, translate_afresh};
 use super::sources::Sources;
 use super::{Controller, delta, egress, make_ruleset, summary};
 use crate::config::{self, Config};
@@ -55,7 +57,7 @@ struct Setup {
     ruleset: Ruleset,
     slots: Slots,
     lans: Vec<LanPlan>,
-    egresses: Vec<egress::EgressState>,
+    egresses: Vec<EgressState>,
     published: Paths,
 }
 
@@ -214,7 +216,11 @@ impl Controller {
         let lans = if config == self.config && !matches!(cause.action, "reload" | "apply") {
             self.lans.clone()
         } else {
-            look_at_lans(&self.links, &config).await?
+            let Lans { lans, missing } = look_at_lans(&self.links, &config).await?;
+            if config.lan != self.config.lan {
+                refuse_missing(&missing)?;
+            }
+            lans
         };
         let same_interfaces = lans == self.lans
             && config.egress == self.config.egress
@@ -230,8 +236,14 @@ impl Controller {
         self.persistent
             .preferences
             .clone_from(&persistent.preferences);
+        let before = self.ways_now()?;
         if !same_rules {
-            self.pin_the_ordinary(&self.datapath.live_table()?, image.words());
+            self.pin_the_ordinary(&before, image.words());
+        }
+        // What has to be translated afresh once it has moved.
+        let mut moving = Vec::new();
+        if bypass && !was_bypassed {
+            moving = connections(self.steered_connections());
         }
         if same_interfaces && same_rules {
             // Another version of the same rules: nothing to switch.
@@ -242,11 +254,12 @@ impl Controller {
             (self.config, self.lists, self.ruleset, self.slots) = (config, lists, ruleset, slots);
             self.commit(from_generation.wrapping_add(1));
         } else {
-            // A list that outgrows its table shall not wait for a link that is gone just now.
-            let is_strict = config.egress != self.config.egress;
-            let egresses =
-                egress::look(&self.links, &config, &persistent.egresses, is_strict).await?;
-            self.health.look(&config, &egresses);
+            let egresses = egress::look(&self.links, &config, &persistent.egresses).await?;
+            // A change of something else shall not wait for a link that is gone just now.
+            let is_new = |egress: &&EgressState| {
+                self.config.egress.get(&egress.name) != Some(&egress.config)
+            };
+            egress::insist(egresses.iter().filter(is_new))?;
             let mut published = self
                 .health
                 .paths(&config, &egresses, &persistent.preferences);
@@ -261,11 +274,14 @@ impl Controller {
                 egresses,
                 published,
             };
+            moving.extend(self.flows_that_lose_their_way(&before.words, &setup.published.table));
             self.replace(setup, image).await?;
-            if bypass {
-                self.unpin_steered()?;
-            }
         }
+        if bypass {
+            self.unpin_steered()?;
+        }
+        moving.extend(self.unpinned_that_move(&before));
+        translate_afresh(&moving);
         self.health
             .set_probes(&self.config, &self.egresses, &self.lists);
         self.settle_ways().await;

@@ -23,7 +23,9 @@ pub(super) struct EgressState {
     pub(super) mark: u32,
     table: u32,
     /// The way out, or why there is none.
-    way_out: Result<Ways, String>,
+    way_out: Result<Ways, NoWayOut>,
+    /// Whether it has, or is meant to have, IPv4 and IPv6.
+    families: [bool; 2],
 }
 
 /// A working way out.
@@ -52,29 +54,36 @@ impl Ways {
     }
 }
 
-/// Looks at every configured egress.
+/// Looks at every configured egress. That one has no way out is noted in its state.
 ///
 /// # Errors
 ///
-/// When the kernel does not answer; with `strict`, also when one is configured so that it has no way out. Otherwise that
-/// is noted in its state, and so is a link that is down.
+/// When the kernel does not answer.
 pub(super) async fn look(
     links: &Links,
     config: &Config,
     indices: &BTreeMap<String, u8>,
-    strict: bool,
 ) -> Result<Vec<EgressState>> {
     let mut states = Vec::with_capacity(config.egress.len());
     for (name, egress) in &config.egress {
         let index = *indices.get(name).context("every egress has an index")?;
-        let way_out = match way_out(links, egress, strict).await {
+        let way_out = match way_out(links, egress).await {
             Ok(ways) => Ok(ways),
-            Err(error) => match error.downcast_ref::<NoWayOut>() {
-                // A link that is down now comes up later; that is no mistake in the configuration.
-                Some(NoWayOut::Down { .. }) => Err(error.to_string()),
-                Some(_) if !strict => Err(error.to_string()),
-                _ => return Err(error.context(format!("egress {name}"))).code(Code::System),
+            Err(error) => match error.downcast::<NoWayOut>() {
+                Ok(no_way_out) => Err(no_way_out),
+                Err(error) => {
+                    return Err(error.context(format!("egress {name}"))).code(Code::System);
+                }
             },
+        };
+        let is_there = |v6: bool| {
+            let is_configured = if v6 {
+                egress.gateway6.is_some()
+            } else {
+                egress.gateway.is_some()
+            };
+            let ways = way_out.as_ref();
+            is_configured || ways.is_ok_and(|ways| ways.gateway(v6) != Gateway::None)
         };
         states.push(EgressState {
             name: name.clone(),
@@ -82,13 +91,27 @@ pub(super) async fn look(
             index,
             mark: mark_of(&config.routing, index),
             table: config.routing.table + u32::from(index),
+            families: [is_there(false), is_there(true)],
             way_out,
         });
     }
     Ok(states)
 }
 
-async fn way_out(links: &Links, config: &EgressConfig, strict: bool) -> Result<Ways> {
+/// Fails with the first of these egresses that is configured so that it has no way out.
+pub(super) fn insist<'a>(states: impl IntoIterator<Item = &'a EgressState>) -> Result<()> {
+    let mistaken = states
+        .into_iter()
+        .find_map(|state| Some((state, state.mistake()?)));
+    match mistaken {
+        Some((state, mistake)) => Err(mistake)
+            .with_context(|| format!("egress {}", state.name))
+            .code(Code::System),
+        None => Ok(()),
+    }
+}
+
+async fn way_out(links: &Links, config: &EgressConfig) -> Result<Ways> {
     let Some(interface) = links.interface(&config.interface).await? else {
         bail!(NoWayOut::Missing {
             interface: config.interface.clone(),
@@ -105,10 +128,6 @@ async fn way_out(links: &Links, config: &EgressConfig, strict: bool) -> Result<W
     let gateways = links
         .gateways(&interface, config.gateway, config.gateway6)
         .await?;
-    if strict {
-        gateways.v4.clone()?;
-        gateways.v6.clone()?;
-    }
     let mut ways = Ways {
         v4: Neighbour::Unknown,
         v6: Neighbour::Unknown,
@@ -157,6 +176,7 @@ pub(super) fn routing(config: &Config, states: &[EgressState]) -> RoutingPlan {
                     mark: state.mark,
                     table: state.table,
                     interface: ways.interface.index,
+                    is_onlink: matches!(gateway, Gateway::Address(address) if !ways.interface.is_on_link(address)),
                     gateway,
                     v6,
                 });
@@ -191,9 +211,23 @@ impl EgressState {
         ways.is_ok_and(|ways| ways.interface.has_address(address))
     }
 
+    /// What is wrong with its configuration, if anything. A link that is down comes up later; that is no mistake.
+    pub(super) fn mistake(&self) -> Option<NoWayOut> {
+        match &self.way_out {
+            Ok(ways) => [&ways.gateways.v4, &ways.gateways.v6]
+                .into_iter()
+                .find_map(|gateway| gateway.clone().err()),
+            Err(NoWayOut::Down { .. }) => None,
+            Err(error) => Some(error.clone()),
+        }
+    }
+
     /// Takes over from an earlier look what this one cannot know: a gateway that did not answer and is being asked again has
-    /// not answered yet.
+    /// not answered yet, and an address family that is gone was there.
     pub(super) fn remember(&mut self, before: &EgressState) {
+        for (now, was) in self.families.iter_mut().zip(before.families) {
+            *now |= was;
+        }
         let (Ok(ways), Ok(before)) = (&mut self.way_out, &before.way_out) else {
             return;
         };
@@ -209,22 +243,17 @@ impl EgressState {
         }
     }
 
-    /// Whether the egress is meant to have an address family: it has a gateway, or one is configured.
+    /// Whether the egress is meant to have an address family: it has or had a gateway, or one is configured. Of one of which
+    /// nothing is known IPv4 is expected.
     pub(super) fn has_family(&self, v6: bool) -> bool {
-        let is_configured = if v6 {
-            self.config.gateway6.is_some()
-        } else {
-            self.config.gateway.is_some()
-        };
-        let ways = self.way_out.as_ref();
-        is_configured || ways.is_ok_and(|ways| ways.gateway(v6) != Gateway::None)
+        self.families[usize::from(v6)] || !v6 && self.families == [false; 2]
     }
 
     /// What is wrong with the link itself for an address family, if anything.
     pub(super) fn problem(&self, v6: bool) -> Option<String> {
         let ways = match &self.way_out {
             Ok(ways) => ways,
-            Err(error) => return Some(error.clone()),
+            Err(error) => return Some(error.to_string()),
         };
         let family = if v6 { "IPv6" } else { "IPv4" };
         let gateway = if v6 {
@@ -276,6 +305,7 @@ impl EgressState {
         let ways = self.way_out.as_ref().ok();
         let [v4, v6] = standings;
         let way = |is_v6: bool, standing: Option<Standing>| {
+            let standing = standing.filter(|_| self.has_family(is_v6));
             let gateway = ways.map(|ways| ways.gateway(is_v6)).unwrap_or_default();
             let mac = ways.and_then(|ways| ways.neighbour(is_v6).mac());
             WayOut {
@@ -299,7 +329,7 @@ impl EgressState {
             masquerade: self.config.masquerade,
             v4: way(false, v4),
             v6: way(true, v6),
-            problem: self.way_out.as_ref().err().cloned(),
+            problem: self.way_out.as_ref().err().map(ToString::to_string),
             by_kernel: ways
                 .filter(|ways| self.config.mode == Mode::Redirect && !ways.takes_redirects)
                 .map(|ways| {

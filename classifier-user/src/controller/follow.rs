@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::install::look_at_lans;
+use super::install::{Lans, look_at_lans};
 use super::pinning::translate_afresh;
 use super::ways::{Changed, changes_ways};
 use super::{Controller, egress};
@@ -19,8 +19,7 @@ impl Controller {
     }
 
     async fn try_follow(&mut self) -> Result<()> {
-        let mut now =
-            egress::look(&self.links, &self.config, &self.persistent.egresses, false).await?;
+        let mut now = egress::look(&self.links, &self.config, &self.persistent.egresses).await?;
         for (now, before) in now.iter_mut().zip(&self.egresses) {
             now.remember(before);
         }
@@ -37,12 +36,12 @@ impl Controller {
         }
         self.tell_of(changes);
         let plan = egress::routing(&self.config, &self.egresses);
-        self.links.apply_routing(&plan).await?;
+        let routing = self.links.apply_routing(&plan).await;
         self.publish_ways()?;
         // The interfaces first: a table that outgrows its place is installed on those that are there now.
         let lans = self.follow_lans().await;
         let own = self.follow_own_addresses().await;
-        lans.and(own)
+        routing.and(lans).and(own)
     }
 
     /// Judges the egresses by what is known of them, and publishes what follows from that.
@@ -63,13 +62,16 @@ impl Controller {
         let step = u32::from(changes_ways(before, &paths.table));
         paths.table.epoch = before.epoch.wrapping_add(step);
         paths.table.pins_beyond_ruleset = before.pins_beyond_ruleset;
-        let before = *before;
-        let mut moving = self.flows_that_lose_their_way(&paths.table);
+        if step == 0 {
+            return self.publish_paths(paths);
+        }
+        let Ok(before) = self.ways_now() else {
+            return self.publish_paths(paths);
+        };
+        let mut moving = self.flows_that_lose_their_way(&before.words, &paths.table);
         self.publish_paths(paths)?;
         // Only now: their next packets shall find the new way.
-        if step != 0 {
-            moving.extend(self.unpinned_that_move(&before));
-        }
+        moving.extend(self.unpinned_that_move(&before));
         translate_afresh(&moving);
         Ok(())
     }
@@ -84,6 +86,13 @@ impl Controller {
     }
 
     fn tell_of(&mut self, changes: Vec<Changed>) {
+        let verdicts = self.health.verdicts();
+        if verdicts != self.persistent.verdicts {
+            self.persistent.verdicts = verdicts;
+            if let Err(error) = self.state.save(&self.persistent) {
+                tracing::warn!("{error:#}; after a restart the egresses are judged anew");
+            }
+        }
         for Changed {
             egress,
             v6,
@@ -137,33 +146,36 @@ impl Controller {
 
     /// Attaches to LAN interfaces that have come back, or have another MAC address.
     async fn follow_lans(&mut self) -> Result<()> {
-        let lans = match look_at_lans(&self.links, &self.config).await {
-            Ok(lans) => lans,
-            Err(error) => {
-                if self.lan_problem.is_none() {
-                    tracing::warn!("nothing is steered there until it is back: {error:#}");
-                    self.events
-                        .note("link", "LAN", "gone", format!("{error:#}"));
-                }
-                self.lan_problem = Some(format!("{error:#}"));
-                return Ok(());
+        let Lans { lans, missing } = look_at_lans(&self.links, &self.config).await?;
+        for (name, problem) in &missing {
+            if !self.missing_lans.contains_key(name) {
+                tracing::warn!("nothing is steered there until it is back: {problem}");
+                self.events.note("link", name, "gone", problem);
             }
-        };
-        if lans == self.lans && self.lan_problem.is_none() {
+        }
+        // Those that have gone took their programs along; that is no reason to load others.
+        if lans.iter().all(|lan| self.lans.contains(lan)) {
+            self.missing_lans.extend(missing);
             return Ok(());
         }
-        self.lans = lans;
-        let installed = self.install(compile(&self.ruleset)?).await;
-        // What has failed is tried again at the next look.
-        self.lan_problem = installed.as_ref().err().map(|error| format!("{error:#}"));
-        installed?;
-        let generation = format!("generation {}", self.generation);
-        self.events
-            .note("link", "LAN", "attached again", generation);
-        tracing::info!(
-            "attached to the LAN interfaces again: generation {}",
-            self.generation
-        );
+        let before = std::mem::replace(&mut self.lans, lans);
+        if let Err(error) = self.install(compile(&self.ruleset)?).await {
+            // It is tried again at the next look.
+            self.lans = before;
+            return Err(error);
+        }
+        let back = std::mem::replace(&mut self.missing_lans, missing);
+        for lan in self.lans.iter().filter(|lan| !before.contains(lan)) {
+            let why = back
+                .get(&lan.name)
+                .map_or("it has changed", |_| "it is back");
+            self.events.note("link", &lan.name, "attached again", why);
+            tracing::info!(
+                "attached to {} again: generation {}",
+                lan.name,
+                self.generation
+            );
+        }
         Ok(())
     }
 }

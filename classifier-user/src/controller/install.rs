@@ -1,5 +1,6 @@
 //! Starting, reloading and stopping: each either succeeds or leaves things as they were.
 
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow};
@@ -9,6 +10,8 @@ use tokio::task::JoinSet;
 use super::applied::AppliedRulesets;
 use super::change::Cause;
 use super::egress;
+use super::nat::nat_plan;
+use super::pinning::{connections, ordinary_pins, pinned_to_egresses, translate_afresh};
 use super::sources::Sources;
 use super::state::{Persistent, StateDirectory, boot_id};
 use super::ways::Health;
@@ -18,7 +21,6 @@ use crate::datapath::{DataPath, FILTER_PRIORITY, Foreign, LanPlan, Plan, has_tcx
 use crate::events::Events;
 use crate::exit::{Code, WithCode};
 use crate::links::{Links, network_namespace};
-use crate::nat::{NatEgress, NatPlan};
 use crate::ruleset::{Image, Rule, compile};
 use crate::timestamp::Timestamp;
 
@@ -40,9 +42,14 @@ impl Controller {
         let lists = sources.lists();
         let applied = AppliedRulesets::open(&config.state.directory).code(Code::System)?;
         let links = Links::open().code(Code::System)?;
-        let lans = look_at_lans(&links, &config).await?;
+        let Lans { lans, missing } = look_at_lans(&links, &config).await?;
+        // What runs without a controller is better off with one, whatever state the links are in. Else one that works must be
+        // there; what is missing beside it comes later, as PPP and USB do.
         let datapath = DataPath::open(&config.state.directory).code(Code::System)?;
         let adopted = datapath.has_leftovers();
+        if !adopted && !lans.iter().any(|lan| !lan.is_egress) {
+            refuse_missing(&missing)?;
+        }
         let mut persistent = match state.load() {
             Some(persistent) => persistent,
             None => {
@@ -51,8 +58,18 @@ impl Controller {
             }
         };
         persistent.assign_indices(&config).code(Code::Config)?;
-        // What runs without a controller is better off with one, whatever state the links are in.
-        let egresses = egress::look(&links, &config, &persistent.egresses, !adopted).await?;
+        let egresses = egress::look(&links, &config, &persistent.egresses).await?;
+        if !adopted && egresses.iter().all(|egress| egress.mistake().is_some()) {
+            egress::insist(&egresses)?;
+        }
+        for problem in missing.values() {
+            tracing::warn!("nothing is steered there until it is back: {problem}");
+        }
+        for egress in &egresses {
+            if let Some(mistake) = egress.mistake() {
+                tracing::warn!("egress {}: {mistake}", egress.name);
+            }
+        }
         datapath.refuse_foreign(&lans)?;
         if !adopted {
             refuse_foreign_filters(&links, &lans).await?;
@@ -80,6 +97,9 @@ impl Controller {
         persistent.boot = boot_id();
         state.save(&persistent)?;
         let mut health = Health::default();
+        if adopted {
+            health.resume(&persistent.verdicts);
+        }
         health.set_probes(&config, &egresses, &lists);
         health.look(&config, &egresses);
         let mut published = health.paths(&config, &egresses, &persistent.preferences);
@@ -114,7 +134,7 @@ impl Controller {
             adopted,
             retry_at: None,
             trace_readers: JoinSet::new(),
-            lan_problem: None,
+            missing_lans: missing,
             programs: Vec::new(),
             started: Instant::now(),
         };
@@ -170,14 +190,26 @@ impl Controller {
         }
         let generation = self.generation.wrapping_add(1);
         image.set_generation(generation);
-        // What is on the ordinary path before anything is steered stays there.
-        let pinned = if self.datapath.has_leftovers() {
-            Vec::new()
-        } else {
-            self.ordinary_pins(None, image.words())
+        // What is on the ordinary path before anything is steered stays there. After another version, whose pins are not
+        // used, that can be told only where steered connections have an address of their own.
+        let can_tell = !self.datapath.has_leftovers()
+            || self.egresses.iter().all(|egress| egress.config.masquerade);
+        let wants_pins = self.config.pinning.enabled && !self.datapath.has_pins() && can_tell;
+        let (config, egresses) = (&self.config, &self.egresses);
+        let epoch = self.published.table.epoch;
+        let words = image.words();
+        let pinned = || match wants_pins {
+            true => ordinary_pins(config, egresses, epoch, &HashSet::new(), None, words),
+            false => Vec::new(),
         };
+        // Noted before, so that nothing is forgotten should this process end in the middle.
+        let lans = self.lans.iter().map(|lan| lan.name.clone());
+        let lans: BTreeSet<String> = lans.collect();
+        self.persistent.lans.extend(lans.iter().cloned());
+        self.state.save(&self.persistent)?;
         let plan = Plan {
             lans: &self.lans,
+            former: &self.persistent.lans,
             image: &image,
             paths: &self.published,
             pins: pins(&self.config),
@@ -187,6 +219,7 @@ impl Controller {
         let installed = self.datapath.install(&plan, &mut self.persistent.clsact);
         self.persistent.clsact.dedup();
         installed.code(Code::System)?;
+        self.persistent.lans = lans;
         self.commit(generation);
         // The new programs are in force, with a log or without.
         if let Err(error) = self.start_trace() {
@@ -194,26 +227,6 @@ impl Controller {
         }
         egress::refresh_neighbours(&self.links, &self.egresses, false).await;
         Ok(())
-    }
-
-    /// Makes our nftables table as the configuration wants it; none if no egress wants anything of it.
-    pub(super) async fn apply_nat(&mut self) -> Result<()> {
-        let wanting = self.egresses.iter().filter_map(|egress| {
-            let (masquerade, skip_dnat) = (egress.config.masquerade, egress.config.skips_dnat());
-            (masquerade || skip_dnat).then(|| NatEgress {
-                interface: egress.config.interface.clone(),
-                mark: egress.mark,
-                masquerade,
-                skip_dnat,
-            })
-        });
-        let plan = nat_plan(&self.config.routing, wanting.collect());
-        if !self.persistent.nat && plan.egresses.is_empty() {
-            return Ok(());
-        }
-        self.persistent.nat = true;
-        self.state.save(&self.persistent)?;
-        plan.apply().await
     }
 
     /// Notes what is in force now. The data path is right already, so a full disk is no reason to fail.
@@ -228,29 +241,23 @@ impl Controller {
 
     /// Removes everything: first the programs, so that no packet has a mark whose rule is gone.
     pub(super) async fn stop(self) -> Result<()> {
-        remove(
+        let moving = connections(self.steered_connections());
+        let removed = remove(
             self.datapath,
             &self.links,
             &self.config,
             &self.state,
             self.persistent,
-        )
-        .await
+        );
+        let outcome = removed.await;
+        translate_afresh(&moving);
+        outcome
     }
 }
 
 /// How many flows are pinned, if they are.
 pub(super) fn pins(config: &Config) -> Option<u32> {
     config.pinning.enabled.then_some(config.pinning.size)
-}
-
-/// The nftables table of these routing numbers.
-fn nat_plan(routing: &Routing, egresses: Vec<NatEgress>) -> NatPlan {
-    NatPlan {
-        table: format!("breakout-{}", routing.table),
-        mask: routing.mark_mask,
-        egresses,
-    }
 }
 
 /// Removes what a controller that died has left.
@@ -260,7 +267,14 @@ fn nat_plan(routing: &Routing, egresses: Vec<NatEgress>) -> NatPlan {
 /// When a controller is running, or something cannot be removed.
 pub async fn unload(config: &Config) -> Result<()> {
     let state = StateDirectory::lock(&config.state.directory)?;
-    let persistent = state.load().unwrap_or_default();
+    let persistent = match state.load() {
+        Some(persistent) => persistent,
+        // Where it is not known what there is, all of it is looked for.
+        None => Persistent {
+            nat: nat_plan(&config.routing, Vec::new()).is_there().await,
+            ..Persistent::default()
+        },
+    };
     if persistent.installed && persistent.namespace != network_namespace()? {
         return Err(anyhow!(
             "the controller ran in another network namespace, where its rules and routes are. Run this there: ip netns \
@@ -273,7 +287,9 @@ pub async fn unload(config: &Config) -> Result<()> {
     if !persistent.installed && !datapath.has_leftovers() {
         eprintln!("nothing is installed");
     }
+    let moving = connections(pinned_to_egresses(&datapath));
     remove(datapath, &links, config, &state, persistent).await?;
+    translate_afresh(&moving);
     match std::fs::remove_file(&config.control.socket) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(error).with_context(|| format!("cannot remove {}", config.control.socket.display()))
@@ -289,7 +305,8 @@ async fn remove(
     state: &StateDirectory,
     mut persistent: Persistent,
 ) -> Result<()> {
-    let lans: Vec<String> = config.lan.iter().map(|lan| lan.interface.clone()).collect();
+    let mut lans = std::mem::take(&mut persistent.lans);
+    lans.extend(config.lan.iter().map(|lan| lan.interface.clone()));
     let mut outcome = datapath.uninstall(&lans);
     for name in std::mem::take(&mut persistent.clsact) {
         if let Some(interface) = links.interface(&name).await? {
@@ -345,35 +362,50 @@ async fn refuse_foreign_rules(links: &Links, config: &Config) -> Result<()> {
     .code(Code::Busy)
 }
 
-pub(super) async fn look_at_lans(links: &Links, config: &Config) -> Result<Vec<LanPlan>> {
+/// The LAN interfaces, and egresses whose replies XDP forwards.
+pub(super) struct Lans {
+    /// Those that are there.
+    pub(super) lans: Vec<LanPlan>,
+    /// What is wrong with the others, by their names.
+    pub(super) missing: BTreeMap<String, String>,
+}
+
+/// Fails with the first thing that is missing, if anything is.
+pub(super) fn refuse_missing(missing: &BTreeMap<String, String>) -> Result<()> {
+    match missing.values().next() {
+        Some(problem) => Err(anyhow!("{problem}")).code(Code::System),
+        None => Ok(()),
+    }
+}
+
+pub(super) async fn look_at_lans(links: &Links, config: &Config) -> Result<Lans> {
     let namespace = network_namespace().code(Code::System)?;
+    let has_replies = config.egress.values().any(|egress| egress.returns);
     let mut lans = Vec::with_capacity(config.lan.len());
+    let mut missing = BTreeMap::new();
     for (index, lan) in config.lan.iter().enumerate() {
-        let number = lan_number(index);
-        let interface = links.interface(&lan.interface).await?;
-        let interface = interface
-            .with_context(|| {
-                format!(
-                    "[[lan]] there is no interface {} in this network namespace; see: ip link",
-                    lan.interface
-                )
-            })
-            .code(Code::System)?;
-        let mac = interface
-            .mac
-            .with_context(|| format!("[[lan]] {} is no Ethernet", lan.interface))
-            .code(Code::System)?;
-        let xdp = config.needs_xdp().then_some(lan.xdp);
-        let has_replies = config.egress.values().any(|egress| egress.returns);
+        let name = &lan.interface;
+        let found = links.interface(name).await?;
+        let problem = match &found {
+            None => format!(
+                "[[lan]] there is no interface {name} in this network namespace; see: ip link"
+            ),
+            Some(_) => format!("[[lan]] {name} is no Ethernet"),
+        };
+        let usable = found.and_then(|interface| Some((interface.mac?, interface)));
+        let Some((mac, interface)) = usable else {
+            missing.insert(name.clone(), problem);
+            continue;
+        };
         lans.push(LanPlan {
             is_egress: false,
             takes_replies: has_replies && interface.takes_redirects(),
-            name: lan.interface.clone(),
+            name: name.clone(),
             index: interface.index,
             mac,
-            xdp,
+            xdp: config.needs_xdp().then_some(lan.xdp),
             namespace,
-            number,
+            number: lan_number(index),
         });
     }
     for egress in config.egress.values().filter(|egress| egress.returns) {
@@ -393,7 +425,7 @@ pub(super) async fn look_at_lans(links: &Links, config: &Config) -> Result<Vec<L
             });
         }
     }
-    Ok(lans)
+    Ok(Lans { lans, missing })
 }
 
 /// The number by which conditions tell a LAN interface from others. Those that no rule can name share one.

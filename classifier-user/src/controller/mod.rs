@@ -7,6 +7,7 @@ mod egress;
 mod follow;
 mod install;
 mod lists;
+mod nat;
 mod offline;
 mod orders;
 mod pinning;
@@ -17,6 +18,7 @@ mod state;
 mod updates;
 mod ways;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -33,7 +35,7 @@ use crate::datapath::{DataPath, LanPlan, Paths};
 use crate::doctor::{Level, examine};
 use crate::events::Events;
 use crate::exit::{Code, WithCode};
-use crate::links::{Changes, Links};
+use crate::links::{Changes, Links, Removals};
 use crate::list::List;
 use crate::ruleset::{Ruleset, Slots};
 use crate::timestamp::Timestamp;
@@ -114,8 +116,8 @@ struct Controller {
     trace_readers: JoinSet<()>,
     /// Whether the programs are where they belong, as of the last look.
     programs: Vec<ProgramStatus>,
-    /// Why a LAN interface cannot be attached to, if so.
-    lan_problem: Option<String>,
+    /// Why LAN interfaces cannot be attached to, by their names.
+    missing_lans: BTreeMap<String, String>,
     started: Instant,
 }
 
@@ -176,6 +178,14 @@ fn tell(states: &[NotifyState<'_>]) {
     }
 }
 
+/// Waits until somebody removes rules of nftables, if that can be seen.
+async fn removed(removals: &mut Option<Removals>) {
+    match removals {
+        Some(removals) => removals.wait().await,
+        None => std::future::pending().await,
+    }
+}
+
 /// SIGTERM or SIGINT.
 struct Stop {
     terminate: Signal,
@@ -207,6 +217,10 @@ impl Controller {
         hangup: &mut Signal,
     ) {
         let watched = sd_notify::watchdog_enabled().is_some();
+        // Without it the regular looks find what is missing.
+        let mut removals = Removals::watch()
+            .inspect_err(|error| tracing::debug!("{error:#}"))
+            .ok();
         let mut refresh = interval(REFRESH);
         refresh.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut clock = interval(CLOCK);
@@ -224,9 +238,11 @@ impl Controller {
                     changes.gather().await;
                     self.follow().await;
                 }
+                () = removed(&mut removals) => self.keep_nat().await,
                 _ = refresh.tick() => {
                     egress::refresh_neighbours(&self.links, &self.egresses, false).await;
                     self.follow().await;
+                    self.keep_nat().await;
                     self.look_at_programs().await;
                     self.tidy_pins().await;
                 }

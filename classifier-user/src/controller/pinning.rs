@@ -1,6 +1,6 @@
 //! The pins of flows, seen from the controller: what a change of the ruleset means for them, and what is no longer needed.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -12,9 +12,20 @@ use breakout_common::path::{
 use breakout_common::table::{Destination, Lookup, Outcome, Transport};
 use nix::time::{ClockId, clock_gettime};
 
-use super::Controller;
+use super::egress::EgressState;
+use super::{Controller, lan_number};
+use crate::config::Config;
+use crate::datapath::DataPath;
 use crate::links::conntrack::{self, Connection};
 use crate::ruleset::Image;
+
+/// Where packets went before a change.
+pub(super) struct Before {
+    pub(super) words: Vec<u32>,
+    paths: PathTable,
+    /// Whether any rule fails back at once.
+    is_hard: bool,
+}
 
 impl Controller {
     /// Publishes a ruleset in the tables of this installation; see
@@ -33,108 +44,106 @@ impl Controller {
         paths.table.epoch = self.published.table.epoch.wrapping_add(1);
         paths.table.pins_beyond_ruleset = u32::from(self.config.pinning.enabled && !bypass);
         self.publish_paths(paths)?;
-        if !self.datapath.publish_ruleset(image)? {
-            return Ok(false);
-        }
-        if bypass {
-            self.unpin_steered()?;
-        }
-        Ok(true)
+        self.datapath.publish_ruleset(image)
     }
 
-    /// Pins connections that are on the ordinary path by the table `before`, and that the table `after` would steer.
-    pub(super) fn pin_the_ordinary(&self, before: &[u32], after: &[u32]) {
-        let pins = self.ordinary_pins(Some(before), after);
+    /// Where packets go now.
+    pub(super) fn ways_now(&self) -> Result<Before> {
+        let mut choices = self.ruleset.rules.iter().flat_map(|rule| &rule.choices);
+        Ok(Before {
+            words: self.datapath.live_table()?,
+            paths: self.published.table,
+            is_hard: choices.any(|choice| choice.hard),
+        })
+    }
+
+    /// Pins connections that are on the ordinary path by the table before, and that the table `after` would steer.
+    pub(super) fn pin_the_ordinary(&self, before: &Before, after: &[u32]) {
+        if !self.config.pinning.enabled {
+            return;
+        }
+        let known = self.datapath.pins().unwrap_or_default();
+        let known = known.into_iter().map(|(key, _)| key).collect();
+        let epoch = self.published.table.epoch;
+        let (config, egresses) = (&self.config, &self.egresses);
+        let pins = ordinary_pins(config, egresses, epoch, &known, Some(before), after);
         if let Err(error) = self.datapath.pin(&pins) {
             tracing::warn!("flows may move to a new way: {error:#}");
         }
     }
 
-    /// Pins for connections that are on the ordinary path by the table `before`, or without one, and that the table `after`
-    /// would steer. Those that nobody tracks cannot be told.
-    pub(super) fn ordinary_pins(
+    /// The pinned flows whose egress works now and does not by another table. If the kernel translates their addresses, it goes
+    /// on with those of the way that they had. `words` are the ruleset that decides which class they are of.
+    pub(super) fn flows_that_lose_their_way(
         &self,
-        before: Option<&[u32]>,
-        after: &[u32],
-    ) -> Vec<(PinKey, Pin)> {
-        if !self.config.pinning.enabled {
-            return Vec::new();
-        }
-        let now = now_in_ticks();
-        // At the first start there is no map yet.
-        let known = self.datapath.pins().unwrap_or_default();
-        let known: HashSet<PinKey> = known.into_iter().map(|(key, _)| key).collect();
-        let pin = Pin {
-            seen: now,
-            since: now,
-            epoch: self.published.table.epoch,
-            way: Pin::way_of(ORDINARY, 0),
-        };
-        // One that leaves with an egress's address is not on the ordinary path.
-        let is_elsewhere = |connection: &Connection| {
-            let leaves_as = connection.leaves_as;
-            leaves_as.is_some_and(|address| {
-                self.egresses
-                    .iter()
-                    .any(|egress| egress.has_address(address))
-            })
-        };
-        let connections = tracked()
-            .into_iter()
-            .filter(|connection| !is_elsewhere(connection));
-        let keys = connections.map(|connection| key_of(&connection));
-        let moving = keys.filter(|key| {
-            let was_steered = before.is_some_and(|before| is_steered(before, key));
-            !known.contains(key) && !was_steered && is_steered(after, key)
-        });
-        moving.map(|key| (key, pin)).collect()
-    }
-
-    /// The flows whose egress works now and does not by another table. If the kernel translates their addresses, it goes on
-    /// with those of the way that they had.
-    pub(super) fn flows_that_lose_their_way(&self, after: &PathTable) -> Vec<Connection> {
+        words: &[u32],
+        after: &PathTable,
+    ) -> Vec<Connection> {
         let before = &self.published.table;
         let stopped = |place: usize| before.working[place] & !after.working[place];
         if !self.config.pinning.enabled || (0..PLACES).all(|place| stopped(place) == 0) {
             return Vec::new();
         }
-        let is_media = |pin: &Pin| {
-            let rule = self.ruleset.rule(pin.set());
-            rule.is_some_and(|rule| rule.choices.iter().any(|choice| choice.media))
+        let clients = Clients::of(&self.config);
+        let is_media = |key: &PinKey| {
+            let word = clients.words(words, key).find(|word| steers(*word));
+            word.is_some_and(|word| word & Outcome::MEDIA != 0)
         };
         let pins = self.datapath.pins().unwrap_or_default();
         let moving = pins.iter().filter(|(key, pin)| {
-            let place = place(key[4] & Flow::V6 != 0, is_media(pin));
+            let place = place(key[4] & Flow::V6 != 0, is_media(key));
             pin.egress() != ORDINARY && stopped(place) >> (pin.egress() & 31) & 1 != 0
         });
         moving.filter_map(|(key, _)| connection_of(key)).collect()
     }
 
-    /// The connections that nothing keeps on their way, and that had another one by the table before.
-    pub(super) fn unpinned_that_move(&self, before: &PathTable) -> Vec<Connection> {
+    /// The connections that nothing keeps on their way, and that had another one before.
+    pub(super) fn unpinned_that_move(&self, before: &Before) -> Vec<Connection> {
+        let Ok(now) = self.ways_now() else {
+            return Vec::new();
+        };
         let is_pinned = self.config.pinning.enabled;
-        let mut choices = self.ruleset.rules.iter().flat_map(|rule| &rule.choices);
-        if is_pinned && !choices.any(|choice| choice.hard) {
+        if is_pinned && !before.is_hard && !now.is_hard {
             return Vec::new();
         }
-        let Ok(table) = self.datapath.live_table() else {
-            return Vec::new();
-        };
+        let clients = Clients::of(&self.config);
         let moves = |connection: &Connection| {
             let key = key_of(connection);
-            let word = word_of(&table, &key);
-            let flow = Flow {
-                source: (key[0], key[1]),
-                destination: (key[2], key[3]),
-                facts: key[4] | u64::from(word),
-            };
-            let way = |table: &PathTable| settle(&flow, table, &NoPins).egress();
-            let is_kept = is_pinned && word & Outcome::HARD == 0;
-            // The gateway's own connections are not steered.
-            let is_own = self.ruleset.own.contains(&connection.source.0);
-            !is_kept && !is_own && way(before) != way(&self.published.table)
+            let words = clients
+                .words(&before.words, &key)
+                .zip(clients.words(&now.words, &key));
+            let is_soft = |word: u32| word & Outcome::HARD == 0;
+            let mut words = words.filter(|(was, is)| !(is_pinned && is_soft(*was) && is_soft(*is)));
+            words.any(|(was, is)| way(&before.paths, &key, was) != way(&now.paths, &key, is))
         };
-        tracked().into_iter().filter(moves).collect()
+        // The gateway's own connections are not steered.
+        let is_own = |connection: &Connection| self.ruleset.own.contains(&connection.source.0);
+        let connections = tracked().into_iter();
+        connections
+            .filter(|connection| !is_own(connection) && moves(connection))
+            .collect()
+    }
+
+    /// The connections that leave by an egress now, with its index.
+    pub(super) fn steered_connections(&self) -> Vec<(Connection, u8)> {
+        let mut found = if self.config.pinning.enabled {
+            pinned_to_egresses(&self.datapath)
+        } else {
+            Vec::new()
+        };
+        let Ok(now) = self.ways_now() else {
+            return found;
+        };
+        if !self.config.pinning.enabled || now.is_hard {
+            let clients = Clients::of(&self.config);
+            found.extend(tracked().into_iter().filter_map(|connection| {
+                let key = key_of(&connection);
+                let mut words = clients.words(&now.words, &key);
+                let egress = words.find_map(|word| way(&now.paths, &key, word))?;
+                Some((connection.untranslated(), egress))
+            }));
+        }
+        found
     }
 
     /// Forgets the flows that leave by an egress.
@@ -144,13 +153,7 @@ impl Controller {
         }
         let mut pins = self.datapath.pins()?;
         pins.retain(|(_, pin)| pin.egress() != ORDINARY);
-        self.datapath.unpin(pins.iter().map(|(key, _)| key))?;
-        let moving: Vec<Connection> = pins
-            .iter()
-            .filter_map(|(key, _)| connection_of(key))
-            .collect();
-        translate_afresh(&moving);
-        Ok(())
+        self.datapath.unpin(pins.iter().map(|(key, _)| key))
     }
 
     /// Forgets idle flows; and, once none is left that the ruleset does not steer, that packets it does not steer have to be
@@ -175,8 +178,11 @@ impl Controller {
             return Ok(());
         }
         let table = self.datapath.live_table()?;
+        let clients = Clients::of(&self.config);
         let is_beyond = |(key, pin): &(PinKey, Pin)| {
-            key[4] & Flow::CLIENT == 0 && pin.egress() != ORDINARY && !is_steered(&table, key)
+            key[4] & Flow::CLIENT == 0
+                && pin.egress() != ORDINARY
+                && !clients.words(&table, key).all(steers)
         };
         if !live.iter().any(is_beyond) {
             let mut paths = self.published.clone();
@@ -198,6 +204,42 @@ impl Controller {
     }
 }
 
+/// Pins for connections that are on the ordinary path by the table before, or without one, and that the table `after` would
+/// steer. Those that nobody tracks cannot be told. `known` have pins already.
+pub(super) fn ordinary_pins(
+    config: &Config,
+    egresses: &[EgressState],
+    epoch: u32,
+    known: &HashSet<PinKey>,
+    before: Option<&Before>,
+    after: &[u32],
+) -> Vec<(PinKey, Pin)> {
+    let now = now_in_ticks();
+    // One that leaves with an egress's address is not on the ordinary path.
+    let is_elsewhere = |connection: &Connection| {
+        let leaves_as = connection.leaves_as;
+        leaves_as.is_some_and(|address| egresses.iter().any(|egress| egress.has_address(address)))
+    };
+    let clients = Clients::of(config);
+    let connections = tracked()
+        .into_iter()
+        .filter(|connection| !is_elsewhere(connection));
+    let keys = connections.map(|connection| key_of(&connection));
+    let pins = keys.filter_map(|key| {
+        let was_steered =
+            before.is_some_and(|before| clients.words(&before.words, &key).all(steers));
+        let word = clients.words(after, &key).find(|word| steers(*word))?;
+        let pin = Pin {
+            seen: now,
+            since: now,
+            epoch,
+            way: Pin::way_of(ORDINARY, (word & Outcome::SET) as u16),
+        };
+        (!known.contains(&key) && !was_steered).then_some((key, pin))
+    });
+    pins.collect()
+}
+
 /// The connections that the kernel tracks; none if it does not say.
 fn tracked() -> Vec<Connection> {
     conntrack::connections().unwrap_or_else(|error| {
@@ -206,10 +248,26 @@ fn tracked() -> Vec<Connection> {
     })
 }
 
-/// Has the addresses of connections that have moved translated afresh. Where nothing translates them that is nothing.
-pub(super) fn translate_afresh(connections: &[Connection]) {
-    if let Err(error) = conntrack::forget(connections) {
-        tracing::debug!("{error:#}");
+/// The connections of those with their egresses.
+pub(super) fn connections(steered: Vec<(Connection, u8)>) -> Vec<Connection> {
+    let connections = steered.into_iter().map(|(connection, _)| connection);
+    connections.collect()
+}
+
+/// The pinned flows that leave by an egress, with its index.
+pub(super) fn pinned_to_egresses(datapath: &DataPath) -> Vec<(Connection, u8)> {
+    let pins = datapath.pins().unwrap_or_default();
+    let steered = pins.iter().filter(|(_, pin)| pin.egress() != ORDINARY);
+    let pairs = steered.map(|(key, pin)| Some((connection_of(key)?, pin.egress())));
+    pairs.flatten().collect()
+}
+
+/// Has the addresses of connections that have moved translated afresh. That is nothing where neither way translates them.
+pub(super) fn translate_afresh(moved: &[Connection]) {
+    if let Err(error) = conntrack::forget(moved) {
+        tracing::warn!(
+            "connections that have moved may keep the address of their former way: {error:#}"
+        );
     }
 }
 
@@ -245,26 +303,59 @@ pub(super) fn connection_of(key: &PinKey) -> Option<Connection> {
     })
 }
 
-/// Whether the ruleset steers a flow.
-fn is_steered(table: &[u32], key: &PinKey) -> bool {
-    by_preference(word_of(table, key)).egress().is_some()
+/// Whether the ruleset's word steers.
+fn steers(word: u32) -> bool {
+    by_preference(word).egress().is_some()
 }
 
-/// What the ruleset says about a flow of a client behind the first LAN interface.
-fn word_of(table: &[u32], key: &PinKey) -> u32 {
-    let destination = Destination::from_halves(key[4] & Flow::V6 != 0, key[2], key[3]);
-    let transport = if key[4] & Flow::TCP != 0 {
-        Transport::Tcp
-    } else {
-        Transport::Udp
+/// The egress that a flow takes by a word of the ruleset if nothing is known of it.
+fn way(paths: &PathTable, key: &PinKey, word: u32) -> Option<u8> {
+    let flow = Flow {
+        source: (key[0], key[1]),
+        destination: (key[2], key[3]),
+        facts: key[4] | u64::from(word),
     };
-    let port = (key[4] >> 32 & 0xffff) as u16;
-    let client = breakout_common::condition::Client {
-        source: Destination::from_halves(key[4] & Flow::V6 != 0, key[0], key[1]),
-        lan: 0,
-        vlan: 0,
-    };
-    table.lookup_word(destination, transport.key(port), || Some(client))
+    settle(&flow, paths, &NoPins).egress()
+}
+
+/// Where a connection's client may be, as far as rules tell: behind which LAN interface, and in which VLAN. The connection does
+/// not say.
+struct Clients(Vec<(u32, u32)>);
+
+impl Clients {
+    fn of(config: &Config) -> Self {
+        let rules = || config.policy.iter();
+        let lans = if rules().any(|rule| !rule.lan.is_empty()) {
+            config.lan.len()
+        } else {
+            1
+        };
+        let vlans = rules().flat_map(|rule| rule.vlan.iter().map(|vlan| u32::from(*vlan)));
+        let vlans: BTreeSet<u32> = vlans.chain([0]).collect();
+        let lans = (0..lans).map(|lan| u32::from(lan_number(lan)));
+        let places = lans.flat_map(|lan| vlans.iter().map(move |vlan| (lan, *vlan)));
+        Clients(places.collect())
+    }
+
+    /// What the ruleset says about a flow, for each place that its client may be in.
+    fn words<'a>(&'a self, table: &'a [u32], key: &'a PinKey) -> impl Iterator<Item = u32> + 'a {
+        let is_v6 = key[4] & Flow::V6 != 0;
+        let destination = Destination::from_halves(is_v6, key[2], key[3]);
+        let transport = if key[4] & Flow::TCP != 0 {
+            Transport::Tcp
+        } else {
+            Transport::Udp
+        };
+        let port = (key[4] >> 32 & 0xffff) as u16;
+        self.0.iter().map(move |(lan, vlan)| {
+            let client = breakout_common::condition::Client {
+                source: Destination::from_halves(is_v6, key[0], key[1]),
+                lan: *lan,
+                vlan: *vlan,
+            };
+            table.lookup_word(destination, transport.key(port), || Some(client))
+        })
+    }
 }
 
 /// The time since boot in the data path's unit, by the clock that it reads.

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use anyhow::Result;
-use breakout_common::path::{ORDINARY, Pin};
+use breakout_common::path::Pin;
 use breakout_common::table::GENERATION;
 use ipnet::IpNet;
 use sd_notify::NotifyState;
@@ -12,7 +12,7 @@ use sd_notify::NotifyState;
 use super::pinning::{connection_of, now_in_ticks, seconds};
 use super::programs::displaced;
 use super::{Controller, name_of, preference_names, summary, tell};
-use crate::config::XdpAttach;
+use crate::config::{Lan, XdpAttach};
 use crate::control::metrics::Snapshot;
 use crate::control::{
     FlowsReport, FollowStatus, LanStatus, PinnedFlow, ReasonCount, RefusedList, RepliesCount,
@@ -59,17 +59,10 @@ impl Controller {
             lists: self.lists.iter().map(summary).collect(),
             follow,
             lan: self
-                .lans
+                .config
+                .lan
                 .iter()
-                .filter(|lan| !lan.is_egress)
-                .map(|lan| LanStatus {
-                    interface: lan.name.clone(),
-                    xdp: lan.xdp.map(|xdp| match xdp {
-                        XdpAttach::Native => "native".to_owned(),
-                        XdpAttach::Generic => "generic".to_owned(),
-                    }),
-                    problem: self.lan_problem.clone(),
-                })
+                .map(|lan| self.lan_status(lan))
                 .collect(),
             programs: self.programs.clone(),
             egress: self
@@ -80,6 +73,27 @@ impl Controller {
                     (egress.name.clone(), egress.status(mask, standings))
                 })
                 .collect(),
+            reasons: self.datapath.reasons().map_or_else(
+                |_| Vec::new(),
+                |reasons| {
+                    let counted = reasons.into_iter().filter(|(_, count)| count.packets > 0);
+                    counted
+                        .map(|(reason, count)| ReasonCount::of(reason, count))
+                        .collect()
+                },
+            ),
+        }
+    }
+
+    fn lan_status(&self, lan: &Lan) -> LanStatus {
+        let xdp = self.config.needs_xdp().then_some(lan.xdp);
+        LanStatus {
+            interface: lan.interface.clone(),
+            xdp: xdp.map(|xdp| match xdp {
+                XdpAttach::Native => "native".to_owned(),
+                XdpAttach::Generic => "generic".to_owned(),
+            }),
+            problem: self.missing_lans.get(&lan.interface).cloned(),
         }
     }
 
@@ -149,6 +163,7 @@ impl Controller {
                 }
             }
         }
+        alerts.extend(self.missing_lans.values().cloned());
         for program in self.programs.iter().filter(|program| !program.in_place) {
             alerts.push(displaced(program));
         }
@@ -177,12 +192,8 @@ impl Controller {
 
     pub(super) fn stats(&self) -> Result<Stats> {
         let counters = self.datapath.counters()?;
-        let reasons = counters.reasons.iter().map(|(reason, count)| ReasonCount {
-            reason: reason.name().to_owned(),
-            verdict: if reason.is_steer() { "steer" } else { "pass" }.to_owned(),
-            count: *count,
-            description: reason.description().to_owned(),
-        });
+        let reasons = counters.reasons.iter();
+        let reasons = reasons.map(|(reason, count)| ReasonCount::of(*reason, *count));
         // What is withdrawn of a set counts as the set.
         let mut seen = HashSet::new();
         let rules = self
@@ -218,6 +229,7 @@ impl Controller {
         } else {
             Vec::new()
         };
+        let all = pins.len();
         pins.retain(|(key, _)| connection_of(key).is_some());
         pins.sort_by_key(|(_, pin)| std::cmp::Reverse(pin.seen));
         let now = now_in_ticks();
@@ -225,6 +237,7 @@ impl Controller {
         Ok(FlowsReport {
             enabled,
             pinned: pins.len(),
+            clients: all - pins.len(),
             size: self.config.pinning.size,
             flows: flows
                 .filter_map(|(key, pin)| Some(self.pinned_flow(&connection_of(key)?, pin, now)))
@@ -234,7 +247,6 @@ impl Controller {
 
     fn pinned_flow(&self, connection: &Connection, pin: &Pin, now: u32) -> PinnedFlow {
         let rule = self.ruleset.rule(pin.set());
-        let rule = rule.filter(|_| pin.egress() != ORDINARY);
         PinnedFlow {
             proto: if connection.protocol == 6 {
                 "tcp"
@@ -258,6 +270,7 @@ impl Controller {
             status: self.status(),
             stats: self.stats()?,
             pinned_flows: flows.pinned as u64,
+            pinned_clients: flows.clients as u64,
             pins_size: flows.size.into(),
             pin_events: self.datapath.pin_events()?,
         })

@@ -14,6 +14,7 @@ use crate::list::{
     FetchError, Fetched, Instance, Kept, Limits, List, Schedule, Service, check, embedded,
     read_file,
 };
+use crate::secrets::masked;
 use crate::timestamp::Timestamp;
 
 /// How often a watched file is looked at.
@@ -117,7 +118,7 @@ impl Sources {
     /// Where they come from, for people.
     pub(super) fn name(&self) -> String {
         match &self.source {
-            ListSource::Service(base) => base.clone(),
+            ListSource::Service(base) => masked(base),
             ListSource::Watched(file) | ListSource::Fixed(file) => file.display().to_string(),
             ListSource::BuiltIn => "built-in".to_owned(),
         }

@@ -1,7 +1,7 @@
 //! What survives the controller: the lock that keeps a second one out, the generation, and which endpoint set
 //! has which counter.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, TryLockError};
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -12,6 +12,7 @@ use breakout_common::egress::MAX_EGRESSES;
 use breakout_common::path::MAX_PREFERENCES;
 use serde::{Deserialize, Serialize};
 
+use super::ways::EgressVerdict;
 use crate::config::{Config, Routing};
 use crate::control::BypassStatus;
 use crate::durable::{Disk, create_directory, own_like, remove_unfinished};
@@ -55,11 +56,17 @@ pub(super) struct Persistent {
     /// Inode of the network namespace that they are installed in.
     #[serde(default)]
     pub(super) namespace: u64,
+    /// How the egresses stand.
+    #[serde(default)]
+    pub(super) verdicts: Vec<EgressVerdict>,
     /// If steering is switched off for a time.
     #[serde(default)]
     pub(super) bypass: Option<BypassStatus>,
     /// Interfaces whose clsact qdisc is ours to remove, on kernels before 6.6.
     pub(super) clsact: Vec<String>,
+    /// The LAN interfaces that programs may be attached to.
+    #[serde(default)]
+    pub(super) lans: BTreeSet<String>,
 }
 
 /// One endpoint set's counter.
@@ -184,6 +191,7 @@ impl StateDirectory {
                     state.installed = false;
                     state.routing = None;
                     state.clsact.clear();
+                    state.lans.clear();
                 }
                 Some(state)
             }

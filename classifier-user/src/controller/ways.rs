@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use breakout_common::path::{BUCKETS, ORDINARY, PLACES, PathTable, place};
+use serde::{Deserialize, Serialize};
 
 use super::egress::EgressState;
 use super::pinning::to_ticks;
 use crate::config::{Class, Config, Preference};
 use crate::datapath::Paths;
-use crate::health::{self, Judge, Measure, Probers, Standing, State, default_targets};
+use crate::health::{self, Judge, Measure, Probers, Standing, State, Verdict, default_targets};
 use crate::list::List;
 
 /// How all egresses stand, and the probes that tell.
@@ -18,6 +19,15 @@ pub(super) struct Health {
     judges: BTreeMap<(String, bool), Judge>,
     measures: BTreeMap<(String, bool), Measure>,
     pub(super) probers: Probers,
+}
+
+/// A verdict on an egress and address family.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct EgressVerdict {
+    egress: String,
+    v6: bool,
+    #[serde(flatten)]
+    verdict: Verdict,
 }
 
 /// An egress stands otherwise than before.
@@ -56,16 +66,37 @@ impl Health {
                 }
             }
         }
-        // What another prober has measured says nothing of what is asked now.
+        // What other probes have measured holds until these have measured something.
         self.measures.retain(|(egress, v6), _| {
             let is_same = |path: &health::Path| path.egress == *egress && path.v6 == *v6;
-            paths
-                .iter()
-                .any(|path| is_same(path) && self.probers.is_running(path))
+            paths.iter().any(is_same)
         });
+        for path in &paths {
+            let measure = self.measures.entry((path.egress.clone(), path.v6));
+            measure.or_insert_with(|| Measure::untried(&path.targets));
+        }
         self.probers.set(paths);
         self.judges
             .retain(|(egress, _), _| states.iter().any(|state| state.name == *egress));
+    }
+
+    /// Goes on from the verdicts of an earlier controller.
+    pub(super) fn resume(&mut self, verdicts: &[EgressVerdict]) {
+        for one in verdicts {
+            let key = (one.egress.clone(), one.v6);
+            self.judges.insert(key, Judge::resume(one.verdict));
+        }
+    }
+
+    /// The verdicts, for the next controller.
+    pub(super) fn verdicts(&self) -> Vec<EgressVerdict> {
+        let judges = self.judges.iter();
+        let verdicts = judges.map(|((egress, v6), judge)| EgressVerdict {
+            egress: egress.clone(),
+            v6: *v6,
+            verdict: judge.verdict(),
+        });
+        verdicts.collect()
     }
 
     /// Takes in what probes tell.

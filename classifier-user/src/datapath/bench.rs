@@ -1,5 +1,6 @@
 //! The loaded programs asked about single frames, by the kernel's test run, without being attached anywhere.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -68,7 +69,7 @@ impl Bench {
         match staged {
             Ok(live) => datapath.live = Some(live),
             Err(error) => {
-                let _ = datapath.uninstall(&[]);
+                let _ = datapath.uninstall(&BTreeSet::new());
                 return Err(error);
             }
         }
@@ -194,7 +195,7 @@ impl Bench {
 impl Drop for Bench {
     fn drop(&mut self) {
         if let Some(datapath) = self.datapath.take()
-            && let Err(error) = datapath.uninstall(&[])
+            && let Err(error) = datapath.uninstall(&BTreeSet::new())
         {
             tracing::warn!("{error:#}");
         }

@@ -21,7 +21,7 @@ const PLACE: &str = "BREAKOUT_PINS";
 
 /// Changes when the maps that outlive a controller mean something else. Links stand in every layout under the same names,
 /// so that programs of any version can take them over.
-const LAYOUT: &str = "v1";
+const LAYOUT: &str = "v2";
 
 /// A directory of pins. It stays reachable whatever mount namespace the controller runs in.
 pub(super) struct PinDirectory {
@@ -91,6 +91,12 @@ impl PinDirectory {
     /// Removes a pin; one that does not exist is fine.
     pub(super) fn remove(&self, name: &str) -> Result<()> {
         remove(&self.path(name), &self.display(name))
+    }
+
+    /// Gives a pin another name.
+    pub(super) fn rename(&self, name: &str, other: &str) -> Result<()> {
+        fs::rename(self.path(name), self.path(other))
+            .with_context(|| format!("cannot rename the pin {}", self.display(name)))
     }
 
     /// The directories that programs of other versions pinned in.

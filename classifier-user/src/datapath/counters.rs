@@ -45,16 +45,21 @@ pub struct Counters {
 
 impl Counters {
     pub(super) fn read(reasons: &Path, sets: &Path, replies: &Path) -> Result<Self> {
-        let reasons =
-            sums(reasons, Reason::ALL.len()).context("cannot read the reasons' counters")?;
+        let reasons = by_reason(reasons)?;
         let sets = sums(sets, usize::MAX).context("cannot read the endpoint sets' counters")?;
         let replies = sums(replies, 2).context("cannot read the replies' counters")?;
         Ok(Counters {
             replies: replies.try_into().unwrap_or_default(),
-            reasons: Reason::ALL.iter().copied().zip(reasons).collect(),
+            reasons,
             sets,
         })
     }
+}
+
+/// The counters by reason alone, which are few.
+pub(super) fn by_reason(path: &Path) -> Result<Vec<(Reason, Count)>> {
+    let counts = sums(path, Reason::ALL.len()).context("cannot read the reasons' counters")?;
+    Ok(Reason::ALL.iter().copied().zip(counts).collect())
 }
 
 /// The sum over the CPUs of the first `limit` entries.

@@ -17,11 +17,13 @@ mod sys;
 mod tables;
 mod traffic;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::{Context, Result};
 use aya::maps::{DevMap, DevMapHash, Map, MapData};
 use breakout_common::path::{PATH_WORDS, PathTable, Pin, PinKey};
+use breakout_common::verdict::Reason;
 
 use crate::config::XdpAttach;
 use crate::ruleset::Image;
@@ -165,14 +167,16 @@ impl Paths {
 pub struct Plan<'a> {
     /// The LAN interfaces.
     pub lans: &'a [LanPlan],
+    /// Where programs may be attached that have no place in this plan, among others.
+    pub former: &'a BTreeSet<String>,
     /// The compiled ruleset.
     pub image: &'a Image,
     /// The ways of steered packets.
     pub paths: &'a Paths,
     /// How many flows are pinned; none if that is switched off.
     pub pins: Option<u32>,
-    /// Flows that are pinned from the start.
-    pub pinned: &'a [(PinKey, Pin)],
+    /// Asked for flows that are pinned from the start, once everything else is ready.
+    pub pinned: &'a dyn Fn() -> Vec<(PinKey, Pin)>,
     /// Whether each decision is logged.
     pub trace: bool,
 }
@@ -213,16 +217,24 @@ impl DataPath {
     pub fn open(state_directory: &Path) -> Result<Self> {
         let pins = PinDirectory::open(state_directory)?;
         let had_other_layout = pins.adopt_links(is_link)?;
-        Ok(DataPath {
+        let datapath = DataPath {
             pins,
             had_other_layout,
             live: None,
-        })
+        };
+        // Should an earlier controller have ended in the middle.
+        datapath.settle_pins(false)?;
+        Ok(datapath)
     }
 
     /// Whether an earlier controller was not stopped in order, so that its programs may be attached.
     pub fn has_leftovers(&self) -> bool {
         self.had_other_layout || self.pins.names().is_ok_and(|names| !names.is_empty())
+    }
+
+    /// Whether there is a map of pins, which an earlier controller has left.
+    pub fn has_pins(&self) -> bool {
+        self.pins.path(PINS).exists()
     }
 
     /// Fails if another controller's program is on one of the interfaces.
@@ -257,13 +269,19 @@ impl DataPath {
         self.refuse_foreign(plan.lans)?;
         let staged = self.stage(plan, false);
         let unstaged = self.unstage();
-        let mut live = staged?;
-        unstaged?;
+        let mut live = match staged.and_then(|live| unstaged.map(|()| live)) {
+            Ok(live) => live,
+            Err(error) => {
+                self.settle_pins(false)?;
+                return Err(error);
+            }
+        };
         let mut added = Added::default();
         let attached = attach_all(&mut live.programs, &self.pins, &mut added);
         clsact.append(&mut added.clsact);
         if let Err(error) = attached {
             added.undo(&self.pins);
+            self.settle_pins(false)?;
             // Those that had been replaced already get their programs back.
             let before = self.live.iter_mut().flat_map(|live| &mut live.programs);
             for programs in before {
@@ -273,19 +291,18 @@ impl DataPath {
             }
             return Err(error);
         }
-        let before = self.live.replace(live);
+        self.live = Some(live);
         // What follows tidies up; the new installation is in force.
-        let tidied = self.remove_links_except(plan.lans);
+        let tidied = self
+            .settle_pins(true)
+            .and(self.remove_links_except(plan.lans));
         if let Err(error) = tidied.and(self.pins.remove_other_layouts()) {
             tracing::warn!("programs before are left: {error:#}");
         }
-        let gone = before
-            .iter()
-            .flat_map(|live| &live.programs)
-            .map(Programs::lan);
-        for lan in gone.filter(|lan| plan.lans.iter().all(|other| other.name != lan.name)) {
-            if let Err(error) = program::remove_filter(&lan.name) {
-                tracing::warn!("a filter is left on {}: {error:#}", lan.name);
+        let is_gone = |name: &&String| plan.lans.iter().all(|lan| lan.name != **name);
+        for name in plan.former.iter().filter(is_gone) {
+            if let Err(error) = program::remove_filter(name) {
+                tracing::warn!("a filter is left on {name}: {error:#}");
             }
         }
         Ok(())
@@ -330,7 +347,7 @@ impl DataPath {
         }
         live.set_devices(plan.paths)?;
         self.pin(&carried)?;
-        self.pin(plan.pinned)?;
+        self.pin(&(plan.pinned)())?;
         Ok(live)
     }
 
@@ -393,6 +410,15 @@ impl DataPath {
         )
     }
 
+    /// The counters by reason.
+    ///
+    /// # Errors
+    ///
+    /// As [`counters`](Self::counters).
+    pub fn reasons(&self) -> Result<Vec<(Reason, Count)>> {
+        counters::by_reason(&self.pins.path(LASTING_MAPS[0]))
+    }
+
     /// The size of one ruleset table in bytes.
     pub fn table_bytes(&self) -> u64 {
         self.live
@@ -418,7 +444,7 @@ impl DataPath {
     /// # Errors
     ///
     /// When a pin cannot be removed; everything that can be removed is.
-    pub fn uninstall(mut self, filters: &[String]) -> Result<()> {
+    pub fn uninstall(mut self, filters: &BTreeSet<String>) -> Result<()> {
         let mut outcome = Ok(());
         for interface in filters {
             outcome = outcome.and(program::remove_filter(interface));

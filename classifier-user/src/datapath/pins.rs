@@ -4,11 +4,14 @@ use anyhow::{Context, Result};
 use aya::maps::{HashMap, MapData, PerCpuArray};
 use breakout_common::path::{PIN_EVENTS, Pin, PinKey};
 
+use super::sys::entries;
 use super::{DataPath, open_map};
 
 /// The maps of this module, as the eBPF object names them.
 pub(super) const PINS: &str = "PINS";
 pub(super) const EVENTS: &str = "PINNED";
+/// The map of pins before this one, while another installation is made.
+const FORMER: &str = "FORMER_PINS";
 
 type PinMap = HashMap<MapData, PinKey, [u32; 4]>;
 
@@ -19,25 +22,18 @@ impl DataPath {
     ///
     /// When there is no map of them, or it cannot be read.
     pub fn pins(&self) -> Result<Vec<(PinKey, Pin)>> {
-        let map = self.pin_map()?;
-        // A key that the programs remove meanwhile ends or restarts the iteration; what was read until then is good.
-        let pins = map
-            .iter()
-            .take(self.pin_room()? as usize)
-            .map_while(Result::ok);
-        Ok(pins
-            .map(|(key, [seen, since, epoch, way])| {
-                (
-                    key,
-                    Pin {
-                        seen,
-                        since,
-                        epoch,
-                        way,
-                    },
-                )
-            })
-            .collect())
+        let map = MapData::from_pin(self.pins.path(PINS)).context("cannot open the map of pins")?;
+        let entries = entries(&map).context("cannot read the map of pins")?;
+        let pins = entries.into_iter().map(|(key, [seen, since, epoch, way])| {
+            let pin = Pin {
+                seen,
+                since,
+                epoch,
+                way,
+            };
+            (key, pin)
+        });
+        Ok(pins.collect())
     }
 
     /// Pins flows.
@@ -82,14 +78,24 @@ impl DataPath {
         Ok(sums)
     }
 
-    /// Makes way for a map of pins with another size. Returns the pins that it shall have.
+    /// Makes way for a map of pins with another size. Returns the pins that it shall have. The programs in force go on with
+    /// the one that there is, which [`settle_pins`](Self::settle_pins) removes or puts back.
     pub(super) fn resize_pins(&self, size: u32) -> Result<Vec<(PinKey, Pin)>> {
-        if !self.pins.path(PINS).exists() || self.pin_room()? == size {
+        if !self.has_pins() || self.pin_room()? == size {
             return Ok(Vec::new());
         }
         let pins = self.pins()?;
-        self.pins.remove(PINS)?;
+        self.pins.rename(PINS, FORMER)?;
         Ok(pins)
+    }
+
+    /// Ends what [`resize_pins`](Self::resize_pins) has begun: the new map is in force, or the former one still is.
+    pub(super) fn settle_pins(&self, is_new_in_force: bool) -> Result<()> {
+        if is_new_in_force || !self.pins.path(FORMER).exists() {
+            return self.pins.remove(FORMER);
+        }
+        self.pins.remove(PINS)?;
+        self.pins.rename(FORMER, PINS)
     }
 
     /// The most pins that there can be.

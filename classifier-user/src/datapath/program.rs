@@ -274,7 +274,8 @@ impl Programs {
 
 /// Removes the TC filter of kernels before 6.6 from an interface.
 pub(super) fn remove_filter(interface: &str) -> Result<()> {
-    if has_tcx() {
+    // With an interface its filters are gone.
+    if has_tcx() || nix::net::if_::if_nametoindex(interface).is_err() {
         return Ok(());
     }
     // Dropping the link removes the filter.

@@ -1,12 +1,12 @@
-//! The bpf(2) calls that aya does not offer: array maps whose value size is known only at run time, and the numbers of
-//! programs without asking what they are, which needs CAP_SYS_ADMIN.
+//! The bpf(2) calls that aya does not offer: array maps whose value size is known only at run time, all entries of a hash map
+//! at once, and the numbers of programs without asking what they are, which needs CAP_SYS_ADMIN.
 
 use std::ffi::c_char;
 use std::io;
 use std::mem::{size_of, zeroed};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use aya::maps::MapData;
 use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_map_type};
 
@@ -72,6 +72,56 @@ pub(super) fn create_array_of_maps(name: &str, inner: &WordMap) -> io::Result<Ow
         4,
         inner.raw_fd(),
     )
+}
+
+/// All entries of a hash map with keys of `K` and values of `V`, many at a time (`BPF_MAP_LOOKUP_BATCH`, Linux 5.6). Those that
+/// come or go meanwhile may be there or not.
+pub(super) fn entries<const K: usize, const V: usize>(
+    map: &MapData,
+) -> Result<Vec<([u64; K], [u32; V])>> {
+    /// More than any bucket has: the kernel gives whole buckets.
+    const CHUNK: usize = 8192;
+    let info = map.info()?;
+    ensure!(
+        (info.key_size() as usize, info.value_size() as usize)
+            == (size_of::<[u64; K]>(), size_of::<[u32; V]>()),
+        "the map has keys of {} bytes and values of {}",
+        info.key_size(),
+        info.value_size()
+    );
+    let (mut keys, mut values) = (vec![[0; K]; CHUNK], vec![[0; V]; CHUNK]);
+    let mut found = Vec::new();
+    // Where the next call goes on: a number of the kernel's own.
+    let mut place: Option<u32> = None;
+    loop {
+        let mut next = 0u32;
+        let mut attr = empty_attr();
+        attr.batch.map_fd = map.fd().as_fd().as_raw_fd().cast_unsigned();
+        attr.batch.in_batch = place
+            .as_ref()
+            .map_or(0, |place| std::ptr::from_ref(place) as u64);
+        attr.batch.out_batch = std::ptr::from_mut(&mut next) as u64;
+        attr.batch.keys = keys.as_mut_ptr() as u64;
+        attr.batch.values = values.as_mut_ptr() as u64;
+        attr.batch.count = u32::try_from(CHUNK)?;
+        // SAFETY: the kernel reads 4 bytes at `in_batch` unless that is null, and writes 4 at `out_batch`, as for all hash
+        // maps. It writes at most `count` keys and values, of the sizes that were compared above with those of the elements
+        // of both vectors, which have `count` elements.
+        let outcome = unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr) };
+        let is_end = match outcome {
+            Ok(_) => false,
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+            Err(error) => return Err(error.into()),
+        };
+        // SAFETY: the kernel has set the count, in the view of the union that this command uses.
+        let count = unsafe { attr.batch.count } as usize;
+        found.extend(keys.iter().copied().zip(values.iter().copied()).take(count));
+        // No more than there is room for, should the programs be faster than this.
+        if is_end || found.len() >= info.max_entries() as usize {
+            return Ok(found);
+        }
+        place = Some(next);
+    }
 }
 
 /// The numbers of the programs at TCX ingress of an interface, at most 64 as the kernel has it (`BPF_MPROG_MAX`).

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use super::{Finding, Level};
-use crate::config::{Config, Mode};
+use crate::config::Config;
 
 pub(super) fn examine(config: &Config) -> Vec<Finding> {
     let mut findings = forwarding(config);
@@ -19,6 +19,11 @@ pub(super) fn examine(config: &Config) -> Vec<Finding> {
     findings
 }
 
+/// A number of an interface's settings. Its name may have a dot, as those of VLANs have.
+fn of_interface(family: &str, interface: &str, setting: &str) -> Option<u64> {
+    number(&format!("net/{family}/conf/{interface}/{setting}"))
+}
+
 /// A number from /proc/sys.
 fn number(path: &str) -> Option<u64> {
     let text = fs::read_to_string(Path::new("/proc/sys").join(path)).ok()?;
@@ -30,10 +35,10 @@ fn forwarding(config: &Config) -> Vec<Finding> {
     let has_v6 = config
         .egress
         .values()
-        .any(|egress| egress.gateway6.is_some());
+        .any(|egress| egress.gateway6.is_some() || has_v6_route(&egress.interface));
     for lan in &config.lan {
         let interface = &lan.interface;
-        if number(&format!("net/ipv4/conf/{interface}/forwarding")) == Some(0) {
+        if of_interface("ipv4", interface, "forwarding") == Some(0) {
             findings.push(Finding::new(
                 Level::Error,
                 format!("IPv4 packets from {interface} are not forwarded"),
@@ -51,20 +56,39 @@ fn forwarding(config: &Config) -> Vec<Finding> {
     findings
 }
 
+/// The name of an interface's IPv4 setting as sysctl(8) takes it: with slashes where the interface's has a dot.
+fn setting(interface: &str, name: &str) -> String {
+    let path = format!("net/ipv4/conf/{interface}/{name}");
+    if interface.contains('.') {
+        path
+    } else {
+        path.replace('/', ".")
+    }
+}
+
+/// Whether a default route leads over an interface (proc(5), /proc/net/ipv6_route: destination, prefix length, ..., interface).
+fn has_v6_route(interface: &str) -> bool {
+    let routes = fs::read_to_string("/proc/net/ipv6_route").unwrap_or_default();
+    routes.lines().any(|route| {
+        let mut words = route.split_whitespace();
+        words.nth(1) == Some("00") && words.next_back() == Some(interface)
+    })
+}
+
 /// Replies come in by the egress although the main table's route to where they come from is another. The kernel takes the
 /// larger one of both settings (Documentation/networking/ip-sysctl.rst).
 fn reverse_path(config: &Config) -> Vec<Finding> {
     let all = number("net/ipv4/conf/all/rp_filter").unwrap_or(0);
     let strict = config.egress.values().filter_map(|egress| {
         let interface = &egress.interface;
-        let own = number(&format!("net/ipv4/conf/{interface}/rp_filter"))?;
+        let own = of_interface("ipv4", interface, "rp_filter")?;
         (all.max(own) == 1).then(|| {
             Finding::new(
                 Level::Error,
                 format!(
                     "strict reverse path filtering drops the replies that come in by {interface}"
                 ),
-                format!("sysctl -w net.ipv4.conf.{interface}.rp_filter=2"),
+                format!("sysctl -w {}=2", setting(interface, "rp_filter")),
             )
         })
     });
@@ -82,43 +106,60 @@ fn conntrack(count: Option<u64>, most: Option<u64>) -> Option<Finding> {
     })
 }
 
+/// Interfaces on which XDP redirects.
 fn offloads(config: &Config) -> Vec<Finding> {
     let asks_for_vlans = config.policy.iter().any(|rule| !rule.vlan.is_empty());
-    let redirects = config
-        .egress
-        .values()
-        .any(|egress| egress.mode == Mode::Redirect);
+    let lans = config.lan.iter().map(|lan| &lan.interface);
+    let replies = config.egress.values().filter(|egress| egress.returns);
+    let interfaces = lans.chain(replies.map(|egress| &egress.interface));
     let mut findings = Vec::new();
-    for lan in config.lan.iter().filter(|_| redirects) {
-        let interface = &lan.interface;
-        let features = Command::new("ethtool").args(["-k", interface]).output();
-        let Ok(features) = features else { continue };
-        let features = String::from_utf8_lossy(&features.stdout);
-        let is_on = |name: &str| {
-            features
-                .lines()
-                .any(|line| line.trim().starts_with(&format!("{name}: on")))
-        };
-        if is_on("large-receive-offload") {
-            findings.push(Finding::new(
-                Level::Error,
-                format!("{interface} merges packets (LRO), and XDP would redirect what is longer than any link takes"),
-                format!("ethtool -K {interface} lro off"),
-            ));
-        }
-        if asks_for_vlans && is_on("rx-vlan-offload") {
-            findings.push(Finding::new(
-                Level::Warning,
-                format!("{interface} takes VLAN tags out of frames before XDP sees them, so rules with vlan match nothing"),
-                format!("ethtool -K {interface} rxvlan off"),
-            ));
+    for interface in interfaces.filter(|_| config.needs_xdp()) {
+        match Command::new("ethtool").args(["-k", interface]).output() {
+            Ok(features) => {
+                let features = String::from_utf8_lossy(&features.stdout);
+                findings.extend(offloads_of(interface, &features, asks_for_vlans));
+            }
+            Err(error) => findings.push(Finding::new(
+                Level::Note,
+                format!("the offloads of {interface} were not looked at: ethtool: {error}"),
+                "Install ethtool to have them looked at",
+            )),
         }
     }
     findings
 }
 
-/// Rules of a VRF come before ours, with the priority 1000 (Documentation/networking/vrf.rst).
+/// By what `ethtool -k` prints.
+fn offloads_of(interface: &str, features: &str, asks_for_vlans: bool) -> Vec<Finding> {
+    let is_on = |name: &str| {
+        let on = format!("{name}: on");
+        features.lines().any(|line| line.trim().starts_with(&on))
+    };
+    let mut findings = Vec::new();
+    if is_on("large-receive-offload") {
+        findings.push(Finding::new(
+            Level::Error,
+            format!("{interface} merges packets (LRO), and XDP would redirect what is longer than any link takes"),
+            format!("ethtool -K {interface} lro off"),
+        ));
+    }
+    if asks_for_vlans && is_on("rx-vlan-offload") {
+        findings.push(Finding::new(
+            Level::Warning,
+            format!("{interface} takes VLAN tags out of frames before XDP sees them, so rules with vlan match nothing"),
+            format!("ethtool -K {interface} rxvlan off"),
+        ));
+    }
+    findings
+}
+
+/// The priority of the rule of VRFs (Documentation/networking/vrf.rst).
+const VRF_PRIORITY: u32 = 1000;
+
 fn vrf(config: &Config) -> Vec<Finding> {
+    if config.routing.rule_priority < VRF_PRIORITY {
+        return Vec::new();
+    }
     let lans = config.lan.iter().map(|lan| &lan.interface);
     let interfaces = lans.chain(config.egress.values().map(|egress| &egress.interface));
     let in_vrf = interfaces.filter_map(|interface| {
@@ -148,5 +189,26 @@ mod tests {
                 .advice
                 .contains("=200")
         );
+    }
+
+    #[test]
+    fn settings_of_vlan_interfaces_are_named_so_that_sysctl_takes_them() {
+        assert_eq!(setting("inet", "rp_filter"), "net.ipv4.conf.inet.rp_filter");
+        assert_eq!(
+            setting("lan.10", "rp_filter"),
+            "net/ipv4/conf/lan.10/rp_filter"
+        );
+    }
+
+    #[test]
+    fn offloads_that_break_redirect_are_found() {
+        let features = "Features for lan:\nrx-vlan-offload: on\n\tlarge-receive-offload: on\n";
+        let advice = |vlans| -> Vec<String> {
+            let findings = offloads_of("lan", features, vlans);
+            findings.into_iter().map(|finding| finding.advice).collect()
+        };
+        assert_eq!(advice(false), ["ethtool -K lan lro off"]);
+        assert_eq!(advice(true).len(), 2);
+        assert!(offloads_of("lan", "large-receive-offload: off [fixed]", true).is_empty());
     }
 }

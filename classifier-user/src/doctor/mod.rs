@@ -65,6 +65,21 @@ pub async fn examine(config: &Config, ruleset: &Ruleset) -> Result<Vec<Finding>>
     let mut findings = kernel::examine(config);
     findings.extend(routing::examine(&links, config, ruleset).await?);
     findings.extend(netfilter::examine(config).await);
+    let lans = config
+        .lan
+        .iter()
+        .map(|lan| ("[[lan]]".to_owned(), &lan.interface));
+    let egresses = config.egress.iter();
+    let egresses = egresses.map(|(name, egress)| (format!("[egress.{name}]"), &egress.interface));
+    for (place, interface) in lans.chain(egresses) {
+        if links.interface(interface).await?.is_none() {
+            findings.push(Finding::new(
+                Level::Error,
+                format!("{place} there is no interface {interface}"),
+                "See: ip link",
+            ));
+        }
+    }
     for (name, egress) in &config.egress {
         let interface = links.interface(&egress.interface).await?;
         let Some(interface) = interface.filter(|_| egress.mode == Mode::Redirect) else {

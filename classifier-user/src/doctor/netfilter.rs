@@ -51,6 +51,14 @@ fn rules(ruleset: &Value, config: &Config) -> Vec<Finding> {
             continue;
         }
         let at = format!("{family} {table} {chain}");
+        if has(expressions, "", "MARK") || has(expressions, "", "CONNMARK") {
+            // What it sets is told only by iptables itself.
+            findings.push(Finding::new(
+                Level::Note,
+                format!("a rule of iptables in {at} sets marks; whether those are Breakout's bits ({mask:#x}) cannot be seen from here"),
+                format!("Look at it with iptables-save: a mask that it gives (--set-xmark VALUE/MASK, --nfmask) must leave {mask:#x} out"),
+            ));
+        }
         if has(expressions, "tproxy", "TPROXY") {
             findings.push(Finding::new(
                 Level::Error,
@@ -95,7 +103,12 @@ fn has(expressions: &[Value], statement: &str, target: &str) -> bool {
 
 /// Whether a rule lets every packet go on whose mark has any of our bits.
 fn spares(expressions: &[Value], mask: u32) -> bool {
-    let [condition, verdict] = expressions else {
+    let is_effective = |expression: &&Value| {
+        let idle = ["counter", "comment", "log"];
+        !idle.iter().any(|name| expression.get(name).is_some())
+    };
+    let effective: Vec<&Value> = expressions.iter().filter(is_effective).collect();
+    let [condition, verdict] = effective.as_slice() else {
         return false;
     };
     let compared = &condition["match"];
@@ -185,18 +198,25 @@ mod tests {
         let findings = found(std::slice::from_ref(&tproxy), "");
         assert_eq!(
             findings[0].advice,
-            "nft insert rule ip proxy pre meta mark and 0xff0000 != 0 accept"
+            "nft insert rule ip proxy pre meta mark and 0x1f000000 != 0 accept"
         );
         let spare = json!([
-            { "match": { "op": "!=", "left": { "&": [{ "meta": { "key": "mark" } }, 0xff_0000] }, "right": 0 } },
+            { "match": { "op": "!=", "left": { "&": [{ "meta": { "key": "mark" } }, 0x1f00_0000] }, "right": 0 } },
             { "accept": null },
         ]);
-        assert!(found(&[spare, tproxy], "").is_empty());
+        assert!(found(&[spare.clone(), tproxy.clone()], "").is_empty());
+        // Rules of iptables always count.
+        let mut counting = spare;
+        counting
+            .as_array_mut()
+            .unwrap()
+            .insert(1, json!({ "counter": { "packets": 0, "bytes": 0 } }));
+        assert!(found(&[counting, tproxy], "").is_empty());
         let xt = json!([{ "xt": { "type": "target", "name": "TPROXY" } }]);
         assert!(
             found(&[xt], "")[0]
                 .advice
-                .starts_with("iptables -t mangle -I pre -m mark ! --mark 0/0xff0000")
+                .starts_with("iptables -t mangle -I pre -m mark ! --mark 0/0x1f000000")
         );
         let redirect = json!([{ "redirect": { "port": 3129 } }]);
         assert!(
@@ -208,12 +228,19 @@ mod tests {
     }
 
     #[test]
+    fn what_iptables_marks_is_told() {
+        let rule = json!([{ "counter": {} }, { "xt": { "type": "target", "name": "MARK" } }]);
+        let findings = found(&[rule], "");
+        assert_eq!((findings.len(), findings[0].level), (1, Level::Note));
+    }
+
+    #[test]
     fn rules_that_set_our_bits_are_found_and_others_are_not() {
         let mark = || json!({ "meta": { "key": "mark" } });
         let and = |mask: u32| json!({ "&": [mark(), mask] });
         assert_eq!(found(&[set_mark(json!(1))], "").len(), 1);
         assert_eq!(
-            found(&[set_mark(json!({ "|": [mark(), 0x1_0000] }))], "").len(),
+            found(&[set_mark(json!({ "|": [mark(), 0x100_0000] }))], "").len(),
             1
         );
         assert_eq!(
@@ -221,7 +248,11 @@ mod tests {
             0
         );
         assert_eq!(
-            found(&[set_mark(json!({ "^": [and(0xff00_ffff), 0x100] }))], "").len(),
+            found(
+                &[set_mark(json!({ "^": [and(0xe0ff_ffff), 0x100_0100] }))],
+                ""
+            )
+            .len(),
             1
         );
     }

@@ -4,7 +4,7 @@ use anyhow::Result;
 use ipnet::IpNet;
 
 use super::{Finding, Level};
-use crate::config::Config;
+use crate::config::{Config, Routing};
 use crate::links::{Links, RouteFound, RuleFound};
 use crate::ruleset::{Rule, Ruleset};
 use breakout_common::egress::MAX_EGRESSES;
@@ -28,7 +28,7 @@ fn rules(rules: &[RuleFound], config: &Config) -> Vec<Finding> {
     for rule in rules.iter().filter(|rule| !rule.is_ours) {
         let family = if rule.v6 { "ip -6 rule" } else { "ip rule" };
         let name = format!("the rule with priority {} ({family} show)", rule.priority);
-        if rule.mask & routing.mark_mask != 0 {
+        if rule.mask & routing.mark_mask != 0 && !rule.is_inverted {
             findings.push(Finding::new(
                 Level::Warning,
                 format!(
@@ -52,22 +52,44 @@ fn rules(rules: &[RuleFound], config: &Config) -> Vec<Finding> {
                 "Set [routing] rule_priority to a number that nobody uses",
             ));
         }
-        // Rules that want a mark are about other packets than ours.
-        if rule.priority != 0
-            && rule.priority < routing.rule_priority
-            && rule.mask == 0
-            && rule.table != 0
-            && !rule.is_l3mdev
-            && !rule.suppresses
-        {
-            findings.push(Finding::new(
-                Level::Warning,
-                format!("{name} comes before Breakout's, and packets that it finds a route for are not steered in mode route"),
-                format!("Set [routing] rule_priority below {}, if it should not", rule.priority),
-            ));
-        }
+        findings.extend(comes_first(rule, &name, routing));
     }
     findings
+}
+
+/// A rule before ours that takes steered packets, or may.
+fn comes_first(rule: &RuleFound, name: &str, routing: &Routing) -> Option<Finding> {
+    let takes = rule.table != 0 && !rule.is_l3mdev && !rule.suppresses;
+    if rule.priority == 0 || rule.priority >= routing.rule_priority || !takes {
+        return None;
+    }
+    let what = format!(
+        "{name} comes before Breakout's, and packets that it finds a route for are not steered in mode route"
+    );
+    Some(if rule.mask == 0 {
+        let advice = format!(
+            "Set [routing] rule_priority below {}, if it should not",
+            rule.priority
+        );
+        Finding::new(Level::Warning, what, advice)
+    } else if rule.is_inverted {
+        // wg-quick's. The kernel puts a rule without a priority before all others.
+        let advice = format!(
+            "Give it a priority above {} (wg-quick: Table = off, and ip rule add ... priority NUMBER in PostUp); or set [routing] \
+             rule_priority below {} and restart Breakout after it",
+            routing.rule_priority, rule.priority
+        );
+        Finding::new(Level::Warning, what, advice)
+    } else {
+        let what = format!(
+            "{name} comes before Breakout's and takes steered packets that carry its mark as well"
+        );
+        let advice = format!(
+            "Set [routing] rule_priority below {}, if it should not",
+            rule.priority
+        );
+        Finding::new(Level::Warning, what, advice)
+    })
 }
 
 fn routes(routes: &[RouteFound], config: &Config, ruleset: &Ruleset) -> Vec<Finding> {
@@ -135,6 +157,7 @@ mod tests {
         v6: false,
         priority: 2000,
         mask: 0x3f00,
+        is_inverted: false,
         table: 1,
         is_l3mdev: false,
         suppresses: false,
@@ -151,13 +174,13 @@ mod tests {
         assert!(found(OTHER).is_empty());
         let ours = RuleFound {
             is_ours: true,
-            mask: 0xff_0000,
+            mask: 0x1f00_0000,
             ..OTHER
         };
         assert!(found(ours).is_empty());
         assert!(
             found(RuleFound {
-                mask: 0x1_0000,
+                mask: 0x100_0000,
                 ..OTHER
             })[0]
                 .contains("mark_mask")
@@ -171,12 +194,24 @@ mod tests {
         );
         assert!(
             found(RuleFound {
-                priority: 5000,
+                priority: 900,
                 ..OTHER
             })[0]
                 .contains("rule_priority")
         );
-        assert!(found(RuleFound { mask: 0, ..OTHER })[0].contains("below 2000"));
+        let early = RuleFound {
+            priority: 800,
+            ..OTHER
+        };
+        assert!(found(RuleFound { mask: 0, ..early })[0].contains("below 800"));
+        // One of mwan3 that comes first takes what it marks, wg-quick's takes all.
+        assert!(found(early)[0].contains("below 800"));
+        let of_wireguard = found(RuleFound {
+            mask: u32::MAX,
+            is_inverted: true,
+            ..early
+        });
+        assert!(of_wireguard.len() == 1 && of_wireguard[0].contains("wg-quick"));
         assert!(
             found(RuleFound {
                 mask: 0,

@@ -57,9 +57,22 @@ pub struct Standing {
 #[derive(Clone, Debug, Default)]
 struct Seat {
     works: bool,
+    /// Whether it has ever been judged. A new one that is good works at once.
+    is_judged: bool,
     /// Since when it has been good without a break.
     good_since: Option<Instant>,
     why: Option<String>,
+}
+
+/// A verdict that outlives its judge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// Whether standard traffic may use it.
+    pub standard: bool,
+    /// Whether media may use it.
+    pub media: bool,
+    /// Since when that is so.
+    pub since: Timestamp,
 }
 
 /// Judges one egress for one address family.
@@ -89,10 +102,36 @@ impl Default for Judge {
 }
 
 impl Judge {
+    /// A judge who goes on from an earlier one's verdict.
+    pub fn resume(verdict: Verdict) -> Self {
+        let seat = |works| Seat {
+            works,
+            is_judged: true,
+            ..Seat::default()
+        };
+        let seats = [seat(verdict.standard), seat(verdict.media)];
+        Judge {
+            is_first: false,
+            state: state_of(&seats),
+            seats,
+            since: verdict.since,
+            ..Judge::default()
+        }
+    }
+
+    /// The verdict.
+    pub fn verdict(&self) -> Verdict {
+        Verdict {
+            standard: self.seats[0].works,
+            media: self.seats[1].works,
+            since: self.since,
+        }
+    }
+
     /// Looks at what is known now. `problem` is what is wrong with the link itself. Returns the state before, if there is
     /// another one now.
     ///
-    /// At the first look a good egress works at once; later only after the hold-down.
+    /// A new egress works as soon as it is known to be good; one that has been bad only after the hold-down.
     pub fn look(
         &mut self,
         now: Instant,
@@ -109,15 +148,18 @@ impl Judge {
             };
             match fault {
                 Some(fault) => {
+                    let is_untried = problem.is_none() && measure.is_some_and(Measure::is_untried);
                     *seat = Seat {
                         why: Some(fault),
+                        is_judged: seat.is_judged || !is_untried,
                         ..Seat::default()
                     };
                 }
                 None if seat.works => seat.why = None,
                 None => {
                     let since = *seat.good_since.get_or_insert(now);
-                    seat.works = self.is_first || now.duration_since(since) >= limits.hold_down.0;
+                    seat.works = !seat.is_judged || now.duration_since(since) >= limits.hold_down.0;
+                    seat.is_judged = true;
                     let hold = format!(
                         "good again, used after {} without a fault",
                         String::from(limits.hold_down)
@@ -131,11 +173,7 @@ impl Judge {
             None => measure.map_or(10.0, |measure| score(measure, limits)),
         };
         self.measure = measure.cloned();
-        self.state = match (self.seats[0].works, self.seats[1].works) {
-            (true, true) => State::Up,
-            (false, false) => State::Down,
-            _ => State::Degraded,
-        };
+        self.state = state_of(&self.seats);
         let changed = self.is_first || self.state != before;
         self.is_first = false;
         if changed {
@@ -167,6 +205,14 @@ impl Judge {
     }
 }
 
+fn state_of(seats: &[Seat; 2]) -> State {
+    match (seats[0].works, seats[1].works) {
+        (true, true) => State::Up,
+        (false, false) => State::Down,
+        _ => State::Degraded,
+    }
+}
+
 /// What makes an egress too bad for a class, if anything.
 fn fault(measure: &Measure, limits: &HealthConfig, class: Class, works: bool) -> Option<String> {
     let (loss, latency) = match class {
@@ -186,8 +232,11 @@ fn fault(measure: &Measure, limits: &HealthConfig, class: Class, works: bool) ->
         ));
     }
     // A link that was bad is not good because nobody knows.
-    if !works && measure.alive.is_none() && !measure.targets.is_empty() {
+    if !works && measure.is_untried() {
         return Some("no probe has been answered yet".to_owned());
+    }
+    if class == Class::Media && measure.relays == Some(false) {
+        return Some("no STUN or ICMP probe is answered".to_owned());
     }
     if measure.loss >= loss.fraction() * scale && measure.loss > 0.0 {
         return Some(format!(
@@ -223,7 +272,6 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::health::TargetReport;
 
     fn measure(loss: f64, latency: f64) -> Measure {
         Measure {
@@ -303,21 +351,57 @@ mod tests {
     }
 
     #[test]
+    fn relays_that_do_not_answer_leave_mail_alone() {
+        let mut case = Case::new();
+        let mute = Measure {
+            relays: Some(false),
+            ..measure(0.0, 20.0)
+        };
+        case.after(0, None, &measure(0.0, 20.0));
+        assert_eq!(case.after(1, None, &mute), State::Degraded);
+        assert!(case.judge.works(Class::Standard));
+    }
+
+    #[test]
+    fn a_new_link_must_answer_but_not_wait() {
+        let mut case = Case::new();
+        let untried = Measure::untried(&["icmp:192.0.2.1".parse().unwrap()]);
+        assert_eq!(case.after(0, None, &untried), State::Down);
+        assert_eq!(case.after(1, None, &measure(0.0, 20.0)), State::Up);
+        // One that turns out to be dead is not new any more.
+        let mut case = Case::new();
+        let dead = Measure {
+            alive: Some(false),
+            ..untried
+        };
+        case.after(0, None, &dead);
+        assert_eq!(case.after(1, None, &measure(0.0, 20.0)), State::Down);
+    }
+
+    #[test]
+    fn a_successor_goes_on_from_the_verdict() {
+        let mut case = Case::new();
+        let good = measure(0.0, 20.0);
+        case.after(0, None, &good);
+        case.after(1, None, &measure(0.1, 20.0));
+        let verdict = case.judge.verdict();
+        assert!(verdict.standard && !verdict.media);
+        let untried = Measure::untried(&["icmp:192.0.2.1".parse().unwrap()]);
+        let mut next = Case {
+            judge: Judge::resume(verdict),
+            ..Case::new()
+        };
+        assert_eq!(next.judge.verdict(), verdict);
+        assert_eq!(next.after(0, None, &untried), State::Degraded);
+        assert_eq!(next.after(1, None, &good), State::Degraded);
+        assert_eq!(next.after(10, None, &good), State::Up);
+    }
+
+    #[test]
     fn a_link_that_is_back_must_answer_first() {
         let mut case = Case::new();
         let good = measure(0.0, 20.0);
-        let untried = Measure {
-            targets: vec![TargetReport {
-                target: "icmp:192.0.2.1".parse().unwrap(),
-                answers: false,
-                proven: false,
-                loss: 0.0,
-                latency_ms: None,
-                last_error: None,
-            }],
-            ..Measure::default()
-        };
-        // At the start there is no reason to wait.
+        let untried = Measure::untried(&["icmp:192.0.2.1".parse().unwrap()]);
         assert_eq!(case.after(0, None, &good), State::Up);
         assert_eq!(case.after(1, Some("no carrier"), &good), State::Down);
         assert_eq!(case.after(60, None, &untried), State::Down);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Kind, Target};
+use super::Target;
 
 /// Unanswered quick probes in a row, over all targets, after which an egress is dead.
 pub(super) const DEAD_AFTER: u32 = 7;
@@ -22,6 +22,8 @@ pub(super) struct Meter {
     pub(super) misses: u32,
     loss: f64,
     latency: Option<f64>,
+    /// By how much the latency varies.
+    variation: f64,
     why: Option<String>,
 }
 
@@ -33,6 +35,7 @@ impl Meter {
             misses: 0,
             loss: 0.0,
             latency: None,
+            variation: 0.0,
             why: None,
         }
     }
@@ -49,10 +52,14 @@ impl Meter {
         match outcome {
             Ok(time) => {
                 let time = time.as_secs_f64() * 1000.0;
-                self.latency = Some(
-                    self.latency
-                        .map_or(time, |before| before + (time - before) * weight),
-                );
+                (self.latency, self.variation) = match self.latency {
+                    Some(before) => {
+                        let further = (time - before).abs() - self.variation;
+                        let latency = before + (time - before) * weight;
+                        (Some(latency), self.variation + further * 0.25)
+                    }
+                    None => (Some(time), time / 2.0),
+                };
                 self.loss -= self.loss * loss_weight;
                 self.is_proven = true;
                 self.misses = 0;
@@ -69,13 +76,17 @@ impl Meter {
         }
     }
 
-    /// How long an answer is waited for.
+    /// How long an answer is waited for: as for TCP's retransmissions (RFC 6298), within bounds of our own.
     pub(super) fn timeout(&self) -> Duration {
-        if !self.target.kind.is_quick() {
-            return Duration::from_secs(3);
-        }
-        let usual = self.latency.map_or(500.0, |latency| latency * 4.0);
-        Duration::from_secs_f64(usual.clamp(150.0, 1000.0) / 1000.0)
+        let (unknown, least, most) = if self.target.kind.is_quick() {
+            (500.0, 150.0, 1000.0)
+        } else {
+            (3000.0, 500.0, 3000.0)
+        };
+        let usual = self
+            .latency
+            .map_or(unknown, |latency| latency + 4.0 * self.variation);
+        Duration::from_secs_f64(usual.clamp(least, most) / 1000.0)
     }
 
     fn report(&self) -> TargetReport {
@@ -112,6 +123,8 @@ pub struct TargetReport {
 pub struct Measure {
     /// Whether anything answers; null while that is not known.
     pub alive: Option<bool>,
+    /// Whether a STUN or ICMP target answers; null while that is not known.
+    pub relays: Option<bool>,
     /// Whether a TCP, TLS or HTTP target answers; null while that is not known.
     pub doors: Option<bool>,
     /// The share of probes that is lost, from 0 to 1.
@@ -123,8 +136,15 @@ pub struct Measure {
 }
 
 impl Measure {
-    /// Brings the meters together. `silence` is the number of quick probes since the last answer to any.
-    pub(super) fn of(meters: &[Meter], silence: u32) -> Self {
+    /// Nothing has been asked yet.
+    pub fn untried(targets: &[Target]) -> Self {
+        let meters: Vec<Meter> = targets.iter().cloned().map(Meter::new).collect();
+        Self::of(&meters, 0, false)
+    }
+
+    /// Brings the meters together. `silence` is the number of quick probes since the last answer to any, and `door_opened`
+    /// says whether a slow one was answered meanwhile.
+    pub(super) fn of(meters: &[Meter], silence: u32, door_opened: bool) -> Self {
         let proven = |quick: bool| {
             let meters = meters.iter().filter(move |meter| meter.is_proven);
             meters.filter(move |meter| meter.target.kind.is_quick() == quick)
@@ -135,8 +155,12 @@ impl Measure {
                 .reduce(|a, b| a || b)
         };
         let doors = slow_alive(&mut proven(false));
-        let alive = if proven(true).next().is_some() {
-            Some(silence < DEAD_AFTER)
+        let relays = (proven(true).next().is_some()).then_some(silence < DEAD_AFTER);
+        let alive = if relays == Some(true) {
+            relays
+        } else if relays == Some(false) {
+            // Where others answer, it is only the relays that do not.
+            Some(door_opened && doors == Some(true))
         } else if doors.is_some() {
             doors
         } else {
@@ -165,6 +189,7 @@ impl Measure {
         });
         Measure {
             alive,
+            relays,
             doors,
             loss: best.map_or(0.0, |meter| meter.loss),
             latency_ms: best.and_then(|meter| meter.latency),
@@ -172,9 +197,9 @@ impl Measure {
         }
     }
 
-    /// The kinds of targets that there are.
-    pub fn has(&self, kind: Kind) -> bool {
-        self.targets.iter().any(|report| report.target.kind == kind)
+    /// Whether there is something to ask, and nothing is known yet.
+    pub fn is_untried(&self) -> bool {
+        self.alive.is_none() && !self.targets.is_empty()
     }
 }
 
@@ -195,18 +220,24 @@ mod tests {
     #[test]
     fn what_never_answers_does_not_count_while_others_do() {
         let (mut relay, mut door) = (meter("stun:192.0.2.1"), meter("tls:192.0.2.2"));
-        assert_eq!(Measure::of(&[relay.clone(), door.clone()], 0).alive, None);
+        assert_eq!(
+            Measure::of(&[relay.clone(), door.clone()], 0, false).alive,
+            None
+        );
         missed(&mut relay, 50);
         door.note(Ok(Duration::from_millis(20)));
-        let measure = Measure::of(&[relay.clone(), door.clone()], 50);
+        let measure = Measure::of(&[relay.clone(), door.clone()], 50, false);
         assert_eq!((measure.alive, measure.loss), (Some(true), 0.0));
         // If nothing ever answers, the link is dead.
         let mut door = meter("tls:192.0.2.2");
         missed(&mut door, SLOW_DEAD_AFTER - 1);
-        assert_eq!(Measure::of(&[relay.clone(), door.clone()], 50).alive, None);
+        assert_eq!(
+            Measure::of(&[relay.clone(), door.clone()], 50, false).alive,
+            None
+        );
         missed(&mut door, 1);
-        assert_eq!(Measure::of(&[relay, door], 50).alive, Some(false));
-        assert_eq!(Measure::of(&[], 0).alive, None);
+        assert_eq!(Measure::of(&[relay, door], 50, false).alive, Some(false));
+        assert_eq!(Measure::of(&[], 0, false).alive, None);
     }
 
     #[test]
@@ -219,20 +250,20 @@ mod tests {
                 Ok(Duration::from_millis(40))
             });
         }
-        let measure = Measure::of(std::slice::from_ref(&relay), 0);
+        let measure = Measure::of(std::slice::from_ref(&relay), 0, false);
         assert!((0.15..0.25).contains(&measure.loss), "{measure:?}");
         assert!((39.0..41.0).contains(&measure.latency_ms.unwrap()));
         for _ in 0..300 {
             relay.note(Ok(Duration::from_millis(40)));
         }
-        assert!(Measure::of(std::slice::from_ref(&relay), 0).loss < 0.01);
+        assert!(Measure::of(std::slice::from_ref(&relay), 0, false).loss < 0.01);
         // Two lost probes drive no call away, and a dead link does not stay bad for long.
         let mut relay = meter("stun:192.0.2.1");
         relay.note(Ok(Duration::from_millis(40)));
         missed(&mut relay, 2);
-        assert!(Measure::of(std::slice::from_ref(&relay), 0).loss < 0.02);
+        assert!(Measure::of(std::slice::from_ref(&relay), 0, false).loss < 0.02);
         missed(&mut relay, 1000);
-        assert!(Measure::of(&[relay], 0).loss < 0.07);
+        assert!(Measure::of(&[relay], 0, false).loss < 0.07);
     }
 
     #[test]
@@ -240,9 +271,46 @@ mod tests {
         let mut relay = meter("stun:192.0.2.1");
         relay.note(Ok(Duration::from_millis(5)));
         assert_eq!(
-            Measure::of(std::slice::from_ref(&relay), DEAD_AFTER - 1).alive,
+            Measure::of(std::slice::from_ref(&relay), DEAD_AFTER - 1, false).alive,
             Some(true)
         );
-        assert_eq!(Measure::of(&[relay], DEAD_AFTER).alive, Some(false));
+        assert_eq!(Measure::of(&[relay], DEAD_AFTER, false).alive, Some(false));
+    }
+
+    #[test]
+    fn where_front_doors_answer_only_the_relays_are_gone() {
+        let (mut relay, mut door) = (meter("stun:192.0.2.1"), meter("tcp:192.0.2.2:443"));
+        relay.note(Ok(Duration::from_millis(5)));
+        door.note(Ok(Duration::from_millis(5)));
+        let measure =
+            |silence, opened| Measure::of(&[relay.clone(), door.clone()], silence, opened);
+        assert_eq!(measure(DEAD_AFTER, false).alive, Some(false));
+        let both = measure(DEAD_AFTER, true);
+        assert_eq!((both.alive, both.relays), (Some(true), Some(false)));
+        assert_eq!(measure(0, false).relays, Some(true));
+        missed(&mut door, SLOW_DEAD_AFTER);
+        assert_eq!(
+            Measure::of(&[relay, door], DEAD_AFTER, true).alive,
+            Some(false)
+        );
+    }
+
+    #[test]
+    fn the_wait_for_an_answer_follows_latency_and_variation() {
+        let mut relay = meter("icmp:192.0.2.1");
+        assert_eq!(relay.timeout(), Duration::from_millis(500));
+        for _ in 0..100 {
+            relay.note(Ok(Duration::from_millis(100)));
+        }
+        assert_eq!(relay.timeout(), Duration::from_millis(150));
+        for number in 0..200 {
+            relay.note(Ok(Duration::from_millis(if number % 2 == 0 {
+                200
+            } else {
+                300
+            })));
+        }
+        let wait = relay.timeout().as_millis();
+        assert!((400..500).contains(&wait), "{wait}");
     }
 }

@@ -14,7 +14,7 @@ mod probe;
 mod prober;
 mod target;
 
-pub use judge::{Judge, Standing, State};
+pub use judge::{Judge, Standing, State, Verdict};
 pub use meter::{Measure, TargetReport};
 pub use prober::{Path, Probers, Report, default_targets};
 pub use target::{Kind, Target};

@@ -20,9 +20,11 @@ use breakout_common::table::Transport;
 /// Between the further quick probes that a lost one is followed by, to tell loss from death.
 const BURST: Duration = Duration::from_millis(40);
 /// Between the tries of a slow target that does not answer.
-const RETRY: Duration = Duration::from_millis(700);
+const RETRY: Duration = Duration::from_millis(300);
 /// How often slow targets are tried while no quick one answers.
 const UNAIDED: Duration = Duration::from_secs(2);
+/// A quick target that has never answered gets one of so many probes while others answer.
+const UNPROVEN: u64 = 20;
 /// How long an address of a name is used.
 const LOOKUP: Duration = Duration::from_secs(600);
 /// How soon a name is looked up again that could not be.
@@ -143,11 +145,6 @@ impl Probers {
         }
     }
 
-    /// Whether a path is probed as it is.
-    pub fn is_running(&self, path: &Path) -> bool {
-        self.running.iter().any(|(running, _)| running == path)
-    }
-
     /// Whether a path is probed.
     pub fn is_probed(&self, egress: &str, v6: bool) -> bool {
         self.running
@@ -170,12 +167,16 @@ struct Prober {
     /// When each slow target is tried next; none for quick ones.
     next_slow: Vec<Option<Instant>>,
     next_quick: Instant,
-    /// The quick target whose turn it is.
-    turn: usize,
+    /// How many quick probes were sent.
+    sent: u64,
+    /// The number of each target's last quick probe; 0 before the first.
+    asked: Vec<u64>,
     /// Further quick probes to send at short intervals.
     burst: u32,
     /// Quick probes without an answer since the last one with.
     silence: u32,
+    /// Whether a slow target has answered in that silence.
+    door_opened: bool,
     reports: mpsc::Sender<Report>,
 }
 
@@ -195,9 +196,11 @@ impl Prober {
                 .map(|meter| (!meter.target.kind.is_quick()).then_some(now))
                 .collect(),
             next_quick: now,
-            turn: 0,
+            sent: 0,
+            asked: vec![0; meters.len()],
             burst: 0,
             silence: 0,
+            door_opened: false,
             meters,
             path,
             reports,
@@ -229,21 +232,25 @@ impl Prober {
                 .chain([self.next_quick, self.next_lookup])
                 .min();
             tokio::select! {
-                () = sleep_until(next.unwrap_or(now + LOOKUP)) => {}
+                () = sleep_until(next.unwrap_or(now + LOOKUP)) => continue,
                 Some(Ok((index, found))) = lookups.join_next(), if !lookups.is_empty() => {
                     self.looked_up(index, found);
+                    // While there are others to come, nobody knows yet that there is nothing to ask.
+                    if !lookups.is_empty() {
+                        continue;
+                    }
                 }
                 Some(Ok((index, outcome))) = tries.join_next(), if !tries.is_empty() => {
                     self.note(index, outcome);
-                    let report = Report {
-                        egress: self.path.egress.clone(),
-                        v6: self.path.v6,
-                        measure: Measure::of(&self.known(), self.silence),
-                    };
-                    if self.reports.send(report).await.is_err() {
-                        return;
-                    }
                 }
+            }
+            let report = Report {
+                egress: self.path.egress.clone(),
+                v6: self.path.v6,
+                measure: Measure::of(&self.known(), self.silence, self.door_opened),
+            };
+            if self.reports.send(report).await.is_err() {
+                return;
             }
         }
     }
@@ -288,7 +295,7 @@ impl Prober {
         }
     }
 
-    /// Sends the next quick probe, to the targets in turn. Those that have never answered are left out where others have.
+    /// Sends the next quick probe, to the targets in turn.
     fn quick(&mut self, tries: &mut JoinSet<(usize, Result<Duration, String>)>) {
         let interval = if self.burst > 0 {
             BURST
@@ -297,26 +304,26 @@ impl Prober {
         };
         self.burst = self.burst.saturating_sub(1);
         self.next_quick = Instant::now() + interval;
-        let is_quick = |index: &usize| {
-            self.meters[*index].target.kind.is_quick() && self.addresses[*index].is_some()
-        };
-        let all: Vec<usize> = (0..self.meters.len()).filter(is_quick).collect();
-        let proven: Vec<usize> = all
-            .iter()
-            .copied()
-            .filter(|index| self.meters[*index].is_proven)
-            .collect();
-        let candidates = if proven.is_empty() || self.turn.is_multiple_of(20) {
-            all
-        } else {
-            proven
-        };
-        if candidates.is_empty() {
-            self.next_quick = Instant::now() + UNAIDED;
-            return;
+        match self.next_target() {
+            Some(index) => {
+                self.sent += 1;
+                self.asked[index] = self.sent;
+                self.start(index, tries);
+            }
+            None => self.next_quick = Instant::now() + UNAIDED,
         }
-        self.turn = self.turn.wrapping_add(1);
-        self.start(candidates[self.turn % candidates.len()], tries);
+    }
+
+    /// The quick target that was asked longest ago. Those that have never answered are rarely asked where others have.
+    fn next_target(&self) -> Option<usize> {
+        let quick = (0..self.meters.len()).filter(|index| {
+            self.meters[*index].target.kind.is_quick() && self.addresses[*index].is_some()
+        });
+        let is_due = |index: &usize| {
+            let last = self.asked[*index];
+            self.meters[*index].is_proven || last == 0 || self.sent - last >= UNPROVEN
+        };
+        quick.min_by_key(|index| (!is_due(index), self.asked[*index]))
     }
 
     fn start(&self, index: usize, tries: &mut JoinSet<(usize, Result<Duration, String>)>) {
@@ -340,19 +347,34 @@ impl Prober {
                 (self.silence, self.burst) = (0, 0);
             } else if meter.is_proven {
                 self.silence = self.silence.saturating_add(1);
-                if self.silence == 1 {
-                    self.burst = DEAD_AFTER;
-                    self.next_quick = Instant::now();
-                }
+                self.hear_silence();
             }
-        } else if !is_answered && meter.misses < SLOW_DEAD_AFTER {
+        } else if is_answered {
+            self.door_opened = true;
+        } else if meter.misses < SLOW_DEAD_AFTER {
             self.next_slow[index] = Some(Instant::now() + jittered(RETRY));
+        }
+    }
+
+    /// A quick probe was not answered. Is it the link, or only who was asked?
+    fn hear_silence(&mut self) {
+        let now = Instant::now();
+        if self.silence == 1 {
+            self.burst = DEAD_AFTER;
+            self.next_quick = now;
+            self.door_opened = false;
+            for (next, meter) in self.next_slow.iter_mut().zip(&self.meters) {
+                *next = next.map(|next| if meter.is_proven { now } else { next });
+            }
+        } else if self.silence == DEAD_AFTER {
+            // The name may have another address by now.
+            self.next_lookup = now;
         }
     }
 
     fn slow_interval(&self) -> Duration {
         let is_helped = |meter: &Meter| meter.target.kind.is_quick() && meter.is_proven;
-        if self.meters.iter().any(is_helped) {
+        if self.silence < DEAD_AFTER && self.meters.iter().any(is_helped) {
             self.path.health.slow_interval.0
         } else {
             self.path.health.slow_interval.0.min(UNAIDED)
@@ -388,5 +410,90 @@ mod tests {
         assert!(
             (1..=MOST_DOORS).contains(&count(false)) && (1..=MOST_DOORS).contains(&count(true))
         );
+    }
+
+    fn prober(targets: &[&str]) -> Prober {
+        let path = Path {
+            egress: "local".to_owned(),
+            v6: false,
+            interface: "inet".to_owned(),
+            mark: 0,
+            targets: targets.iter().map(|text| text.parse().unwrap()).collect(),
+            health: HealthConfig::default(),
+        };
+        let mut prober = Prober::new(path, mpsc::channel(1).0);
+        prober.look_up(&mut JoinSet::new());
+        prober
+    }
+
+    /// How often each target is asked in so many quick probes.
+    fn shares(prober: &mut Prober, probes: usize) -> Vec<usize> {
+        let mut counts = vec![0; prober.meters.len()];
+        for _ in 0..probes {
+            let index = prober.next_target().unwrap();
+            prober.sent += 1;
+            prober.asked[index] = prober.sent;
+            counts[index] += 1;
+        }
+        counts
+    }
+
+    #[test]
+    fn all_quick_targets_are_asked_in_turn() {
+        for count in 1..=6 {
+            let names = [
+                "192.0.2.1",
+                "192.0.2.2",
+                "192.0.2.3",
+                "192.0.2.4",
+                "192.0.2.5",
+                "192.0.2.6",
+            ];
+            let targets: Vec<String> = names[..count]
+                .iter()
+                .map(|name| format!("icmp:{name}"))
+                .collect();
+            let targets: Vec<&str> = targets.iter().map(String::as_str).collect();
+            let mut prober = prober(&targets);
+            assert_eq!(shares(&mut prober, 10 * count), vec![10; count]);
+            for meter in &mut prober.meters {
+                meter.is_proven = true;
+            }
+            assert_eq!(shares(&mut prober, 10 * count), vec![10; count]);
+        }
+    }
+
+    #[test]
+    fn what_has_never_answered_is_rarely_asked_where_others_have() {
+        let mut prober = prober(&[
+            "stun:192.0.2.1",
+            "icmp:192.0.2.2",
+            "icmp:192.0.2.3",
+            "tcp:192.0.2.4:443",
+        ]);
+        prober.meters[1].is_proven = true;
+        let shares = shares(&mut prober, 200);
+        assert!(
+            (9..=11).contains(&shares[0]) && (9..=11).contains(&shares[2]),
+            "{shares:?}"
+        );
+        assert_eq!(shares[3], 0);
+    }
+
+    #[tokio::test]
+    async fn a_silence_has_the_front_doors_asked_at_once() {
+        let mut prober = prober(&["stun:192.0.2.1", "tcp:192.0.2.4:443"]);
+        prober.note(0, Ok(Duration::from_millis(5)));
+        prober.note(1, Ok(Duration::from_millis(5)));
+        let later = Instant::now() + Duration::from_secs(9);
+        prober.next_slow[1] = Some(later);
+        prober.note(0, Err("no answer".to_owned()));
+        assert!(prober.next_slow[1].unwrap() < later && prober.burst == DEAD_AFTER);
+        prober.note(1, Ok(Duration::from_millis(5)));
+        for _ in 0..DEAD_AFTER {
+            prober.note(0, Err("no answer".to_owned()));
+        }
+        let measure = Measure::of(&prober.known(), prober.silence, prober.door_opened);
+        assert_eq!((measure.alive, measure.relays), (Some(true), Some(false)));
     }
 }

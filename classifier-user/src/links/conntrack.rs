@@ -48,6 +48,16 @@ pub struct Connection {
     pub leaves_as: Option<IpAddr>,
 }
 
+impl Connection {
+    /// The connection without what the kernel makes of it.
+    pub fn untranslated(self) -> Self {
+        Connection {
+            leaves_as: None,
+            ..self
+        }
+    }
+}
+
 /// All TCP and UDP connections that the kernel tracks in this network namespace; none if it tracks nothing.
 ///
 /// # Errors
@@ -75,22 +85,22 @@ pub fn forget(connections: &[Connection]) -> Result<()> {
         return Ok(());
     }
     let socket = open().context("cannot open a netfilter socket")?;
+    let mut outcome = Ok(());
     for connection in connections {
         let v6 = connection.source.0.is_ipv6();
         let request = message(DELETE, NLM_F_REQUEST | NLM_F_ACK, v6, &tuple(connection));
-        let outcome = socket
+        let answered = socket
             .send(&request, 0)
             .and_then(|_| socket.recv_from_full());
-        let (answer, _) = outcome.context("cannot forget a tracked connection")?;
-        match error_of(&answer).and_then(|error| error.raw_os_error()) {
-            None | Some(0 | libc::ENOENT) => {}
-            Some(code) => {
-                return Err(io::Error::from_raw_os_error(code))
-                    .context("cannot forget a tracked connection");
-            }
+        let answer = answered.map(|(answer, _)| error_of(&answer));
+        let error = answer.unwrap_or_else(Some);
+        match error.filter(|error| !matches!(error.raw_os_error(), Some(0 | libc::ENOENT))) {
+            None => {}
+            // The others are forgotten all the same.
+            Some(error) => outcome = Err(error),
         }
     }
-    Ok(())
+    outcome.context("cannot forget a tracked connection")
 }
 
 /// The attribute that names a connection.
@@ -149,7 +159,7 @@ fn dump(v6: bool, found: &mut Vec<Connection>) -> io::Result<()> {
 }
 
 /// Takes the next message off a datagram.
-fn next<'a>(rest: &mut &'a [u8]) -> Option<(u16, &'a [u8])> {
+pub(super) fn next<'a>(rest: &mut &'a [u8]) -> Option<(u16, &'a [u8])> {
     let length = u32::from_ne_bytes(rest.get(..4)?.try_into().ok()?) as usize;
     let kind = u16::from_ne_bytes(rest.get(4..6)?.try_into().ok()?);
     let one = rest.get(..length).filter(|one| one.len() >= HEADER)?;

@@ -6,7 +6,9 @@ use anyhow::{Context, Result};
 use futures_util::TryStreamExt;
 use rtnetlink::RouteMessageBuilder;
 use rtnetlink::packet_route::AddressFamily;
-use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteNextHopFlags,
+};
 
 use super::{Interface, Links};
 
@@ -144,22 +146,19 @@ impl Links {
             if route.header.protocol == super::routing::PROTOCOL {
                 continue;
             }
-            let (mut over_it, mut gateway, mut metric) = (false, None, 0);
-            for attribute in &route.attributes {
-                match attribute {
-                    RouteAttribute::Oif(index) => over_it = *index == interface.index,
-                    RouteAttribute::Gateway(RouteAddress::Inet(address)) => {
-                        gateway = Some(IpAddr::V4(*address));
-                    }
-                    RouteAttribute::Gateway(RouteAddress::Inet6(address)) => {
-                        gateway = Some(IpAddr::V6(*address));
-                    }
-                    RouteAttribute::Priority(priority) => metric = *priority,
-                    _ => {}
-                }
-            }
-            let rank = (route.header.destination_prefix_length != 0, metric);
-            if let (true, Some(gateway)) = (over_it, gateway)
+            let metric = route
+                .attributes
+                .iter()
+                .find_map(|attribute| match attribute {
+                    RouteAttribute::Priority(metric) => Some(*metric),
+                    _ => None,
+                });
+            let rank = (
+                route.header.destination_prefix_length != 0,
+                metric.unwrap_or(0),
+            );
+            let gateway = gateway_over(interface, &route);
+            if let Some(gateway) = gateway.filter(|_| has_address || !v6)
                 && best.is_none_or(|(known, _)| rank < known)
             {
                 best = Some((rank, gateway));
@@ -170,6 +169,51 @@ impl Links {
             None if interface.point_to_point && has_address => Gateway::Peer,
             None => Gateway::None,
         })
+    }
+}
+
+/// The next hop of a route over an interface, also if it is one of several. The kernel keeps routes whose gateway is no longer in
+/// a network of the interface, because its address is gone; those do not count.
+fn gateway_over(interface: &Interface, route: &RouteMessage) -> Option<IpAddr> {
+    let (mut index, mut gateway) = (None, None);
+    let mut hops = Vec::new();
+    for attribute in &route.attributes {
+        match attribute {
+            RouteAttribute::Oif(oif) => index = Some(*oif),
+            RouteAttribute::Gateway(address) => gateway = address_of(address),
+            RouteAttribute::MultiPath(several) => {
+                hops.extend(several.iter().map(|hop| {
+                    let mut gateways =
+                        hop.attributes
+                            .iter()
+                            .filter_map(|attribute| match attribute {
+                                RouteAttribute::Gateway(address) => address_of(address),
+                                _ => None,
+                            });
+                    let is_onlink = hop.flags.contains(RouteNextHopFlags::Onlink);
+                    (Some(hop.interface_index), gateways.next(), is_onlink)
+                }));
+            }
+            _ => {}
+        }
+    }
+    hops.push((
+        index,
+        gateway,
+        route.header.flags.contains(RouteFlags::Onlink),
+    ));
+    hops.into_iter().find_map(|(index, gateway, is_onlink)| {
+        let gateway = gateway.filter(|_| index == Some(interface.index))?;
+        let is_reachable = is_onlink || interface.is_on_link(gateway) || interface.point_to_point;
+        is_reachable.then_some(gateway)
+    })
+}
+
+fn address_of(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(address) => Some(IpAddr::V4(*address)),
+        RouteAddress::Inet6(address) => Some(IpAddr::V6(*address)),
+        _ => None,
     }
 }
 

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context, Result};
 use futures_util::TryStreamExt;
-use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol};
+use rtnetlink::packet_route::route::{RouteAttribute, RouteFlags, RouteMessage, RouteProtocol};
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use rtnetlink::{IpVersion, RouteMessageBuilder};
 
@@ -27,6 +27,8 @@ pub struct RouteRule {
     pub interface: u32,
     /// Its way out for this family.
     pub gateway: Gateway,
+    /// Whether the gateway is in none of the interface's networks, so that the kernel has to be told that it is on the link.
+    pub is_onlink: bool,
     /// The address family.
     pub v6: bool,
 }
@@ -50,39 +52,38 @@ impl Links {
     ///
     /// # Errors
     ///
-    /// When the kernel refuses a rule or route.
+    /// When the kernel refuses a rule or route; all others are as planned all the same.
     pub async fn apply_routing(&self, plan: &RoutingPlan) -> Result<()> {
-        for v6 in [false, true] {
-            self.apply_family(plan, v6).await?;
-        }
-        Ok(())
+        let v4 = self.apply_family(plan, false).await;
+        v4.and(self.apply_family(plan, true).await)
     }
 
     async fn apply_family(&self, plan: &RoutingPlan, v6: bool) -> Result<()> {
         let wanted: Vec<&RouteRule> = plan.entries.iter().filter(|e| e.v6 == v6).collect();
+        let mut outcome = Ok(());
         let routes = self.own_routes(v6, plan).await?;
         for entry in &wanted {
             if !routes.iter().any(|route| route_is(route, entry)) {
-                self.add_route(entry).await?;
+                outcome = outcome.and(self.add_route(entry).await);
             }
         }
         let rules = self.own_rules(v6, plan).await?;
         for entry in &wanted {
             if !rules.iter().any(|rule| rule_is(rule, entry, plan)) {
-                self.add_rule(entry, plan).await?;
+                outcome = outcome.and(self.add_rule(entry, plan).await);
             }
         }
         for rule in rules {
             if !wanted.iter().any(|entry| rule_is(&rule, entry, plan)) {
-                self.delete_rule(rule).await?;
+                outcome = outcome.and(self.delete_rule(rule).await);
             }
         }
         for route in routes {
             if !wanted.iter().any(|entry| route_is(&route, entry)) {
-                self.delete_route(route).await?;
+                outcome = outcome.and(self.delete_route(route).await);
             }
         }
-        Ok(())
+        outcome
     }
 
     /// Whether there are rules that look like ours within the plan's mask and tables.
@@ -96,7 +97,7 @@ impl Links {
     }
 
     async fn add_route(&self, entry: &RouteRule) -> Result<()> {
-        let message = if entry.v6 {
+        let mut message = if entry.v6 {
             let builder = RouteMessageBuilder::<Ipv6Addr>::new()
                 .table_id(entry.table)
                 .protocol(PROTOCOL)
@@ -115,6 +116,9 @@ impl Links {
                 _ => builder.build(),
             }
         };
+        if entry.is_onlink {
+            message.header.flags.insert(RouteFlags::Onlink);
+        }
         let request = self.handle.route().add(message).replace();
         request.execute().await.with_context(|| {
             format!(

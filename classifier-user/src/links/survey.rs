@@ -8,7 +8,7 @@ use futures_util::TryStreamExt;
 use ipnet::IpNet;
 use rtnetlink::packet_route::link::LinkAttribute;
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
-use rtnetlink::packet_route::rule::{RuleAttribute, RuleMessage};
+use rtnetlink::packet_route::rule::{RuleAttribute, RuleFlags, RuleMessage};
 use rtnetlink::{IpVersion, RouteMessageBuilder};
 
 use super::Links;
@@ -25,6 +25,8 @@ pub struct RuleFound {
     pub mask: u32,
     /// The table that it leads to; 0 if to none.
     pub table: u32,
+    /// Whether it is about packets that do not have that mark.
+    pub is_inverted: bool,
     /// Whether it is that of VRFs.
     pub is_l3mdev: bool,
     /// Whether it leaves out routes for being too short, as default routes.
@@ -114,6 +116,7 @@ fn rule_found(v6: bool, rule: &RuleMessage) -> RuleFound {
         v6,
         priority: 0,
         mask: 0,
+        is_inverted: rule.header.flags.contains(RuleFlags::Invert),
         table: rule.header.table.into(),
         is_l3mdev: false,
         suppresses: false,

@@ -13,6 +13,7 @@ use serde::Deserialize;
 
 use super::Instance;
 use crate::config::ListConfig;
+use crate::secrets::masked;
 
 /// How long an answer may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,7 +152,8 @@ impl Service {
             client = client.tls_certs_merge(certificates(file)?);
         }
         if let Some(proxy) = &config.proxy {
-            let proxy = Proxy::all(proxy).with_context(|| format!("[list] proxy = \"{proxy}\""))?;
+            let proxy = Proxy::all(proxy)
+                .with_context(|| format!("[list] proxy = \"{}\"", masked(proxy)))?;
             client = client.proxy(proxy);
         }
         if let Some(interface) = &config.interface {
@@ -305,7 +307,7 @@ fn transport(url: &str, error: &reqwest::Error) -> FetchError {
 
 /// A URL without what is only for the service.
 fn shown(url: &str) -> String {
-    url.split('?').next().unwrap_or(url).to_owned()
+    masked(url.split('?').next().unwrap_or(url))
 }
 
 /// How an answer begins that is not what it should be.

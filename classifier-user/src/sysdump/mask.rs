@@ -1,8 +1,8 @@
 //! What a support case must not have: passwords, and who the clients are.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 
@@ -12,16 +12,20 @@ pub(super) struct Mask {
     networks: Vec<IpNet>,
     /// The gateway's own addresses, which stay.
     own: Vec<IpAddr>,
+    /// MAC addresses that stay; all others go, unless there are no networks.
+    macs: BTreeSet<String>,
     seen: RefCell<BTreeMap<IpAddr, usize>>,
+    seen_macs: RefCell<BTreeMap<String, usize>>,
 }
 
 impl Mask {
-    /// Masks the hosts of networks, but for the gateway's own addresses.
-    pub(super) fn of_clients(networks: &[IpNet], own: Vec<IpAddr>) -> Self {
+    /// Masks the hosts of networks, but for the gateway's own addresses, and all MAC addresses but these.
+    pub(super) fn of_clients(networks: &[IpNet], own: Vec<IpAddr>, macs: BTreeSet<String>) -> Self {
         Mask {
             networks: networks.iter().map(IpNet::trunc).collect(),
             own,
-            seen: RefCell::default(),
+            macs,
+            ..Mask::default()
         }
     }
 
@@ -45,11 +49,18 @@ impl Mask {
     fn word(&self, word: &str) -> String {
         // As in a sentence, or before a port.
         let bare = word.trim_end_matches(['.', ':']);
+        if is_mac(bare) {
+            return self.mac(bare) + &word[bare.len()..];
+        }
         let (host, port) = match bare.rsplit_once(':') {
-            Some((host, port)) if host.parse::<std::net::Ipv4Addr>().is_ok() => (host, Some(port)),
+            Some((host, port)) if host.parse::<Ipv4Addr>().is_ok() => (host, Some(port)),
             _ => (bare, None),
         };
-        let Some(number) = host.parse().ok().and_then(|address| self.client(address)) else {
+        let address = host
+            .parse()
+            .ok()
+            .map(|address: IpAddr| address.to_canonical());
+        let Some(number) = address.and_then(|address| self.client(address)) else {
             return word.to_owned();
         };
         let port = port.map_or(String::new(), |port| format!(":{port}"));
@@ -66,35 +77,34 @@ impl Mask {
         if !is_client || self.own.contains(&address) {
             return None;
         }
-        let mut seen = self.seen.borrow_mut();
-        let next = seen.len() + 1;
-        Some(*seen.entry(address).or_insert(next))
+        Some(number_of(&self.seen, &address))
     }
+
+    fn mac(&self, mac: &str) -> String {
+        let mac = mac.to_lowercase();
+        let is_nobodys = matches!(mac.as_str(), "ff:ff:ff:ff:ff:ff" | "00:00:00:00:00:00");
+        if is_nobodys || self.macs.contains(&mac) {
+            return mac;
+        }
+        format!("mac-{}", number_of(&self.seen_macs, &mac))
+    }
+}
+
+/// The number of something, which is a new one if it was not seen before.
+fn number_of<T: Ord + Clone>(seen: &RefCell<BTreeMap<T, usize>>, one: &T) -> usize {
+    let mut seen = seen.borrow_mut();
+    let next = seen.len() + 1;
+    *seen.entry(one.clone()).or_insert(next)
+}
+
+fn is_mac(word: &str) -> bool {
+    let bytes: Vec<&str> = word.split(':').collect();
+    let is_byte = |byte: &&str| byte.len() == 2 && byte.chars().all(|c| c.is_ascii_hexdigit());
+    bytes.len() == 6 && bytes.iter().all(is_byte)
 }
 
 fn is_address_part(c: char) -> bool {
     c.is_ascii_hexdigit() || c == '.' || c == ':'
-}
-
-/// The text without what stands for a password in URLs: `http://user:password@host`.
-pub(super) fn secrets(text: &str) -> String {
-    let mut masked = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some(start) = rest.find("://") {
-        let (before, after) = rest.split_at(start + 3);
-        masked.push_str(before);
-        let end = after
-            .find(|c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '/'))
-            .unwrap_or(after.len());
-        match after[..end].rfind('@') {
-            Some(at) => {
-                masked.push_str("***");
-                rest = &after[at..];
-            }
-            None => rest = after,
-        }
-    }
-    masked + rest
 }
 
 #[cfg(test)]
@@ -108,24 +118,15 @@ mod tests {
             "fd00:1::1/64".parse().unwrap(),
         ];
         let own = networks.iter().map(IpNet::addr).collect();
-        let mask = Mask::of_clients(&networks, own);
+        let macs = BTreeSet::from(["02:00:00:00:00:01".to_owned()]);
+        let mask = Mask::of_clients(&networks, own, macs);
         let text = "10.1.0.2 to 10.1.0.1:53, 10.1.0.2:4711 and 10.1.0.0/24, 10.1.0.255; 10.2.0.2 [fd00:1::5]:443 from \
-                    fd00:1::/64, cafe 12:34. face 10.1.0.9.";
+                    fd00:1::/64, cafe 12:34. face 10.1.0.9. ::ffff:10.1.0.2 02:00:00:00:00:01 ether 02:00:00:00:00:02";
         assert_eq!(
             mask.apply(text),
             "client-1 to 10.1.0.1:53, client-1:4711 and 10.1.0.0/24, 10.1.0.255; 10.2.0.2 [client-2]:443 from fd00:1::/64, \
-             cafe 12:34. face client-3."
+             cafe 12:34. face client-3. client-1 02:00:00:00:00:01 ether mac-1"
         );
         assert_eq!(Mask::default().apply(text), text);
-    }
-
-    #[test]
-    fn passwords_in_urls_are_gone() {
-        let text =
-            "proxy = \"http://me:p@ss@proxy:8080\"\nsource = \"https://x/a@b\" # http://a:b@c";
-        assert_eq!(
-            secrets(text),
-            "proxy = \"http://***@proxy:8080\"\nsource = \"https://x/a@b\" # http://***@c"
-        );
     }
 }

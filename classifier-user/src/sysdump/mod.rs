@@ -5,6 +5,8 @@ mod mask;
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
+use std::net::IpAddr;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -19,10 +21,13 @@ use tokio::time::timeout;
 
 use crate::config::Config;
 use crate::control::{Client, EventsQuery, FlowsQuery};
+use crate::controller::{read_lists, summary};
 use crate::doctor::examine;
+use crate::events::Events;
 use crate::journal;
 use crate::links::Links;
 use crate::ruleset::Ruleset;
+use crate::secrets::masked;
 use crate::timestamp::Timestamp;
 use mask::Mask;
 
@@ -96,21 +101,29 @@ pub struct Summary {
     pub missing: Vec<String>,
 }
 
+/// Whose archive it is.
+pub struct Case<'a> {
+    /// The configuration file.
+    pub config_path: &'a Path,
+    /// What it says, or the defaults if it cannot be used.
+    pub config: &'a Config,
+    /// Why it cannot be used, if so.
+    pub problem: Option<&'a str>,
+    /// What would be in force, if that can be told.
+    pub ruleset: Option<&'a Ruleset>,
+}
+
 /// Writes the archive.
 ///
 /// # Errors
 ///
 /// When it cannot be written. What cannot be found out is told of in the archive instead.
-pub async fn write(
-    output: &Path,
-    config_path: &Path,
-    config: &Config,
-    ruleset: Option<&Ruleset>,
-    with_clients: bool,
-) -> Result<Summary> {
+pub async fn write(output: &Path, case: &Case<'_>, with_clients: bool) -> Result<Summary> {
+    let config = case.config;
     let file = File::options()
         .write(true)
         .create_new(true)
+        .mode(0o600)
         .open(output)
         .with_context(|| format!("cannot make {}", output.display()))?;
     let mask = if with_clients {
@@ -124,8 +137,11 @@ pub async fn write(
         summary: Summary::default(),
         now: SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs(),
     };
-    let text = fs::read_to_string(config_path).map(|text| mask::secrets(&text));
+    let text = fs::read_to_string(case.config_path);
     archive.text("config.toml", text.map_err(Into::into))?;
+    if let Some(problem) = case.problem {
+        archive.text("config-problem.txt", Ok(format!("{problem}\n")))?;
+    }
     archive.text(
         "version.txt",
         Ok(format!(
@@ -145,7 +161,7 @@ pub async fn write(
         "history.json",
         history.map(|(entries, _)| entries).map_err(Into::into),
     )?;
-    if let Some(ruleset) = ruleset {
+    if let Some(ruleset) = case.ruleset {
         let findings = examine(config, ruleset).await;
         archive.json("doctor.json", findings)?;
     }
@@ -158,13 +174,14 @@ pub async fn write(
     archive.finish()
 }
 
-/// Masks what is in the networks of the LAN interfaces and is not the gateway's own. Where these are not known, as where an
-/// interface is gone, all private addresses are masked.
+/// Masks what is in the networks of the LAN interfaces, or is routed to them, and is not the gateway's own. Where these are not
+/// known, as where an interface is gone, all private addresses are masked. MAC addresses stay that are of this machine.
 async fn clients(config: &Config) -> Mask {
     let (mut networks, mut own) = (Vec::new(), Vec::new());
     let mut are_known = !config.lan.is_empty();
     if let Ok(links) = Links::open() {
         own = links.own_addresses().await.unwrap_or_default();
+        let routes = links.routes().await.unwrap_or_default();
         for lan in &config.lan {
             match links.interface(&lan.interface).await {
                 Ok(Some(interface)) if !interface.addresses.is_empty() => {
@@ -172,12 +189,31 @@ async fn clients(config: &Config) -> Mask {
                 }
                 _ => are_known = false,
             }
+            let routed = routes
+                .iter()
+                .filter(|route| route.interface == lan.interface);
+            networks.extend(
+                routed
+                    .map(|route| route.prefix)
+                    .filter(|net| net.prefix_len() > 0),
+            );
         }
     }
+    // Who is a neighbour by IPv6 is a client or a router; that is no address of anybody beyond the link.
+    networks.retain(|net| !matches!(net.addr(), IpAddr::V6(v6) if v6.is_unicast_link_local()));
     if !are_known || networks.is_empty() {
         networks.extend(PRIVATE.iter().filter_map(|net| net.parse::<IpNet>().ok()));
     }
-    Mask::of_clients(&networks, own)
+    Mask::of_clients(&networks, own, own_macs())
+}
+
+fn own_macs() -> BTreeSet<String> {
+    let interfaces = fs::read_dir("/sys/class/net")
+        .into_iter()
+        .flatten()
+        .flatten();
+    let macs = interfaces.filter_map(|one| fs::read_to_string(one.path().join("address")).ok());
+    macs.map(|mac| mac.trim().to_lowercase()).collect()
 }
 
 /// The line once for each interface that it is about, or as it is.
@@ -243,7 +279,10 @@ impl Archive {
     async fn controller(&mut self, config: &Config, with_clients: bool) -> Result<()> {
         let mut client = match Client::connect(&config.control.socket).await {
             Ok(client) => client,
-            Err(error) => return self.text("status.json", Err(error.into())),
+            Err(error) => {
+                self.text("status.json", Err(error.into()))?;
+                return self.left_behind(config);
+            }
         };
         self.json("status.json", client.status().await)?;
         self.json("stats.json", client.stats().await)?;
@@ -256,6 +295,17 @@ impl Archive {
         Ok(())
     }
 
+    /// What the last controller has left on the disk.
+    fn left_behind(&mut self, config: &Config) -> Result<()> {
+        let directory = &config.state.directory;
+        let state = fs::read_to_string(directory.join("state.json"));
+        self.text("state.json", state.map_err(Into::into))?;
+        self.json("events.json", Ok(Events::open(directory).after(0)))?;
+        let lists = read_lists(config, None);
+        let lists = lists.map(|lists| lists.iter().map(summary).collect::<Vec<_>>());
+        self.json("lists.json", lists)
+    }
+
     fn json(&mut self, name: &str, value: Result<impl Serialize>) -> Result<()> {
         let text = value.and_then(|value| Ok(serde_json::to_string_pretty(&value)?));
         self.text(name, text)
@@ -263,7 +313,7 @@ impl Archive {
 
     fn text(&mut self, name: &str, text: Result<String>) -> Result<()> {
         match text {
-            Ok(text) => self.append(name, &self.mask.apply(&text)),
+            Ok(text) => self.append(name, &self.mask.apply(&masked(&text))),
             Err(error) => {
                 self.summary.missing.push(format!("{name}: {error:#}"));
                 Ok(())
@@ -286,7 +336,7 @@ impl Archive {
     fn finish(mut self) -> Result<Summary> {
         if !self.summary.missing.is_empty() {
             let missing = self.summary.missing.join("\n") + "\n";
-            self.append("missing.txt", &missing)?;
+            self.append("missing.txt", &masked(&missing))?;
         }
         let written: io::Result<File> = self.tar.into_inner().and_then(GzEncoder::finish);
         written

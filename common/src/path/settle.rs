@@ -134,40 +134,46 @@ pub fn settle<P: Pins>(flow: &Flow, table: &PathTable, pins: &P) -> Decision {
     let mut key = flow.key();
     let idle = if flow.is(Flow::TCP) {
         table.tcp_idle
+    } else if flow.is_media() && table.media_hold < table.udp_idle {
+        // A call that begins with the ports of one before must not be split between that one's way and its client's.
+        table.media_hold
     } else {
         table.udp_idle
     };
+    let (own, is_found) = recent(pins, &key, now, idle);
     // A connection that is opened anew takes the new way, though the ports were used before.
-    let own = if flow.is(Flow::OPENS) {
-        None
+    let is_own = is_found && !flow.is(Flow::OPENS);
+    let egress = if !is_ruled {
+        if is_own && table.works(own.egress(), place) {
+            set = own.set();
+            own.egress()
+        } else if is_found && !is_own {
+            // What was pinned before shall not lead the rest of a connection that is opened on the ordinary path.
+            ORDINARY
+        } else {
+            return unsteered(flow.word());
+        }
+    } else if flow.is_held() {
+        ORDINARY
+    } else if is_own && own.epoch == table.epoch {
+        own.egress()
     } else {
-        recent(pins, &key, now, idle)
-    };
-    let egress = match own {
-        Some(pin) if !is_ruled && table.works(pin.egress(), place) => {
-            set = pin.set();
-            pin.egress()
-        }
-        _ if !is_ruled => return unsteered(flow.word()),
-        _ if flow.is_held() => ORDINARY,
-        Some(pin) if pin.epoch == table.epoch => pin.egress(),
         // It has no way yet, or was not looked at since something changed.
-        _ => {
-            let shared = if flow.is_media() {
-                make_client_key(&mut key, flow);
-                recent(pins, &key, now, table.media_hold)
-            } else {
-                None
-            };
-            match shared.or(own) {
-                Some(pin) if pin.egress() == ORDINARY || table.works(pin.egress(), place) => {
-                    pin.egress()
-                }
-                _ => fresh(flow, table, place),
-            }
+        let (shared, is_shared) = if flow.is_media() {
+            make_client_key(&mut key, flow);
+            recent(pins, &key, now, table.media_hold)
+        } else {
+            (own, false)
+        };
+        let before = if is_shared { shared } else { own };
+        let works = before.egress() == ORDINARY || table.works(before.egress(), place);
+        if (is_shared || is_own) && works {
+            before.egress()
+        } else {
+            fresh(flow, table, place)
         }
     };
-    let is_kept = own.is_some_and(|pin| pin.egress() == egress);
+    let is_kept = is_own && own.egress() == egress;
     let decision = match egress {
         ORDINARY if is_kept && !flow.is_held() => Decision::pass_set(Reason::Pinned, set),
         ORDINARY => unsteered(flow.word()),
@@ -179,22 +185,27 @@ pub fn settle<P: Pins>(flow: &Flow, table: &PathTable, pins: &P) -> Decision {
         epoch: table.epoch,
         way: Pin::way_of(egress, set),
     };
-    match own {
-        Some(own) if is_kept && own.epoch == table.epoch && own.seen == now => return decision,
-        Some(own) => {
-            pin.since = own.since;
-            if !is_kept {
-                pins.count(PinEvent::Moved);
-            }
+    if is_own {
+        if is_kept && own.epoch == table.epoch && own.seen == now {
+            return decision;
         }
-        None => pins.count(PinEvent::New),
+        pin.since = own.since;
+        if !is_kept {
+            pins.count(PinEvent::Moved);
+        }
+    } else if is_ruled {
+        pins.count(PinEvent::New);
+        // It began before, so it had a pin, unless nothing was pinned then.
+        if flow.is(Flow::TCP) && !flow.is(Flow::OPENS) {
+            pins.count(PinEvent::Unknown);
+        }
     }
     key = flow.key();
     if !pins.put(&key, &pin) {
         pins.count(PinEvent::Failed);
     }
     // What is only shown shall not lead what is steered.
-    if flow.is_media() && flow.word() & Outcome::SHADOW == 0 {
+    if is_ruled && flow.is_media() && flow.word() & Outcome::SHADOW == 0 {
         make_client_key(&mut key, flow);
         pins.put(&key, &pin);
     }
@@ -239,9 +250,12 @@ fn fresh(flow: &Flow, table: &PathTable, place: usize) -> u8 {
     table.choice(preference, place, bucket)
 }
 
-/// A pin that was used not too long ago.
+/// A pin that was used not too long ago, and whether there is one. Another CPU may have used it a tick later than this one has
+/// read the clock.
 #[inline(always)]
-fn recent<P: Pins>(pins: &P, key: &PinKey, now: u32, idle: u32) -> Option<Pin> {
-    pins.get(key)
-        .filter(|pin| now.wrapping_sub(pin.seen) <= idle)
+fn recent<P: Pins>(pins: &P, key: &PinKey, now: u32, idle: u32) -> (Pin, bool) {
+    match pins.get(key) {
+        Some(pin) if now.saturating_sub(pin.seen) <= idle => (pin, true),
+        _ => (Pin::NONE, false),
+    }
 }

@@ -97,7 +97,7 @@ fn a_flow_stays_while_its_way_works() {
     assert_eq!(settle(&late, &table(4, 0), &pins, 13).egress(), None);
     let way = settle(&late, &table(5, 3), &pins, 14);
     assert_eq!(way, Decision::pass_set(Reason::Pinned, 7));
-    assert_eq!(*pins.counts.borrow(), [3, 1, 0]);
+    assert_eq!(*pins.counts.borrow(), [3, 1, 0, 3]);
 }
 
 #[test]
@@ -112,6 +112,55 @@ fn a_new_connection_from_the_same_port_takes_the_new_way() {
     assert_eq!(
         settle(&flow(1000, STEERED), &table(2, 3), &pins, 12).egress(),
         Some(0)
+    );
+}
+
+/// Its rule says `pass` now, or its prefix is gone.
+#[test]
+fn a_connection_that_is_opened_beyond_the_ruleset_is_not_split() {
+    let pins = Memory::default();
+    settle(&flow(1000, STEERED), &table(1, 3), &pins, 10);
+    let beyond = |facts| flow(1000, Flow::TCP | u64::from(NO_PREFIX) | facts);
+    let table = table(2, 3);
+    assert_eq!(settle(&beyond(0), &table, &pins, 11).egress(), Some(0));
+    assert_eq!(
+        settle(&beyond(Flow::OPENS), &table, &pins, 12).egress(),
+        None
+    );
+    assert_eq!(settle(&beyond(0), &table, &pins, 13).egress(), None);
+    // Nothing is pinned for connections that were not there before.
+    settle(
+        &flow(1001, Flow::TCP | Flow::OPENS | u64::from(NO_PREFIX)),
+        &table,
+        &pins,
+        13,
+    );
+    assert_eq!(pins.pins.borrow().len(), 1);
+}
+
+#[test]
+fn a_connection_without_a_pin_is_counted() {
+    let pins = Memory::default();
+    settle(&flow(1000, STEERED | Flow::OPENS), &table(1, 3), &pins, 10);
+    settle(&flow(1000, STEERED), &table(1, 3), &pins, 11);
+    settle(&flow(1001, STEERED), &table(1, 3), &pins, 11);
+    assert_eq!(*pins.counts.borrow(), [2, 0, 0, 1]);
+}
+
+#[test]
+fn a_call_with_the_ports_of_one_before_joins_its_client() {
+    let pins = Memory::default();
+    settle(&flow(1000, MEDIA), &table(1, 1), &pins, 10);
+    // Later, on the other way, another stream begins a call, which has the ports of the first one as well.
+    let after = table(2, 2);
+    assert_eq!(
+        settle(&flow(1001, MEDIA), &after, &pins, 60).egress(),
+        Some(1)
+    );
+    let back = table(3, 3);
+    assert_eq!(
+        settle(&flow(1000, MEDIA), &back, &pins, 61).egress(),
+        Some(1)
     );
 }
 

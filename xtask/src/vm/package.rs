@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -49,7 +50,10 @@ pub(super) fn prepare() -> Result<super::Machine> {
 
 /// A disk with a Debian and, in /root, the script and the packages.
 fn disk(unpacked: &Path, release: &str) -> Result<PathBuf> {
-    let debian = debian()?;
+    // It waits for the network while the program is compiled.
+    let fetching = thread::spawn(debian);
+    dist::program(Machine::X86_64)?;
+    let debian = fetching.join().expect("fetching does not panic")?;
     let root = directory().join("package-root");
     if root.exists() {
         fs::remove_dir_all(&root)?;
@@ -119,16 +123,19 @@ fn disk(unpacked: &Path, release: &str) -> Result<PathBuf> {
     Ok(image)
 }
 
-/// A Debian 12 with systemd; fetched once.
+/// A Debian 12 with systemd; fetched once, and again if it needs other packages.
 fn debian() -> Result<PathBuf> {
     let done = directory().join("debian-12");
-    if done.is_dir() {
+    let record = directory().join("debian-12.packages");
+    if fs::read_to_string(&record).is_ok_and(|packages| packages == PACKAGES) && done.is_dir() {
         return Ok(done);
     }
     println!("fetching Debian 12 (about two minutes)");
     let unfinished = directory().join("debian-12.new");
-    if unfinished.exists() {
-        fs::remove_dir_all(&unfinished)?;
+    for former in [&done, &unfinished] {
+        if former.exists() {
+            fs::remove_dir_all(former)?;
+        }
     }
     run_logged(
         Command::new("debootstrap")
@@ -143,6 +150,7 @@ fn debian() -> Result<PathBuf> {
     // What is installed comes from files; there is no network in the machine.
     let _ = fs::remove_file(unfinished.join("etc/apt/sources.list"));
     fs::rename(&unfinished, &done)?;
+    fs::write(record, PACKAGES)?;
     Ok(done)
 }
 

@@ -12,7 +12,8 @@ use crossterm::event::{Event, EventStream, KeyCode, KeyEvent, KeyEventKind, KeyM
 use futures_util::StreamExt;
 use ratatui::DefaultTerminal;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::sync::mpsc;
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::control::{Client, EventsQuery, Stats, Status};
 use crate::events;
@@ -21,6 +22,8 @@ use model::Model;
 
 /// Events that are kept to be scrolled through.
 const EVENTS: usize = 200;
+/// How long the controller may take to answer.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Everything that is asked for in one turn.
 struct Answer {
@@ -39,7 +42,7 @@ pub(super) async fn top(socket: &Path, every: Duration) -> Result<()> {
     }
     let mut signals = Signals::new()?;
     // A controller that is not there at the start is a mistake; one that goes away later may come back.
-    let mut source = Source {
+    let source = Source {
         socket: socket.to_owned(),
         client: Some(Client::connect(socket).await.map_err(|error| {
             let code = error.code();
@@ -47,30 +50,28 @@ pub(super) async fn top(socket: &Path, every: Duration) -> Result<()> {
         })?),
     };
     let mut model = Model::new(std::env::var_os("NO_COLOR").is_none());
+    let mut answers = source.ask_every(every);
     let mut terminal = ratatui::try_init()?;
-    let shown = show(&mut terminal, &mut source, &mut model, &mut signals, every).await;
+    let shown = show(&mut terminal, &mut answers, &mut model, &mut signals).await;
     ratatui::try_restore()?;
     shown
 }
 
 async fn show(
     terminal: &mut DefaultTerminal,
-    source: &mut Source,
+    answers: &mut mpsc::Receiver<Result<Answer>>,
     model: &mut Model,
     signals: &mut Signals,
-    every: Duration,
 ) -> Result<()> {
     let mut keys = EventStream::new();
-    let mut turn = interval(every);
-    turn.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
+        terminal.draw(|frame| view::draw(frame, model))?;
         tokio::select! {
             () = signals.wait() => return Ok(()),
-            _ = turn.tick() => if !model.is_paused() {
-                match source.ask().await {
-                    Ok(answer) => model.take(answer),
-                    Err(error) => model.fail(format!("{error:#}")),
-                }
+            Some(answer) = answers.recv() => match answer {
+                _ if model.is_paused() => {}
+                Ok(answer) => model.take(answer),
+                Err(error) => model.fail(format!("{error:#}")),
             },
             event = keys.next() => match event {
                 Some(Ok(Event::Key(key))) if key.kind == KeyEventKind::Press => {
@@ -84,7 +85,6 @@ async fn show(
                 Some(Err(_)) | None => return Ok(()),
             },
         }
-        terminal.draw(|frame| view::draw(frame, model))?;
     }
 }
 
@@ -122,6 +122,24 @@ struct Source {
 }
 
 impl Source {
+    /// Asks again and again, beside the screen: a controller that does not answer shall not keep keys waiting.
+    fn ask_every(mut self, every: Duration) -> mpsc::Receiver<Result<Answer>> {
+        let (sender, answers) = mpsc::channel(1);
+        tokio::spawn(async move {
+            let mut turn = interval(every);
+            turn.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                turn.tick().await;
+                let answer = timeout(PATIENCE, self.ask()).await;
+                let answer = answer.unwrap_or_else(|_| Err(anyhow!("no answer in {PATIENCE:?}")));
+                if sender.send(answer).await.is_err() {
+                    return;
+                }
+            }
+        });
+        answers
+    }
+
     async fn ask(&mut self) -> Result<Answer> {
         let mut client = match self.client.take() {
             Some(client) => client,

@@ -9,13 +9,13 @@ use ratatui::text::{Line, Span};
 use ratatui::widgets::{Cell, Paragraph, Row, Table};
 
 use super::model::{Model, Rate};
-use crate::control::Status;
+use crate::control::{ListSummary, Status};
 use crate::health::State;
 use crate::timestamp::for_people;
 
 /// Lines of events on the smallest terminal.
 const EVENT_LINES: u16 = 5;
-const KEYS: &str = "q quit  p pause  b bits/packets  ↑↓ scroll events";
+const KEYS: &str = "q quit  p pause  b bits/packets  up/down scroll events";
 
 /// Draws everything.
 pub(super) fn draw(frame: &mut Frame<'_>, model: &Model) {
@@ -27,16 +27,19 @@ pub(super) fn draw(frame: &mut Frame<'_>, model: &Model) {
             .filter(|way| way.standing.is_some())
             .count()
     });
+    // What there is beyond the smallest terminal.
+    let spare = usize::from(frame.area().height.saturating_sub(24));
+    let head_text = head_lines(model, 1 + spare / 8);
     let [head, alert_area, egresses, rates, events, keys] = Layout::vertical([
-        Constraint::Length(2),
-        Constraint::Length(lines(alerts.len().min(3))),
-        Constraint::Length(lines(egress_lines.min(7))),
+        Constraint::Length(lines(head_text.len())),
+        Constraint::Length(lines(alerts.len().min(3 + spare / 4))),
+        Constraint::Length(lines(egress_lines.min(7 + spare / 2))),
         Constraint::Min(4),
         Constraint::Length(EVENT_LINES + 1),
         Constraint::Length(1),
     ])
     .areas(frame.area());
-    frame.render_widget(Paragraph::new(head_lines(model)), head);
+    frame.render_widget(Paragraph::new(head_text), head);
     frame.render_widget(Paragraph::new(alerts), alert_area);
     if let Some(answer) = &model.answer {
         draw_egresses(frame, egresses, &answer.status, model.colours);
@@ -76,37 +79,38 @@ fn coloured(colours: bool, colour: Color) -> Style {
     }
 }
 
-fn head_lines(model: &Model) -> Vec<Line<'_>> {
+/// The controller, and at most so many lists.
+fn head_lines(model: &Model, lists: usize) -> Vec<Line<'_>> {
     let Some(answer) = &model.answer else {
         return vec![Line::raw("breakout: waiting for the controller")];
     };
     let status = &answer.status;
     let uptime = for_people(Duration::from_secs(status.uptime_seconds));
-    let list = status.lists.first();
-    let age = status.follow.first().and_then(|follow| follow.age_seconds);
-    let age = age.map_or("not followed".to_owned(), |age| {
-        format!("{} old", for_people(Duration::from_secs(age)))
-    });
-    vec![
-        Line::from(vec![
-            Span::styled(
-                format!("breakout {}", status.version),
-                Style::new().add_modifier(Modifier::BOLD),
-            ),
-            Span::raw(format!(
-                "  up {uptime}  generation {}  {} IPv4 and {} IPv6 prefixes",
-                status.ruleset.generation, status.ruleset.steered_v4, status.ruleset.steered_v6
-            )),
-        ]),
-        Line::raw(list.map_or_else(String::new, |list| {
-            format!(
-                "list {} {} from {}, {age}",
-                list.instance,
-                list.version.as_deref().unwrap_or("unknown"),
-                list.source
-            )
-        })),
-    ]
+    let list_line = |list: &ListSummary| {
+        let mut follow = status.follow.iter();
+        let follow = follow.find(|follow| follow.instance == list.instance);
+        let age = follow.and_then(|follow| follow.age_seconds);
+        let age = age.map_or("not followed".to_owned(), |age| {
+            format!("{} old", for_people(Duration::from_secs(age)))
+        });
+        let version = list.version.as_deref().unwrap_or("unknown");
+        Line::raw(format!(
+            "list {} {version} from {}, {age}",
+            list.instance, list.source
+        ))
+    };
+    let mut lines = vec![Line::from(vec![
+        Span::styled(
+            format!("breakout {}", status.version),
+            Style::new().add_modifier(Modifier::BOLD),
+        ),
+        Span::raw(format!(
+            "  up {uptime}  generation {}  {} IPv4 and {} IPv6 prefixes",
+            status.ruleset.generation, status.ruleset.steered_v4, status.ruleset.steered_v6
+        )),
+    ])];
+    lines.extend(status.lists.iter().take(lists).map(list_line));
+    lines
 }
 
 fn alerts(model: &Model) -> Vec<Line<'_>> {

@@ -25,7 +25,7 @@ fn answer(packets: u64) -> Answer {
         "version": "0.1.0", "pid": 1, "uptime_seconds": 3700, "adopted": false, "config": "", "shadow": false,
         "alerts": ["egress local is degraded for IPv4"], "bypass": null, "list": list, "lists": [list], "follow": [],
         "ruleset": {"generation": 7, "hash": "", "steered_sets": 3, "steered_v4": 18, "steered_v6": 22, "table_bytes": 0},
-        "lan": [], "programs": [],
+        "reasons": [], "lan": [], "programs": [],
         "egress": {"local": {
             "interface": "inet", "mode": "route", "masquerade": true, "v4": way, "v6": none, "problem": null,
             "by_kernel": null, "mark": "", "table": 5001,
