@@ -4,6 +4,7 @@ mod adopt;
 mod bad_input;
 mod cleanup;
 mod egress;
+mod families;
 mod flows;
 mod follow;
 mod golden;
@@ -24,6 +25,8 @@ mod several;
 mod switch;
 mod thousand;
 mod traffic;
+mod translation;
+mod unmoved;
 mod upgrade;
 mod watching;
 
@@ -75,6 +78,7 @@ const TOOLS: &[(&str, &str)] = &[
     ("a_new_address_by_dhcp", "dhclient"),
     ("events_flows_and_metrics", "curl"),
     ("a_full_table_of_pins", "curl"),
+    ("a_family_that_is_not_there", "curl"),
     ("a_program_that_is_taken_away", "curl"),
     ("top_shows", "tmux"),
     ("prometheus_scrapes", "prometheus"),
@@ -128,6 +132,9 @@ fn main() -> ExitCode {
         flows::TESTS,
         redirect::TESTS,
         egress::TESTS,
+        unmoved::TESTS,
+        families::TESTS,
+        translation::TESTS,
         several::TESTS,
         pinning::TESTS,
         icmp::TESTS,

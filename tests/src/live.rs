@@ -281,7 +281,11 @@ impl Stream {
     pub fn lost_since(&self, moment: Instant) -> usize {
         let packets = self.packets();
         let until = Instant::now() - Duration::from_millis(100);
-        let answered: HashSet<usize> = packets.answers.iter().map(|(_, number, _)| *number).collect();
+        let answered: HashSet<usize> = packets
+            .answers
+            .iter()
+            .map(|(_, number, _)| *number)
+            .collect();
         let sent = packets.sent.iter().enumerate();
         sent.filter(|(number, time)| {
             **time >= moment && **time < until && !answered.contains(number)
@@ -296,7 +300,10 @@ impl Stream {
     /// When the thread that holds the stream has.
     pub fn now(&self) -> Option<String> {
         let packets = self.packets();
-        packets.answers.last().map(|(.., identity)| identity.clone())
+        packets
+            .answers
+            .last()
+            .map(|(.., identity)| identity.clone())
     }
 
     /// The longest time without an answer since a moment, until now.

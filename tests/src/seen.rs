@@ -82,9 +82,9 @@ impl<'a> Counter<'a> {
     pub fn start(namespace: &'a Namespace, name: &'static str, expression: &str) -> Result<Self> {
         let table = format!(
             "table inet count-{name} {{\n\
-             counter packets {{ }}\n\
-             chain forward {{ type filter hook forward priority -1000; {expression} counter name packets; }}\n\
-             chain output {{ type filter hook output priority -1000; {expression} counter name packets; }}\n}}\n"
+             counter matched {{ }}\n\
+             chain forward {{ type filter hook forward priority -1000; {expression} counter name matched; }}\n\
+             chain output {{ type filter hook output priority -1000; {expression} counter name matched; }}\n}}\n"
         );
         run(namespace.command("nft").arg(table))?;
         Ok(Counter { namespace, name })
@@ -97,7 +97,7 @@ impl<'a> Counter<'a> {
     /// When nft fails.
     pub fn packets(&self) -> Result<u64> {
         let name = self.name;
-        let command = format!("nft -j list counter inet count-{name} packets");
+        let command = format!("nft -j list counter inet count-{name} matched");
         let listing: Value = serde_json::from_str(&self.namespace.exec(&command)?)?;
         let entries = listing["nftables"].as_array().into_iter().flatten();
         let mut counts = entries.filter_map(|entry| entry["counter"]["packets"].as_u64());
@@ -107,6 +107,8 @@ impl<'a> Counter<'a> {
 
 impl Drop for Counter<'_> {
     fn drop(&mut self) {
-        let _ = self.namespace.exec(&format!("nft delete table inet count-{}", self.name));
+        let _ = self
+            .namespace
+            .exec(&format!("nft delete table inet count-{}", self.name));
     }
 }

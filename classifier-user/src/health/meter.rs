@@ -21,6 +21,8 @@ pub(super) struct Meter {
     /// Unanswered probes in a row.
     pub(super) misses: u32,
     loss: f64,
+    /// The loss before the misses in a row.
+    loss_before: f64,
     latency: Option<f64>,
     /// By how much the latency varies.
     variation: f64,
@@ -34,6 +36,7 @@ impl Meter {
             is_proven: false,
             misses: 0,
             loss: 0.0,
+            loss_before: 0.0,
             latency: None,
             variation: 0.0,
             why: None,
@@ -66,13 +69,22 @@ impl Meter {
                 self.why = None;
             }
             Err(why) => {
-                // A dead link is no lossy one: that it was dead shall not be held against it for long.
+                if self.misses == 0 {
+                    self.loss_before = self.loss;
+                }
                 if self.misses < DEAD_AFTER {
                     self.loss += (1.0 - self.loss) * loss_weight;
                 }
                 self.misses = self.misses.saturating_add(1);
                 self.why = Some(why);
             }
+        }
+    }
+
+    /// A dead link is no lossy one: that it was dead is not held against it once it answers again.
+    pub(super) fn forgive(&mut self) {
+        if self.misses > 0 {
+            self.loss = self.loss_before;
         }
     }
 
@@ -257,13 +269,16 @@ mod tests {
             relay.note(Ok(Duration::from_millis(40)));
         }
         assert!(Measure::of(std::slice::from_ref(&relay), 0, false).loss < 0.01);
-        // Two lost probes drive no call away, and a dead link does not stay bad for long.
+        // Two lost probes drive no call away, and what was dead does not stay bad.
         let mut relay = meter("stun:192.0.2.1");
         relay.note(Ok(Duration::from_millis(40)));
         missed(&mut relay, 2);
-        assert!(Measure::of(std::slice::from_ref(&relay), 0, false).loss < 0.02);
+        let loss = |relay: &Meter| Measure::of(std::slice::from_ref(relay), 0, false).loss;
+        assert!(loss(&relay) > 0.0 && loss(&relay) < 0.02);
         missed(&mut relay, 1000);
-        assert!(Measure::of(&[relay], 0, false).loss < 0.07);
+        assert!(loss(&relay) < 0.07);
+        relay.forgive();
+        assert_eq!(loss(&relay), 0.0);
     }
 
     #[test]

@@ -340,9 +340,13 @@ impl Prober {
 
     fn note(&mut self, index: usize, outcome: Result<Duration, String>) {
         let is_answered = outcome.is_ok();
+        let is_quick = self.meters[index].target.kind.is_quick();
+        if is_answered && is_quick && self.silence >= DEAD_AFTER {
+            self.meters.iter_mut().for_each(Meter::forgive);
+        }
         self.meters[index].note(outcome);
         let meter = &self.meters[index];
-        if meter.target.kind.is_quick() {
+        if is_quick {
             if is_answered {
                 (self.silence, self.burst) = (0, 0);
             } else if meter.is_proven {

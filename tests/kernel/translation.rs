@@ -1,0 +1,166 @@
+//! Addresses of steered packets: our own table, which others may flush, and the operator's own translation, which has to follow
+//! flows wherever something moves them.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use breakout_tests::daemon::Daemon;
+use breakout_tests::live::Stream;
+use nix::sys::signal::Signal;
+
+use crate::Test;
+use crate::office::{MEDIA, Office, address, config};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("our_table_is_made_again_if_somebody_flushes_all", flushed),
+    ("the_operators_own_nat_is_moved_along", by_a_link),
+    ("what_a_bypass_moves_is_translated_afresh", by_a_bypass),
+    ("what_a_stop_moves_is_translated_afresh", by_a_stop),
+    ("what_a_hard_rule_moves_is_translated_afresh", by_a_rule),
+    ("unload_removes_our_table_too", unloaded),
+];
+
+const QUICK: &str = "probes = []\n[health]\nhold_down = \"500ms\"\n";
+
+/// `systemctl reload nftables` runs a file that begins so.
+fn flushed() -> Result<()> {
+    let office = Office::open(QUICK)?;
+    let (lab, site) = (&office.lab, &office.site);
+    let mut daemon = Daemon::start(site, &lab.gateway)?;
+    let call = Stream::start(&lab.client, address(MEDIA))?;
+    daemon.wait_until(|_| call.now().as_deref() == Some("internet"))?;
+    for command in ["nft flush ruleset", "nft flush table inet breakout-5001"] {
+        let gone = Instant::now();
+        lab.gateway.exec(command)?;
+        daemon.wait_until(|daemon| daemon.log().matches("was made again").count() > 0)?;
+        daemon.wait_until(|_| office.new_way().is_ok_and(|way| way == "internet"))?;
+        // Not only by the look every ten seconds.
+        ensure!(
+            gone.elapsed() < Duration::from_secs(5),
+            "{command}: {:?}",
+            gone.elapsed()
+        );
+    }
+    ensure!(call.now().as_deref() == Some("internet"));
+    let events = site.json(&lab.gateway, &["events"])?.to_string();
+    ensure!(events.contains("\"kind\":\"nat\""), "{events}");
+    daemon.stop()?;
+    Ok(())
+}
+
+/// An office whose operator translates addresses himself, to a fixed one. The kernel goes on with it on any other way, for as long
+/// as there are packets.
+fn with_own_nat(more: &str) -> Result<Office> {
+    let office = Office::open(QUICK)?;
+    let settings = format!("{QUICK}{more}");
+    office
+        .site
+        .configure(&config(&settings).replace("masquerade = true", ""))?;
+    let gateway = &office.lab.gateway;
+    gateway.exec("nft add table ip office")?;
+    gateway.exec("nft add chain ip office post { type nat hook postrouting priority srcnat ; }")?;
+    gateway.exec("nft add rule ip office post oifname \"inet\" snat to 10.3.0.1")?;
+    Ok(office)
+}
+
+/// Waits until the call goes the WAN, as whoever it is there: with the inet's address nothing would come back.
+fn moves(daemon: &mut Daemon<'_>, call: &Stream) -> Result<()> {
+    let moved = Instant::now();
+    daemon.wait_until(|_| call.now().as_deref() == Some("wan"))?;
+    let gap = call.gap_since(moved);
+    ensure!(gap < Duration::from_secs(1), "silent for {gap:?}");
+    Ok(())
+}
+
+fn by_a_link() -> Result<()> {
+    let office = with_own_nat("")?;
+    let (lab, site) = (&office.lab, &office.site);
+    let mut daemon = Daemon::start(site, &lab.gateway)?;
+    let call = Stream::start(&lab.client, address(MEDIA))?;
+    daemon.wait_until(|_| call.now().as_deref() == Some("internet"))?;
+    lab.internet.ip("link set eth0 down")?;
+    moves(&mut daemon, &call)?;
+    daemon.stop()?;
+    Ok(())
+}
+
+fn by_a_bypass() -> Result<()> {
+    let office = with_own_nat("")?;
+    let (lab, site) = (&office.lab, &office.site);
+    let mut daemon = Daemon::start(site, &lab.gateway)?;
+    let call = Stream::start(&lab.client, address(MEDIA))?;
+    daemon.wait_until(|_| call.now().as_deref() == Some("internet"))?;
+    ensure!(
+        site.output(&lab.gateway, &["bypass", "on"])?
+            .status
+            .success()
+    );
+    moves(&mut daemon, &call)?;
+    daemon.stop()?;
+    Ok(())
+}
+
+fn by_a_stop() -> Result<()> {
+    for is_killed in [false, true] {
+        let office = with_own_nat("")?;
+        let (lab, site) = (&office.lab, &office.site);
+        let mut daemon = Daemon::start(site, &lab.gateway)?;
+        let call = Stream::start(&lab.client, address(MEDIA))?;
+        daemon.wait_until(|_| call.now().as_deref() == Some("internet"))?;
+        if is_killed {
+            daemon.kill()?;
+            ensure!(site.output(&lab.gateway, &["unload"])?.status.success());
+        } else {
+            daemon.signal(Signal::SIGTERM)?;
+            daemon.stop()?;
+        }
+        let stopped = Instant::now();
+        while call.now().as_deref() != Some("wan") {
+            ensure!(
+                stopped.elapsed() < Duration::from_secs(5),
+                "the call ended with the controller"
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+    Ok(())
+}
+
+/// A rule whose flows nothing keeps on their way.
+fn by_a_rule() -> Result<()> {
+    let rule = |action: &str| {
+        format!("[[policy]]\ncategory = \"optimize\"\naction = \"{action}\"\nfailback = \"hard\"\n")
+    };
+    let office = with_own_nat(&rule("local"))?;
+    let (lab, site) = (&office.lab, &office.site);
+    let mut daemon = Daemon::start(site, &lab.gateway)?;
+    let call = Stream::start(&lab.client, address(MEDIA))?;
+    daemon.wait_until(|_| call.now().as_deref() == Some("internet"))?;
+    let passing = format!(
+        "{QUICK}{}",
+        rule("pass").replace("failback = \"hard\"\n", "")
+    );
+    site.configure(&config(&passing).replace("masquerade = true", ""))?;
+    ensure!(site.output(&lab.gateway, &["reload"])?.status.success());
+    moves(&mut daemon, &call)?;
+    daemon.stop()?;
+    Ok(())
+}
+
+/// Also where neither the configuration nor the state can be read any more.
+fn unloaded() -> Result<()> {
+    let office = Office::open(QUICK)?;
+    let (lab, site) = (&office.lab, &office.site);
+    Daemon::start(site, &lab.gateway)?.kill()?;
+    ensure!(
+        lab.gateway
+            .exec("nft list tables")?
+            .contains("breakout-5001")
+    );
+    std::fs::write(site.path().join("state/state.json"), "{")?;
+    let output = site.output(&lab.gateway, &["unload"])?;
+    ensure!(output.status.success(), "{output:?}");
+    let tables = lab.gateway.exec("nft list tables")?;
+    ensure!(!tables.contains("breakout"), "{tables}");
+    Ok(())
+}
