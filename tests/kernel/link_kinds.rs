@@ -74,9 +74,14 @@ fn tags() -> Result<()> {
     Ok(())
 }
 
-/// The office is in VLAN 7, on both ends of the wire.
+/// The office is in VLAN 7 and the provider in VLAN 8, on both ends of the wires. In redirect mode the kernel forwards, also where
+/// the LAN is named by the card that takes the tagged frames.
 fn vlan_interface() -> Result<()> {
-    for mode in ["route", "redirect"] {
+    for (mode, lan, egress) in [
+        ("route", "lan.7", "inet.8"),
+        ("redirect", "lan.7", "inet"),
+        ("redirect", "lan", "inet.8"),
+    ] {
         let flows = [
             Flow::new(Transport::Tcp, "52.98.1.1", 443),
             Flow::new(Transport::Udp, "2603:1063::1", 3478),
@@ -84,39 +89,50 @@ fn vlan_interface() -> Result<()> {
         ];
         let lab = Lab::build()?;
         let _servers = lab.serve(&flows)?;
-        lab.client.ip_lines(
-            "addr flush dev eth0
-             link add link eth0 name eth0.7 type vlan id 7
-             link set eth0.7 up
-             addr add 10.1.0.2/24 dev eth0.7
-             addr add fd00:1::2/64 dev eth0.7 nodad
-             route replace default via 10.1.0.1
-             route replace default via fd00:1::1",
-        )?;
-        lab.gateway.ip_lines(
-            "addr flush dev lan
-             link add link lan name lan.7 type vlan id 7
-             link set lan.7 up
-             addr add 10.1.0.1/24 dev lan.7
-             addr add fd00:1::1/64 dev lan.7 nodad",
-        )?;
-        let mut config = CONFIG.replace("MODE", mode);
-        if mode == "route" {
-            config = config.replace("\"lan\"", "\"lan.7\"");
+        tag(&lab.client, "eth0", 7, ["10.1.0.2", "fd00:1::2"])?;
+        tag(&lab.gateway, "lan", 7, ["10.1.0.1", "fd00:1::1"])?;
+        lab.client
+            .ip_lines("route replace default via 10.1.0.1\nroute replace default via fd00:1::1")?;
+        if egress == "inet.8" {
+            tag(&lab.gateway, "inet", 8, ["10.3.0.1", "fd00:3::1"])?;
+            tag(&lab.internet, "eth0", 8, ["10.3.0.2", "fd00:3::2"])?;
+            lab.gateway.sysctl("net.ipv4.conf.inet/8.rp_filter", 0)?;
+            lab.internet.ip_lines(
+                "route replace 10.1.0.0/24 via 10.3.0.1\nroute replace fd00:1::/64 via fd00:3::1",
+            )?;
         }
-        let site = Site::new(&config)?;
-        let mut daemon = Daemon::start(&site, &lab.gateway)?;
-        daemon.wait_until(|_| mode == "route" || site.next_hops_known(&lab.gateway))?;
+        let config = CONFIG.replace("MODE", mode);
+        let config = config.replace("\"lan\"", &format!("\"{lan}\""));
+        let site = Site::new(&config.replace("\"inet\"", &format!("\"{egress}\"")))?;
+        let daemon = Daemon::start(&site, &lab.gateway)?;
         for (flow, expected) in flows.iter().zip(["internet", "internet", "wan"]) {
             let identity = flow.talk(&lab.client)?;
             ensure!(
                 identity == expected,
-                "{mode}: {flow:?} came out at {identity}"
+                "{mode}, {lan} to {egress}: {flow:?} came out at {identity}"
             );
         }
+        let by_kernel =
+            site.json(&lab.gateway, &["status"])?["egress"]["local"]["by_kernel"].clone();
+        ensure!(
+            by_kernel.to_string().contains("is a VLAN")
+                == (mode == "redirect" && egress == "inet.8"),
+            "{mode}, {lan} to {egress}: {by_kernel}"
+        );
         daemon.stop()?;
     }
     Ok(())
+}
+
+/// Moves the addresses of an interface to a VLAN of it.
+fn tag(namespace: &Namespace, interface: &str, vlan: u16, [v4, v6]: [&str; 2]) -> Result<()> {
+    namespace.ip_lines(&format!(
+        "addr flush dev {interface}
+         link add link {interface} name {interface}.{vlan} type vlan id {vlan}
+         link set {interface}.{vlan} up
+         addr add {v4}/24 dev {interface}.{vlan}
+         addr add {v6}/64 dev {interface}.{vlan} nodad"
+    ))
 }
 
 fn lossy_link() -> Result<()> {

@@ -11,9 +11,11 @@ mod golden;
 mod headers;
 mod icmp;
 mod link_kinds;
+mod links;
 mod office;
 mod pinning;
 mod policy;
+mod probes;
 mod proxies;
 mod questions;
 mod redirect;
@@ -80,6 +82,7 @@ const TOOLS: &[(&str, &str)] = &[
     ("a_full_table_of_pins", "curl"),
     ("a_family_that_is_not_there", "curl"),
     ("a_program_that_is_taken_away", "curl"),
+    ("a_link_without_neighbours", "socat"),
     ("top_shows", "tmux"),
     ("prometheus_scrapes", "prometheus"),
 ];
@@ -136,6 +139,8 @@ fn main() -> ExitCode {
         families::TESTS,
         translation::TESTS,
         several::TESTS,
+        links::TESTS,
+        probes::TESTS,
         pinning::TESTS,
         icmp::TESTS,
         proxies::TESTS,

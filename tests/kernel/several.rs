@@ -1,29 +1,17 @@
-//! Several egresses, and links that change: next hops, interfaces, addresses.
+//! Several egresses: in order, by weights, and one that comes later.
 
-use std::cell::RefCell;
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
-use std::process::{Child, Stdio};
-use std::time::{Duration, Instant};
-
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use breakout_tests::daemon::Daemon;
 use breakout_tests::lab::{Lab, connect};
 use breakout_tests::live::Stream;
-use breakout_tests::netns::run;
 
 use crate::Test;
-use crate::office::{MEDIA, Office, address, config, ways};
+use crate::office::{MEDIA, Office, address, ways};
 
 pub(crate) const TESTS: &[Test] = &[
     ("the_first_egress_that_works_is_taken", in_order),
     ("weights_share_connections_out", weighted),
-    ("a_next_hop_with_another_mac_is_followed", other_mac),
-    (
-        "an_egress_interface_that_comes_back_is_used_again",
-        vanishing,
-    ),
-    ("a_new_address_by_dhcp_is_used_at_once", dhcp),
+    ("an_egress_that_is_missing_at_the_start_comes_later", late),
 ];
 
 /// A second internet link, `lte`, to the WAN's far end, whose servers say `wan`.
@@ -49,6 +37,17 @@ fn by_lte(lab: &Lab) -> Result<usize> {
         .count())
 }
 
+/// The same of UDP.
+fn by_lte_udp(lab: &Lab) -> Result<usize> {
+    let entries = lab
+        .gateway
+        .exec("conntrack -L -p udp --reply-dst 10.4.0.1")?;
+    Ok(entries
+        .lines()
+        .filter(|line| line.contains("dport=3478"))
+        .count())
+}
+
 fn in_order() -> Result<()> {
     let rule = "[[policy]]\ncategory = \"optimize\"\naction = [\"local\", \"lte\"]\n";
     let office = Office::open(&format!("{LTE}{rule}"))?;
@@ -67,11 +66,27 @@ fn in_order() -> Result<()> {
         answer["egress"] == "local" && answer["preference"] == "local > lte",
         "{answer}"
     );
+    let call = Stream::start(&lab.client, address(MEDIA))?;
+    daemon.wait_until(|_| call.now().as_deref() == Some("internet"))?;
     lab.internet.ip("link set eth0 down")?;
     daemon.wait_until(office.is_up(false))?;
+    daemon.wait_until(|_| call.now().as_deref() == Some("wan"))?;
     ensure!(office.new_way()? == "wan");
     ensure!(by_lte(lab)? > 0, "the second link was not taken");
     ensure!(explained(lab)?["egress"] == "lte");
+    // A flow that began on the first one goes on by the second; without any egress it takes the ordinary path.
+    ensure!(
+        call.now().as_deref() == Some("wan") && by_lte_udp(lab)? > 0,
+        "the call is not on the second link"
+    );
+    lab.gateway.ip("link set wwan0 down")?;
+    daemon.wait_until(|_| explained(lab).is_ok_and(|answer| answer["egress"].is_null()))?;
+    let tracked = by_lte(lab)?;
+    ensure!(
+        office.new_way()? == "wan" && by_lte(lab)? == tracked,
+        "by a link that is down"
+    );
+    lab.gateway.ip("link set wwan0 up")?;
     lab.internet.ip("link set eth0 up")?;
     daemon.wait_until(office.is_up(true))?;
     ensure!(office.new_way()? == "internet");
@@ -95,233 +110,26 @@ fn weighted() -> Result<()> {
     Ok(())
 }
 
-fn other_mac() -> Result<()> {
-    for mode in ["route", "redirect"] {
-        let office = Office::open("probes = []\n")?;
-        let (lab, site) = (&office.lab, &office.site);
-        site.configure(
-            &config("probes = []\n").replace("masquerade = true", &format!("mode = \"{mode}\"")),
-        )?;
-        lab.internet.ip("route add 10.1.0.0/24 via 10.3.0.1")?;
-        let mut daemon = Daemon::start(site, &lab.gateway)?;
-        let stream = Stream::start(&lab.client, address(MEDIA))?;
-        daemon.wait_until(|_| stream.now().as_deref() == Some("internet"))?;
-        lab.internet
-            .ip("link set dev eth0 address 02:00:00:00:be:ef")?;
-        let changed = Instant::now();
-        // What a router does that takes over an address; the neighbours' entries are then of the new one.
-        lab.internet
-            .exec("arping -A -c 2 -I eth0 10.3.0.2")
-            .context("arping")?;
-        daemon.wait_until(|_| changed.elapsed() > Duration::from_secs(2))?;
-        ensure!(stream.now().as_deref() == Some("internet"), "{mode}");
-        ensure!(
-            stream.who_since(changed) == ["internet"],
-            "{mode}: {:?}",
-            stream.who_since(changed)
-        );
-        let gap = stream.gap_since(changed + Duration::from_millis(1200));
-        ensure!(
-            gap < Duration::from_millis(500),
-            "{mode}: silent for {gap:?} after the new address was told"
-        );
-        daemon.stop()?;
-    }
-    Ok(())
-}
-
-fn vanishing() -> Result<()> {
-    let office = Office::open("probes = []\n[health]\nhold_down = \"500ms\"\n")?;
+/// A USB stick that is plugged in later. Until then the other egress works, and it is an alert.
+fn late() -> Result<()> {
+    let rule = "[[policy]]\ncategory = \"optimize\"\naction = [\"lte\", \"local\"]\n";
+    let office = Office::open(&format!("{LTE}{rule}"))?;
     let (lab, site) = (&office.lab, &office.site);
     let mut daemon = Daemon::start(site, &lab.gateway)?;
+    ensure!(
+        daemon.log().contains("no interface wwan0"),
+        "{}",
+        daemon.log()
+    );
     ensure!(office.new_way()? == "internet");
-    lab.gateway.ip("link set inet down")?;
-    lab.gateway.ip("link set inet name ppp7")?;
-    daemon.wait_until(office.is_up(false))?;
-    ensure!(office.new_way()? == "wan", "renamed");
-    lab.gateway.ip("link del ppp7")?;
-    connect(&lab.gateway, "inet", &lab.internet, "eth0")?;
-    lab.gateway.ip("addr add 10.3.0.1/24 dev inet")?;
-    lab.internet.ip("addr add 10.3.0.2/24 dev eth0")?;
-    lab.gateway.sysctl("net.ipv4.conf.inet.rp_filter", 0)?;
-    daemon.wait_until(office.is_up(true))?;
-    ensure!(
-        office.new_way()? == "internet",
-        "a new interface with the old name"
-    );
-    lab.gateway.ip("addr del 10.3.0.1/24 dev inet")?;
-    daemon.wait_until(office.is_up(false))?;
-    ensure!(office.new_way()? == "wan", "without an address");
-    lab.gateway.ip("addr add 10.3.0.1/24 dev inet")?;
-    daemon.wait_until(office.is_up(true))?;
-    // The neighbour goes silent: the kernel's own probes find that out.
-    lab.internet.exec("nft add table arp mute")?;
-    lab.internet
-        .exec("nft add chain arp mute in { type filter hook input priority 0 ; policy drop ; }")?;
-    lab.gateway.ip("neigh flush dev inet")?;
-    daemon.wait_until(office.is_up(false))?;
-    let status = site.json(&lab.gateway, &["status"])?;
-    let why = status["egress"]["local"]["v4"]["standing"]["why"]
-        .as_str()
-        .unwrap_or_default();
-    ensure!(why.contains("10.3.0.2 does not answer"), "{why}");
-    ensure!(
-        office.new_way()? == "wan",
-        "without an answer from the gateway"
-    );
-    lab.internet.exec("nft delete table arp mute")?;
-    daemon.wait_until(office.is_up(true))?;
-    ensure!(
-        office.new_way()? == "internet",
-        "with a gateway that answers again"
-    );
+    let alerts = site.json(&lab.gateway, &["status"])?["alerts"].to_string();
+    ensure!(alerts.contains("egress lte is down"), "{alerts}");
+    second_link(lab)?;
+    daemon.wait_until(|_| {
+        let status = site.json(&lab.gateway, &["status"]).unwrap_or_default();
+        status["egress"]["lte"]["v4"]["up"] == true
+    })?;
+    ensure!(office.new_way()? == "wan" && by_lte(lab)? > 0);
     daemon.stop()?;
     Ok(())
-}
-
-/// The provider gives the gateway another address at night.
-fn dhcp() -> Result<()> {
-    let office = Office::open("probes = []\n[health]\nhold_down = \"500ms\"\n")?;
-    let (lab, site) = (&office.lab, &office.site);
-    // Nothing is configured: the address and the gateway come by DHCP, and Breakout learns the gateway from the route.
-    site.configure(
-        &config("probes = []\n[health]\nhold_down = \"500ms\"\n").replace("gateway", "# gateway"),
-    )?;
-    lab.gateway.ip("addr flush dev inet")?;
-    lab.internet.ip("addr add 10.5.0.2/24 dev eth0")?;
-    let dhcp = Dhcp::start(office.site.path())?;
-    dhcp.serve(lab, "10.3.0.20", "10.3.0.2")?;
-    dhcp.ask(lab, "inet")?;
-    let mut daemon = Daemon::start(site, &lab.gateway)?;
-    ensure!(office.new_way()? == "internet");
-    ensure!(masqueraded(lab, "10.3.0.20")? > 0);
-    dhcp.release(lab, "inet")?;
-    daemon.wait_until(office.is_up(false))?;
-    ensure!(office.new_way()? == "wan", "without an address");
-    dhcp.serve(lab, "10.5.0.77", "10.5.0.2")?;
-    dhcp.ask(lab, "inet")?;
-    daemon.wait_until(office.is_up(true))?;
-    let status = site.json(&lab.gateway, &["status"])?;
-    ensure!(
-        status["egress"]["local"]["v4"]["gateway"] == "10.5.0.2",
-        "{status}"
-    );
-    ensure!(office.new_way()? == "internet");
-    ensure!(masqueraded(lab, "10.5.0.77")? > 0);
-    daemon.stop()?;
-    Ok(())
-}
-
-/// Tracked connections that have this address of the gateway.
-fn masqueraded(lab: &Lab, address: &str) -> Result<usize> {
-    let entries = lab
-        .gateway
-        .exec(&format!("conntrack -L -p tcp --reply-dst {address}"))?;
-    Ok(entries
-        .lines()
-        .filter(|line| line.contains("dport=443"))
-        .count())
-}
-
-/// dnsmasq at the provider, dhclient on the gateway. Both end with the handle.
-struct Dhcp<'a> {
-    directory: &'a Path,
-    server: RefCell<Option<Child>>,
-}
-
-impl<'a> Dhcp<'a> {
-    fn start(directory: &'a Path) -> Result<Self> {
-        // What dhclient's own script does would touch the machine's resolv.conf.
-        let script = directory.join("dhclient-script");
-        let text = "#!/bin/sh\ncase $reason in\nBOUND|RENEW|REBIND|REBOOT)\n\
-                    ip addr replace $new_ip_address/24 dev $interface\n\
-                    ip route replace default via $new_routers dev $interface metric 500;;\n\
-                    RELEASE|EXPIRE|STOP|FAIL)\nip addr flush dev $interface;;\nesac\n";
-        std::fs::write(&script, text)?;
-        std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755))?;
-        Ok(Dhcp {
-            directory,
-            server: RefCell::new(None),
-        })
-    }
-
-    /// Has the provider give out one address and its router.
-    fn serve(&self, lab: &Lab, address: &str, router: &str) -> Result<()> {
-        self.end_server();
-        let leases = self.directory.join("leases").display().to_string();
-        let _ = std::fs::remove_file(&leases);
-        let mut command = lab.internet.command("dnsmasq");
-        command.args([
-            "--keep-in-foreground",
-            "--port=0",
-            "--interface=eth0",
-            "--bind-interfaces",
-            "--conf-file=/dev/null",
-        ]);
-        command.arg(format!("--dhcp-range={address},{address},255.255.255.0,2m"));
-        command.arg(format!("--dhcp-option=option:router,{router}"));
-        command
-            .arg(format!("--dhcp-leasefile={leases}"))
-            .arg("--dhcp-authoritative")
-            .arg("--no-ping");
-        command.arg("--user=root").arg("--pid-file");
-        let child = command
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .context("dnsmasq")?;
-        *self.server.borrow_mut() = Some(child);
-        Ok(())
-    }
-
-    fn dhclient(&self, lab: &Lab, interface: &str, more: &[&str]) -> Result<()> {
-        let file = |name: &str| self.directory.join(name).display().to_string();
-        let (script, pid, leases) = (
-            file("dhclient-script"),
-            file("dhclient.pid"),
-            file("dhclient.leases"),
-        );
-        let mut command = lab.gateway.command("dhclient");
-        command.args([
-            "-4",
-            "-sf",
-            &script,
-            "-pf",
-            &pid,
-            "-lf",
-            &leases,
-            "-cf",
-            "/dev/null",
-        ]);
-        run(command.args(more).arg(interface))?;
-        Ok(())
-    }
-
-    fn ask(&self, lab: &Lab, interface: &str) -> Result<()> {
-        self.dhclient(lab, interface, &["-1", "-q"])
-    }
-
-    fn release(&self, lab: &Lab, interface: &str) -> Result<()> {
-        self.dhclient(lab, interface, &["-r", "-q"])
-    }
-
-    fn end_server(&self) {
-        if let Some(mut server) = self.server.borrow_mut().take() {
-            let _ = server.kill();
-            let _ = server.wait();
-        }
-    }
-}
-
-impl Drop for Dhcp<'_> {
-    fn drop(&mut self) {
-        self.end_server();
-        let pid = std::fs::read_to_string(self.directory.join("dhclient.pid"));
-        if let Some(pid) = pid.ok().and_then(|text| text.trim().parse().ok()) {
-            let _ = nix::sys::signal::kill(
-                nix::unistd::Pid::from_raw(pid),
-                nix::sys::signal::Signal::SIGTERM,
-            );
-        }
-    }
 }

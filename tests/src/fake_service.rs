@@ -92,9 +92,17 @@ impl FakeService {
     ///
     /// When it cannot listen.
     pub fn start(credentials: Credentials) -> Result<Self> {
+        Self::start_at(SocketAddr::from(([127, 0, 0, 1], 0)), credentials)
+    }
+
+    /// Starts a service at an address of this thread's network namespace.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot listen.
+    pub fn start_at(address: SocketAddr, credentials: Credentials) -> Result<Self> {
         let (config, ca) = tls(credentials)?;
-        let listener =
-            TcpListener::bind("127.0.0.1:0").context("the fake service cannot listen")?;
+        let listener = TcpListener::bind(address).context("the fake service cannot listen")?;
         let address = listener.local_addr()?;
         let state = Arc::new(Mutex::new(State::default()));
         let stopping = Arc::new(AtomicBool::new(false));

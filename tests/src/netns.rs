@@ -90,13 +90,21 @@ impl Namespace {
             .with_context(|| lines.to_owned())
     }
 
-    /// Sets a number under `net.` in the namespace's /proc/sys.
+    /// Sets a number under `net.` in the namespace's /proc/sys. A slash in the name stands for a dot in an interface's.
     ///
     /// # Errors
     ///
     /// When the kernel has no such setting, or refuses the number.
     pub fn sysctl(&self, name: &str, value: u32) -> Result<()> {
-        let path = format!("/proc/sys/{}", name.replace('.', "/"));
+        let swapped = |c| match c {
+            '.' => '/',
+            '/' => '.',
+            other => other,
+        };
+        let path = format!(
+            "/proc/sys/{}",
+            name.chars().map(swapped).collect::<String>()
+        );
         self.enter(|| fs::write(&path, value.to_string()).with_context(|| path.clone()))
     }
 

@@ -296,7 +296,7 @@ impl EgressState {
     /// The interface that XDP redirects to, if it does.
     pub(super) fn device(&self) -> Option<u32> {
         let ways = self.way_out.as_ref().ok();
-        let ways = ways.filter(|_| self.config.mode == Mode::Redirect);
+        let ways = ways.filter(|ways| self.config.mode == Mode::Redirect && ways.takes_redirects);
         ways.map(|ways| ways.interface.index)
     }
 
@@ -333,10 +333,13 @@ impl EgressState {
             by_kernel: ways
                 .filter(|ways| self.config.mode == Mode::Redirect && !ways.takes_redirects)
                 .map(|ways| {
+                    let name = &ways.interface.name;
+                    if ways.interface.is_vlan() {
+                        return format!("{name} is a VLAN, so the kernel forwards");
+                    }
                     format!(
-                        "{} takes no redirected frames now, so the kernel forwards: its driver wants an XDP program on it \
-                         (or, on a veth, GRO at the other end)",
-                        ways.interface.name
+                        "{name} takes no redirected frames now, so the kernel forwards: its driver wants an XDP program on it \
+                         (or, on a veth, GRO at the other end)"
                     )
                 }),
             mark: format!("{:#x}/{mask:#x}", self.mark),

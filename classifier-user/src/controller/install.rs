@@ -403,7 +403,8 @@ pub(super) async fn look_at_lans(links: &Links, config: &Config) -> Result<Lans>
             name: name.clone(),
             index: interface.index,
             mac,
-            xdp: config.needs_xdp().then_some(lan.xdp),
+            // The kernel forwards what comes from a VLAN.
+            xdp: (config.needs_xdp() && !interface.is_vlan()).then_some(lan.xdp),
             namespace,
             number: lan_number(index),
         });
@@ -411,7 +412,8 @@ pub(super) async fn look_at_lans(links: &Links, config: &Config) -> Result<Lans>
     for egress in config.egress.values().filter(|egress| egress.returns) {
         // One that is not there now is no mistake; it is attached to when it comes.
         let interface = links.interface(&egress.interface).await?;
-        let usable = interface.and_then(|interface| Some((interface.index, interface.mac?)));
+        let usable = interface.filter(|interface| !interface.is_vlan());
+        let usable = usable.and_then(|interface| Some((interface.index, interface.mac?)));
         if let Some((index, mac)) = usable {
             lans.push(LanPlan {
                 name: egress.interface.clone(),

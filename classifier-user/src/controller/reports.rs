@@ -86,10 +86,13 @@ impl Controller {
     }
 
     fn lan_status(&self, lan: &Lan) -> LanStatus {
-        let xdp = self.config.needs_xdp().then_some(lan.xdp);
+        let plan = self
+            .lans
+            .iter()
+            .find(|plan| plan.name == lan.interface && !plan.is_egress);
         LanStatus {
             interface: lan.interface.clone(),
-            xdp: xdp.map(|xdp| match xdp {
+            xdp: plan.and_then(|plan| plan.xdp).map(|xdp| match xdp {
                 XdpAttach::Native => "native".to_owned(),
                 XdpAttach::Generic => "generic".to_owned(),
             }),

@@ -85,7 +85,7 @@ pub async fn examine(config: &Config, ruleset: &Ruleset) -> Result<Vec<Finding>>
         let Some(interface) = interface.filter(|_| egress.mode == Mode::Redirect) else {
             continue;
         };
-        if !interface.takes_redirects() {
+        if !interface.takes_redirects() && !interface.is_vlan() {
             findings.push(Finding::new(
                 Level::Warning,
                 format!("{} takes no redirected frames now, so the kernel forwards what egress {name} should", interface.name),

@@ -13,6 +13,9 @@ use rtnetlink::packet_route::link::{
 
 use super::{Links, is_errno, own};
 
+/// The kind of VLAN interfaces.
+const VLAN: &str = "vlan";
+
 /// A network interface at one time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Interface {
@@ -50,20 +53,33 @@ impl Interface {
     }
 
     /// What stands in the way of XDP redirecting to the interface, if that is known: only network cards and the like
-    /// take redirected frames, and the kernel drops them silently elsewhere.
+    /// take redirected frames, and the kernel drops them silently elsewhere. To a VLAN interface the kernel itself forwards.
     pub fn no_redirect(&self) -> Option<String> {
         if self.mac.is_none() {
             return Some("no Ethernet".to_owned());
         }
-        let event = fs::read_to_string(format!("/sys/class/net/{}/uevent", self.name));
-        let event = event.unwrap_or_default();
-        let kind = event.lines().find_map(|line| line.strip_prefix("DEVTYPE="));
+        let kind = self.kind().filter(|kind| kind != VLAN);
         kind.map(|kind| format!("a {kind}"))
     }
 
     /// Whether the interface takes frames that XDP redirects to it, now. If the kernel does not tell, it is taken to.
     pub fn takes_redirects(&self) -> bool {
-        super::xdp_features::takes_redirects(self.index).unwrap_or(true)
+        !self.is_vlan() && super::xdp_features::takes_redirects(self.index).unwrap_or(true)
+    }
+
+    /// Whether it is a VLAN of another interface, which has no XDP of its own.
+    pub fn is_vlan(&self) -> bool {
+        self.kind().is_some_and(|kind| kind == VLAN)
+    }
+
+    /// The kernel's name for what it is, if it is not simply a network card.
+    fn kind(&self) -> Option<String> {
+        let event = fs::read_to_string(format!("/sys/class/net/{}/uevent", self.name));
+        let event = event.unwrap_or_default();
+        let mut kinds = event
+            .lines()
+            .filter_map(|line| line.strip_prefix("DEVTYPE="));
+        kinds.next().map(str::to_owned)
     }
 
     /// Whether the interface itself has this address.

@@ -50,6 +50,7 @@ pub(crate) fn lab() -> Packages {
             "iptables",
             "iputils-arping",
             "isc-dhcp-client",
+            "socat",
             "squid",
             "tmux",
             "traceroute",
