@@ -76,7 +76,10 @@ fn traceroute(mode: &str) -> Result<()> {
 
 /// Behind the provider's router is a link that takes 1300 bytes only, and a server that knows nothing of that.
 fn narrow(how: &str) -> Result<()> {
-    let flow = Flow::new(Transport::Tcp, "52.98.9.9", 443);
+    let flows = [
+        Flow::new(Transport::Tcp, "52.98.9.9", 443),
+        Flow::new(Transport::Tcp, "2603:1006::9", 443),
+    ];
     let lab = Lab::build()?;
     let name = lab.internet.name().replace("internet", "");
     let far = Namespace::create(format!("{name}far"))?;
@@ -86,31 +89,45 @@ fn narrow(how: &str) -> Result<()> {
     lab.internet.ip_lines(
         "link set narrow mtu 1300
          addr add 10.6.0.1/24 dev narrow
-         route add 52.98.9.9/32 via 10.6.0.2",
+         addr add fd00:6::1/64 dev narrow nodad
+         route add 52.98.9.9/32 via 10.6.0.2
+         route add 2603:1006::9/128 via fd00:6::2",
     )?;
     far.ip_lines(
         "link set narrow mtu 1300
          addr add 10.6.0.2/24 dev narrow
+         addr add fd00:6::2/64 dev narrow nodad
          addr add 10.7.0.1/24 dev wide
+         addr add fd00:7::1/64 dev wide nodad
          route add 52.98.9.9/32 via 10.7.0.2
-         route add default via 10.6.0.1",
+         route add 2603:1006::9/128 via fd00:7::2
+         route add default via 10.6.0.1
+         route add default via fd00:6::1",
     )?;
     server.ip_lines(
         "addr add 10.7.0.2/24 dev eth0
+         addr add fd00:7::2/64 dev eth0 nodad
          addr add 52.98.9.9/32 dev lo
-         route add default via 10.7.0.1",
+         addr add 2603:1006::9/128 dev lo nodad
+         route add default via 10.7.0.1
+         route add default via fd00:7::1",
     )?;
     for router in [&lab.internet, &far] {
         router.sysctl("net.ipv4.ip_forward", 1)?;
+        router.sysctl("net.ipv6.conf.all.forwarding", 1)?;
     }
-    let _server = Servers::start(&server, "internet", std::slice::from_ref(&flow))?;
+    let _server = Servers::start(&server, "internet", &flows)?;
     let site = Site::new(&config(how))?;
     let daemon = start(&lab, &site, how.contains("redirect"))?;
-    let identity = bulk(&lab.client, flow.destination, 2_000_000)?;
-    ensure!(identity == "internet", "{identity}");
-    // The client was told, through the gateway.
-    let route = lab.client.ip("route get 52.98.9.9")?;
-    ensure!(route.contains("mtu 1300"), "{route}");
+    for flow in flows {
+        let identity = bulk(&lab.client, flow.destination, 2_000_000)?;
+        ensure!(identity == "internet", "{identity}");
+        // The client was told, through the gateway.
+        let route = lab
+            .client
+            .ip(&format!("route get {}", flow.destination.ip()))?;
+        ensure!(route.contains("mtu 1300"), "{route}");
+    }
     daemon.stop()?;
     Ok(())
 }

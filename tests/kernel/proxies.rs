@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use breakout_tests::daemon::Daemon;
 use breakout_tests::flow::{Flow, Transport};
 use breakout_tests::lab::Lab;
+use breakout_tests::manual::block;
 use breakout_tests::server::Web;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -25,6 +26,7 @@ pub(crate) const TESTS: &[Test] = &[
         by_redirect,
     ),
     ("squid_by_tproxy_sees_only_what_is_not_steered", by_tproxy),
+    ("squid_sees_nothing_of_redirect_mode", by_redirect_mode),
     ("what_others_have_stays_as_it_is", others),
 ];
 
@@ -175,46 +177,96 @@ fn by_redirect() -> Result<()> {
     Ok(())
 }
 
-fn by_tproxy() -> Result<()> {
+/// XDP passes steered packets by all of netfilter.
+fn by_redirect_mode() -> Result<()> {
     let office = office("probes = []\n")?;
     let lab = &office.lab;
+    let config = crate::office::config("probes = []\n");
+    office
+        .site
+        .configure(&config.replace("masquerade = true", "mode = \"redirect\""))?;
+    lab.internet.ip("route add 10.1.0.0/24 via 10.3.0.1")?;
+    lab.internet.ip("route add fd00:1::/64 via fd00:3::1")?;
     let _servers = web(lab)?;
-    let squid = Squid::start(lab, "http_port 3129 tproxy")?;
-    lab.gateway
-        .exec("ip rule add fwmark 1/0xff lookup 100 priority 100")?;
-    lab.gateway
-        .exec("ip route add local 0.0.0.0/0 dev lo table 100")?;
+    let squid = Squid::start(lab, "http_port 3129 intercept")?;
     lab.gateway.exec("nft add table ip squid")?;
     lab.gateway
-        .exec("nft add chain ip squid pre { type filter hook prerouting priority mangle ; }")?;
-    for rule in [
-        "meta l4proto tcp socket transparent 1 meta mark set 1 accept",
-        "iifname lan tcp dport 80 tproxy to :3129 meta mark set 1 accept",
-    ] {
-        lab.gateway
-            .exec(&format!("nft add rule ip squid pre {rule}"))?;
-    }
-    let daemon = Daemon::start(&office.site, &lab.gateway)?;
-    ensure!(
-        daemon.log().contains("transparent proxy (TPROXY)"),
-        "{}",
-        daemon.log()
-    );
-    let output = office.site.output(&lab.gateway, &["doctor"])?;
-    let text = String::from_utf8(output.stdout)?;
-    let line = text
-        .lines()
-        .find(|line| line.contains("nft insert rule"))
-        .context("a line to paste")?;
-    lab.gateway.exec(line.trim())?;
+        .exec("nft add chain ip squid pre { type nat hook prerouting priority dstnat ; }")?;
+    lab.gateway
+        .exec("nft add rule ip squid pre iifname lan tcp dport 80 redirect to :3129")?;
+    let mut daemon = Daemon::start(&office.site, &lab.gateway)?;
+    daemon.wait_until(|_| office.site.next_hops_known(&lab.gateway))?;
     check(lab, &squid)?;
     daemon.stop()?;
     Ok(())
 }
 
+/// Each line of the manual's is what doctor prints, and does what it says.
+fn by_tproxy() -> Result<()> {
+    let lines = block("docs/gateway.md", "sh", 1)?;
+    for (table, line) in [
+        ("nft", "nft insert rule"),
+        ("iptables", "iptables -t mangle -I"),
+    ] {
+        let office = office("probes = []\n")?;
+        let lab = &office.lab;
+        let _servers = web(lab)?;
+        let squid = Squid::start(lab, "http_port 3129 tproxy")?;
+        lab.gateway
+            .exec("ip rule add fwmark 1/0xff lookup 100 priority 100")?;
+        lab.gateway
+            .exec("ip route add local 0.0.0.0/0 dev lo table 100")?;
+        let rules: &[&str] = if table == "nft" {
+            &[
+                "nft add table ip squid",
+                "nft add chain ip squid prerouting { type filter hook prerouting priority mangle ; }",
+                "nft add rule ip squid prerouting meta l4proto tcp socket transparent 1 meta mark set 1 accept",
+                "nft add rule ip squid prerouting iifname lan tcp dport 80 tproxy to :3129 meta mark set 1 accept",
+            ]
+        } else {
+            &[
+                "iptables -t mangle -A PREROUTING -p tcp -m socket --transparent -j MARK --set-mark 1/0xff",
+                "iptables -t mangle -A PREROUTING -p tcp -m socket --transparent -j ACCEPT",
+                "iptables -t mangle -A PREROUTING -i lan -p tcp --dport 80 -j TPROXY --on-port 3129 --tproxy-mark 1/0xff",
+            ]
+        };
+        for rule in rules {
+            lab.gateway.exec(rule)?;
+        }
+        let daemon = Daemon::start(&office.site, &lab.gateway)?;
+        ensure!(
+            daemon.log().contains("transparent proxy (TPROXY)"),
+            "{}",
+            daemon.log()
+        );
+        page(lab, STEERED)?;
+        ensure!(
+            squid.log().contains(STEERED),
+            "{table}: without the line squid sees them"
+        );
+        let found = || -> Result<String> {
+            let output = office.site.output(&lab.gateway, &["doctor"])?;
+            Ok(String::from_utf8(output.stdout)?)
+        };
+        let text = found()?;
+        let mut printed = text.lines().filter(|text| text.contains(line));
+        let printed = printed.next().context("a line to paste")?.trim();
+        ensure!(
+            lines.lines().any(|line| line == printed),
+            "{printed} is not in the manual"
+        );
+        lab.gateway.exec(printed)?;
+        ensure!(!found()?.contains(line), "{}", found()?);
+        fs::write(squid.directory.path().join("access.log"), "")?;
+        check(lab, &squid)?;
+        daemon.stop()?;
+    }
+    Ok(())
+}
+
 /// Another tool in the style of mwan3: its own marks, saved in the connections, its rules and tables.
 fn others() -> Result<()> {
-    let office = office("probes = []\n")?;
+    let office = office("probes = []\n[health]\nhold_down = \"200ms\"\n")?;
     let lab = &office.lab;
     let _servers = web(lab)?;
     for command in [
@@ -237,11 +289,21 @@ fn others() -> Result<()> {
         let mut text = String::new();
         for command in [
             "nft -s list table inet mwan",
-            "iptables -t mangle -S",
+            "iptables-save",
+            "ip6tables-save",
             "ip rule show",
+            "ip -6 rule show",
             "ip route show table 1",
+            "ip route show table main",
+            "ip -6 route show table main",
         ] {
-            text.push_str(&lab.gateway.exec(command)?);
+            // Comments have the time, chains of iptables their counters, and routes flags of the carrier.
+            let text_of = lab.gateway.exec(command)?;
+            let lines = text_of.lines().filter(|line| !line.starts_with(['#', ':']));
+            for line in lines {
+                text.push_str(line.trim_end_matches(" linkdown").trim_end());
+                text.push('\n');
+            }
         }
         Ok(text)
     };
@@ -251,12 +313,28 @@ fn others() -> Result<()> {
             .collect::<Vec<_>>()
             .join("\n")
     });
-    let daemon = Daemon::start(&office.site, &lab.gateway)?;
+    let mut daemon = Daemon::start(&office.site, &lab.gateway)?;
     for _ in 0..3 {
         ensure!(page(lab, STEERED)? == "internet");
         ensure!(page(lab, OTHER)? == "wan");
         ensure!(Flow::new(Transport::Tcp, OTHER, 443).talk(&lab.client)? == "wan");
     }
+    // Work: a reload, a link that fails, a controller that is killed.
+    ensure!(
+        office
+            .site
+            .output(&lab.gateway, &["reload"])?
+            .status
+            .success()
+    );
+    lab.internet.ip("link set eth0 down")?;
+    daemon.wait_until(office.is_up(false))?;
+    ensure!(page(lab, STEERED)? == "wan");
+    lab.internet.ip("link set eth0 up")?;
+    daemon.kill()?;
+    let mut daemon = Daemon::start(&office.site, &lab.gateway)?;
+    daemon.wait_until(office.is_up(true))?;
+    ensure!(page(lab, STEERED)? == "internet");
     ensure!(
         ours(&before) == ours(&theirs()?),
         "while we run:\n{before}\n---\n{}",

@@ -19,10 +19,15 @@ pub(crate) const TESTS: &[Test] = &[
         "a_link_that_is_down_at_the_start_is_waited_for",
         down_at_start,
     ),
+    ("a_lan_interface_that_comes_back_is_attached_again", || {
+        lan_comes_back("route")?;
+        lan_comes_back("redirect")
+    }),
     (
-        "a_lan_interface_that_comes_back_is_attached_again",
-        lan_comes_back,
+        "a_lan_interface_that_is_missing_holds_up_no_other",
+        other_lan,
     ),
+    ("numbers_of_ones_own_are_used", own_numbers),
     ("an_egress_that_is_added_moves_nobody", added_egress),
     ("other_bits_of_the_mark_stay", other_mark_bits),
     ("rules_that_somebody_removes_come_back", removed_rules),
@@ -85,22 +90,93 @@ fn down_at_start() -> Result<()> {
     Ok(())
 }
 
-fn lan_comes_back() -> Result<()> {
+fn lan_comes_back(mode: &str) -> Result<()> {
     let flow = Flow::new(Transport::Udp, "52.113.0.1", 3478);
     let lab = Lab::build()?;
     let _servers = lab.serve(std::slice::from_ref(&flow))?;
-    let site = Site::new(&CONFIG.replace("MODE", "route"))?;
+    let site = Site::new(&CONFIG.replace("MODE", mode))?;
     let mut daemon = Daemon::start(&site, &lab.gateway)?;
     ensure!(flow.talk(&lab.client)? == "internet");
     lab.gateway.ip("link del lan")?;
     daemon.wait_until(|daemon| daemon.log().contains("no interface lan"))?;
     breakout_tests::lab::connect(&lab.client, "eth0", &lab.gateway, "lan")?;
     lab.gateway.ip("addr add 10.1.0.1/24 dev lan")?;
-    lab.client.ip("addr add 10.1.0.2/24 dev eth0")?;
-    lab.client.ip("route add default via 10.1.0.1")?;
+    lab.client
+        .ip_lines("addr add 10.1.0.2/24 dev eth0\nroute add default via 10.1.0.1")?;
+    lab.tune()?;
     daemon.wait_until(|daemon| daemon.log().contains("attached to lan again"))?;
     ensure!(flow.talk(&lab.client)? == "internet");
     daemon.stop()?;
+    Ok(())
+}
+
+/// The configuration names a second LAN interface, which is not there at first.
+fn other_lan() -> Result<()> {
+    let flow = Flow::new(Transport::Udp, "52.113.0.1", 3478);
+    let lab = Lab::build()?;
+    let _servers = lab.serve(std::slice::from_ref(&flow))?;
+    let config = CONFIG.replace("MODE", "route");
+    let site = Site::new(&format!("{config}\n[[lan]]\ninterface = \"lan2\"\n"))?;
+    let mut daemon = Daemon::start(&site, &lab.gateway)?;
+    ensure!(flow.talk(&lab.client)? == "internet");
+    let checked = site.output(&lab.gateway, &["status", "--check"])?;
+    let message = String::from_utf8_lossy(&checked.stderr).into_owned();
+    ensure!(
+        checked.status.code() == Some(9) && message.contains("no interface lan2"),
+        "{checked:?}"
+    );
+    // The first one is made anew while the other is still missing.
+    lab.gateway.ip("link del lan")?;
+    daemon.wait_until(|daemon| daemon.log().contains("no interface lan in"))?;
+    breakout_tests::lab::connect(&lab.client, "eth0", &lab.gateway, "lan")?;
+    lab.gateway.ip("addr add 10.1.0.1/24 dev lan")?;
+    lab.client
+        .ip_lines("addr add 10.1.0.2/24 dev eth0\nroute add default via 10.1.0.1")?;
+    daemon.wait_until(|daemon| daemon.log().contains("attached to lan again"))?;
+    ensure!(flow.talk(&lab.client)? == "internet");
+    lab.gateway
+        .ip("link add lan2 type veth peer name lan2-peer")?;
+    daemon.wait_until(|daemon| daemon.log().contains("attached to lan2 again"))?;
+    ensure!(
+        site.output(&lab.gateway, &["status", "--check"])?
+            .status
+            .success()
+    );
+    daemon.stop()?;
+    Ok(())
+}
+
+/// Marks, priority and tables that the operator has chosen, with traffic and with our own table of nftables.
+fn own_numbers() -> Result<()> {
+    let flow = Flow::new(Transport::Tcp, "52.98.1.1", 443);
+    let lab = Lab::build()?;
+    let _servers = lab.serve(std::slice::from_ref(&flow))?;
+    let before = lab.gateway.exec("nft list ruleset")? + &lab.gateway.ip("rule show")?;
+    let numbers =
+        "masquerade = true\n[routing]\nmark_mask = 0x0003e000\nrule_priority = 777\ntable = 6001\n";
+    let site = Site::new(&format!("{}{numbers}", CONFIG.replace("MODE", "route")))?;
+    let daemon = Daemon::start(&site, &lab.gateway)?;
+    ensure!(flow.talk(&lab.client)? == "internet");
+    let rules = lab.gateway.ip("rule show")?;
+    ensure!(
+        rules.contains("777:\tfrom all fwmark 0x2000/0x3e000 lookup 6001"),
+        "{rules}"
+    );
+    ensure!(
+        lab.gateway
+            .exec("nft list tables")?
+            .contains("breakout-6001")
+    );
+    let tracked = lab
+        .gateway
+        .exec("conntrack -L -p tcp --reply-dst 10.3.0.1")?;
+    ensure!(
+        tracked.contains("dport=443"),
+        "it was not masqueraded: {tracked}"
+    );
+    daemon.stop()?;
+    let after = lab.gateway.exec("nft list ruleset")? + &lab.gateway.ip("rule show")?;
+    ensure!(before == after, "{after}");
     Ok(())
 }
 

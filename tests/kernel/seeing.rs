@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -21,6 +21,7 @@ pub(crate) const TESTS: &[Test] = &[
         support_case,
     ),
     ("doctor_finds_what_stands_in_the_way", doctor),
+    ("events_are_followed_behind_a_restart", followed),
 ];
 
 const QUICK: &str =
@@ -113,9 +114,44 @@ fn fail_over() -> Result<()> {
     );
     let text = String::from_utf8(site.output(&lab.gateway, &["status"])?.stdout)?;
     ensure!(
-        text.contains("IPv4 down since") && text.contains("no carrier"),
+        text.contains("IPv4 down since")
+            && text.contains("no carrier")
+            && text.contains("packets   steered "),
         "{text}"
     );
+    daemon.stop()?;
+    Ok(())
+}
+
+/// `breakout events --follow`, of which the last line so far is asked for.
+fn followed() -> Result<()> {
+    let office = Office::open(QUICK)?;
+    let (lab, site) = (&office.lab, &office.site);
+    let mut daemon = Daemon::start(site, &lab.gateway)?;
+    let mut follow = site.command(
+        &lab.gateway,
+        &["events", "--follow", "--json", "--limit", "0"],
+    )?;
+    let file = site.path().join("events");
+    let mut follow = follow
+        .stdout(fs::File::create(&file)?)
+        .stderr(Stdio::null())
+        .spawn()?;
+    let lines = || fs::read_to_string(&file).unwrap_or_default();
+    let told = |text: &'static str| move |_: &Daemon<'_>| lines().contains(text);
+    std::thread::sleep(Duration::from_millis(500));
+    ensure!(lines().is_empty(), "{}", lines());
+    lab.internet.ip("link set eth0 down")?;
+    daemon.wait_until(told("down, was up"))?;
+    daemon.kill()?;
+    let mut daemon = Daemon::start(site, &lab.gateway)?;
+    lab.internet.ip("link set eth0 up")?;
+    daemon.wait_until(told("up, was down"))?;
+    for line in lines().lines() {
+        serde_json::from_str::<serde_json::Value>(line)?;
+    }
+    follow.kill()?;
+    follow.wait()?;
     daemon.stop()?;
     Ok(())
 }

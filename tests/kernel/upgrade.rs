@@ -10,7 +10,9 @@ use breakout_tests::daemon::{Daemon, Site};
 use breakout_tests::flow::{Flow, Transport};
 use breakout_tests::lab::{CONFIG, Lab};
 use breakout_tests::netns::run;
+use breakout_tests::seen::Counter;
 
+use crate::office::{Office, ways};
 use crate::traffic::{Expected, under_traffic_with};
 use crate::{Test, cleanup, setting};
 
@@ -24,6 +26,7 @@ pub(crate) const TESTS: &[Test] = &[
     ),
     ("what_a_controller_leaves_is_removed_by_unload", leave),
     ("a_program_that_is_taken_away_is_told_of", taken_away),
+    ("flows_stay_through_an_upgrade", flows_stay),
 ];
 
 /// Layouts of versions before and after this one, and its own.
@@ -111,6 +114,49 @@ fn leave() -> Result<()> {
     ensure!(output.status.success(), "{output:?}");
     let after = cleanup::inventory(&lab)?;
     ensure!(after == before, "before:\n{before}\nafter:\n{after}");
+    Ok(())
+}
+
+/// Connections that began on the WAN while the link was down, and others by the egress, with the same layout and with another one,
+/// whose pins are not used.
+fn flows_stay() -> Result<()> {
+    let settings = "probes = []\n[health]\nhold_down = \"500ms\"\n";
+    for layout in ["v2", "v0"] {
+        let office = Office::open(settings)?;
+        let (lab, site) = (&office.lab, &office.site);
+        let mut daemon = Daemon::start_with(site, &lab.gateway, &["--leave"])?;
+        lab.internet.ip("link set eth0 down")?;
+        daemon.wait_until(office.is_up(false))?;
+        let by_wan = office.connections(20)?;
+        lab.internet.ip("link set eth0 up")?;
+        daemon.wait_until(office.is_up(true))?;
+        let local = office.connections(20)?;
+        let wrong: Vec<String> = by_wan
+            .now()
+            .iter()
+            .map(|one| one.port.to_string())
+            .collect();
+        let wrong = format!("oifname \"inet\" tcp sport {{ {} }}", wrong.join(", "));
+        let wrong = Counter::start(&lab.gateway, "wrong", &wrong)?;
+        daemon.stop()?;
+        pretend(&pins(site)?, layout)?;
+        let daemon = Daemon::start_with(site, &lab.gateway, &["--leave"])?;
+        by_wan.rounds(5)?;
+        local.rounds(5)?;
+        ensure!(
+            ways(&by_wan) == [0, 20, 0] && ways(&local) == [20, 0, 0],
+            "{layout}: {:?} {:?}",
+            ways(&by_wan),
+            ways(&local)
+        );
+        ensure!(
+            wrong.packets()? == 0,
+            "{layout}: {} packets moved",
+            wrong.packets()?
+        );
+        daemon.stop()?;
+        ensure!(site.output(&lab.gateway, &["unload"])?.status.success());
+    }
     Ok(())
 }
 

@@ -101,7 +101,12 @@ impl Lab {
         Ok(())
     }
 
-    fn tune(&self) -> Result<()> {
+    /// Settings of the gateway, and of the links at its sides. An interface that is made anew needs them again.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses one.
+    pub fn tune(&self) -> Result<()> {
         self.gateway.sysctl("net.ipv4.ip_forward", 1)?;
         self.gateway.sysctl("net.ipv6.conf.all.forwarding", 1)?;
         // Replies come in by the local link although the main table's route to their source is the WAN.

@@ -16,6 +16,7 @@ pub mod flow;
 pub mod golden;
 pub mod lab;
 pub mod live;
+pub mod manual;
 pub mod netns;
 pub mod programs;
 pub mod requirements;
