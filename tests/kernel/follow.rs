@@ -7,6 +7,7 @@ use breakout_tests::daemon::{Daemon, Site};
 use breakout_tests::fake_service::{Credentials, FakeService, Mood};
 use breakout_tests::flow::{Flow, Transport};
 use breakout_tests::lab::{CONFIG, Lab};
+use breakout_tests::manual::{block, type_in};
 use serde_json::{Value, json};
 
 use crate::Test;
@@ -57,6 +58,11 @@ impl Office {
             .output(&self.lab.gateway, &["list", "fetch", "--json"])?;
         let report: Value = serde_json::from_slice(&output.stdout)?;
         Ok(report["instances"][0].clone())
+    }
+
+    /// Types a block of commands of the manual.
+    fn type_in(&self, page: &str, number: usize) -> Result<String> {
+        type_in(&self.site, &self.lab.gateway, &block(page, "sh", number)?)
     }
 
     fn version(&self) -> Result<Value> {
@@ -272,8 +278,8 @@ fn refused() -> Result<()> {
         status["follow"][0]["refused"]["version"] == "2026090100",
         "{status}"
     );
-    let done = office.run(&["list", "accept", "2026090100"])?;
-    ensure!(done["changed"] == true, "{done}");
+    let typed = office.type_in("docs/lists.md", 1)?;
+    ensure!(typed.contains("2026090100"), "{typed}");
     ensure!(office.way(ALWAYS)? == "wan" && office.way(NEVER)? == "internet");
     ensure!(office.code(&["status", "--check"])? == Some(0));
     let history = office.run(&["history"])?;
@@ -331,6 +337,10 @@ fn rollback() -> Result<()> {
     office.run(&["list", "rollback", "2026080100"])?;
     ensure!(office.way(LATER)? == "internet" && office.way(NEVER)? == "wan");
     ensure!(office.code(&["list", "rollback", "2020010100"])? == Some(4));
+    // Back and forth, as the manual has it.
+    office.run(&["list", "release"])?;
+    office.type_in("docs/lists.md", 3)?;
+    ensure!(office.version()? == "2026090100");
     daemon.stop()?;
     Ok(())
 }
@@ -380,10 +390,11 @@ fn manual() -> Result<()> {
     );
     ensure!(plan["delta"].to_string().contains("Worldwide 11"), "{plan}");
     ensure!(office.run(&["status"])?["ruleset"] == before);
-    let done = office.run(&["apply"])?;
+    office.type_in("docs/lists.md", 2)?;
+    let now = office.run(&["status"])?;
     ensure!(
-        done["to_hash"] == plan["to_hash"] && office.version()? == "2026070100",
-        "{done}"
+        now["ruleset"]["hash"] == plan["to_hash"] && office.version()? == "2026070100",
+        "{now}"
     );
     let plan = office.run(&["plan"])?;
     ensure!(

@@ -1,11 +1,12 @@
 //! `cargo xtask test`: every check and test, one stage after the other.
 
+use std::fs;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, ExitCode, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::object::compile;
 use crate::paths;
@@ -59,6 +60,7 @@ const STAGES: &[Stage] = &[
         tests(&["test", "--package", "breakout-tests", "--locked"])
     }),
     ("eBPF by each toolchain", toolchains),
+    ("README's commands", readme),
 ];
 
 /// Machines that run at the same time, because they wait most of it.
@@ -72,7 +74,12 @@ pub(crate) fn run() -> Result<ExitCode> {
     let started = Instant::now();
     setup::ensure(Purpose::Test)?;
     let mut report = vec![("set-up", started.elapsed(), Outcome::default())];
+    // It waits for the network while other stages compile.
+    let debian = thread::spawn(vm::debian);
     report.extend(STAGES.iter().map(|(name, stage)| run_stage(name, stage)));
+    if let Err(error) = debian.join().expect("fetching does not panic") {
+        println!("{error:#}");
+    }
     report.extend(run_machines());
     Ok(summarise(&report))
 }
@@ -185,6 +192,36 @@ pub(crate) fn number_before(line: &str, word: &str) -> usize {
     number.parse().unwrap_or(0)
 }
 
+/// Types what README has for this machine; its other blocks are for gateways. The test itself is one of them.
+fn readme() -> Result<Outcome> {
+    ensure!(block("README.md", 2)? == "cargo xtask test");
+    let demo = block("README.md", 1)?;
+    let package = block("README.md", 3)?;
+    for commands in [demo, package] {
+        println!("$ {commands}");
+        let mut shell = Command::new("sh");
+        shell
+            .args(["-e", "-c", &commands])
+            .current_dir(paths::root());
+        crate::process::stream(&mut shell)?;
+    }
+    Ok(Outcome {
+        passed: 2,
+        ..Outcome::default()
+    })
+}
+
+/// A page's block of commands, by its number from 1 on.
+fn block(page: &str, number: usize) -> Result<String> {
+    let text = fs::read_to_string(paths::root().join(page))?;
+    let after = text.split("```sh\n").nth(number);
+    let block = after.and_then(|after| after.split("```").next());
+    Ok(block
+        .with_context(|| format!("{page} has no block {number}"))?
+        .trim()
+        .to_owned())
+}
+
 /// Compiles the eBPF object by each of the two recipes.
 fn toolchains() -> Result<Outcome> {
     let mut outcome = Outcome::default();
@@ -203,7 +240,7 @@ fn toolchains() -> Result<Outcome> {
         let arch = std::env::consts::ARCH;
         match compile(&paths::root(), "classifier", &toolchain, &target_dir, arch) {
             Ok((object, _)) => {
-                has_both_programs(&std::fs::read(&object)?)
+                has_both_programs(&fs::read(&object)?)
                     .with_context(|| format!("the object by {name}'s Rust"))?;
                 println!("ok: {name}'s Rust ({})", toolchain.rustc.display());
                 outcome.passed += 1;

@@ -76,6 +76,11 @@ pub(crate) fn fetch(series: &str) -> Result<()> {
     image::kernel_package(series).map(drop)
 }
 
+/// Fetches the Debian that the package's tests run in.
+pub(crate) fn debian() -> Result<()> {
+    package::debian().map(drop)
+}
+
 /// A machine that runs the package's tests.
 pub(crate) fn package() -> Result<Machine> {
     package::prepare()

@@ -4,7 +4,6 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -50,10 +49,7 @@ pub(super) fn prepare() -> Result<super::Machine> {
 
 /// A disk with a Debian and, in /root, the script and the packages.
 fn disk(unpacked: &Path, release: &str) -> Result<PathBuf> {
-    // It waits for the network while the program is compiled.
-    let fetching = thread::spawn(debian);
-    dist::program(Machine::X86_64)?;
-    let debian = fetching.join().expect("fetching does not panic")?;
+    let debian = debian()?;
     let root = directory().join("package-root");
     if root.exists() {
         fs::remove_dir_all(&root)?;
@@ -83,10 +79,12 @@ fn disk(unpacked: &Path, release: &str) -> Result<PathBuf> {
         ("next", format!("{version}+next")),
         (".", version.to_owned()),
     ] {
-        let [deb, _] = dist::build(Machine::X86_64, Some(&version))?;
-        let name = deb.file_name().context("a package has a name")?;
-        fs::copy(&deb, home.join(place).join(name))?;
+        for file in dist::build(Machine::X86_64, Some(&version))? {
+            let name = file.file_name().context("a package has a name")?;
+            fs::copy(&file, home.join(place).join(name))?;
+        }
     }
+    fs::copy(paths::root().join("README.md"), home.join("README.md"))?;
     run_logged(
         Command::new("cp")
             .arg("-r")
@@ -124,7 +122,7 @@ fn disk(unpacked: &Path, release: &str) -> Result<PathBuf> {
 }
 
 /// A Debian 12 with systemd; fetched once, and again if it needs other packages.
-fn debian() -> Result<PathBuf> {
+pub(super) fn debian() -> Result<PathBuf> {
     let done = directory().join("debian-12");
     let record = directory().join("debian-12.packages");
     if fs::read_to_string(&record).is_ok_and(|packages| packages == PACKAGES) && done.is_dir() {
