@@ -60,9 +60,9 @@ fn iperf3() -> Result<()> {
     let site = Site::new(&CONFIG.replace("MODE", "route"))?;
     let daemon = Daemon::start(&site, &lab.gateway)?;
     let commands = block("docs/lab.md", "sh", 4)?;
-    let far = Site::new("")?;
+    let (far, internet) = (Site::new("")?, &lab.internet);
     std::thread::scope(|scope| {
-        let server = scope.spawn(|| type_in(&far, &lab.internet, &commands));
+        let server = scope.spawn(move || type_in(&far, internet, &commands));
         let started = Instant::now();
         while !lab.internet.exec("ss -Hltn sport = :443")?.contains("443") {
             ensure!(

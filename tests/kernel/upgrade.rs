@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use breakout_tests::daemon::{Daemon, Site};
+use breakout_tests::daemon::{Daemon, Site, binary, packaged};
 use breakout_tests::flow::{Flow, Transport};
 use breakout_tests::lab::{CONFIG, Lab};
 use breakout_tests::netns::run;
@@ -40,7 +40,8 @@ fn rounds() -> usize {
         .min(ROUNDS)
 }
 
-/// Each round the controller leaves, what it has pinned is made to look like another version's, and the next one starts.
+/// Each round the controller leaves, what it has pinned is made to look like another version's, and the next one starts, which is
+/// another build if there is one.
 fn upgrades(mode: &str) -> Result<()> {
     let lab = Lab::build()?;
     let site = Site::new(&CONFIG.replace("MODE", mode))?;
@@ -52,8 +53,12 @@ fn upgrades(mode: &str) -> Result<()> {
     ];
     let sentinels = sentinels.map(|(address, way)| (Flow::new(Transport::Udp, address, 443), way));
     under_traffic_with(&lab, &site, &sentinels, &["--leave"], |office| {
-        for layout in LAYOUTS.iter().cycle().take(rounds() * LAYOUTS.len()) {
+        let builds: Vec<PathBuf> = packaged().into_iter().chain([binary()?]).collect();
+        println!("between {} builds", builds.len());
+        let rounds = LAYOUTS.iter().cycle().take(rounds() * LAYOUTS.len());
+        for (layout, build) in rounds.zip(builds.iter().cycle()) {
             let pins = pins(&site)?;
+            site.use_program(build);
             office.hand_over(|| pretend(&pins, layout))?;
             let status = site.json(&lab.gateway, &["status"])?;
             ensure!(status["adopted"] == true, "{status}");

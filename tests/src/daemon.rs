@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -41,9 +42,23 @@ pub fn binary() -> Result<PathBuf> {
     )
 }
 
+/// The program that `cargo xtask dist` has built for this machine, if it has: another build than [`binary`].
+pub fn packaged() -> Option<PathBuf> {
+    let target = format!(
+        "target/{}-unknown-linux-musl/release/breakout",
+        std::env::consts::ARCH
+    );
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("..")
+        .join(target);
+    fs::canonicalize(path).ok()
+}
+
 /// A place for a controller: configuration, socket and state in a directory of their own.
 pub struct Site {
     directory: TempDir,
+    /// The `breakout` that is run here.
+    program: Mutex<PathBuf>,
 }
 
 impl Site {
@@ -55,6 +70,7 @@ impl Site {
     pub fn new(config: &str) -> Result<Self> {
         let site = Site {
             directory: tempfile::Builder::new().prefix("breakout-lab-").tempdir()?,
+            program: Mutex::new(binary()?),
         };
         Account::of_tests().own(site.path())?;
         site.configure(config)?;
@@ -71,6 +87,19 @@ impl Site {
             "{config}\n[control]\nsocket = \"control.sock\"\n\n[state]\ndirectory = \"state\"\n"
         );
         fs::write(self.config(), text).context("cannot write the configuration")
+    }
+
+    fn program(&self) -> PathBuf {
+        self.program.lock().expect("nobody panics here").clone()
+    }
+
+    /// Has another `breakout` run from now on.
+    ///
+    /// # Panics
+    ///
+    /// Never.
+    pub fn use_program(&self, program: &Path) {
+        *self.program.lock().expect("nobody panics here") = program.to_owned();
     }
 
     /// The configuration file.
@@ -104,7 +133,7 @@ impl Site {
     ///
     /// When the binary is missing.
     pub fn command(&self, namespace: &Namespace, arguments: &[&str]) -> Result<Command> {
-        let mut command = namespace.command(&binary()?.to_string_lossy());
+        let mut command = namespace.command(&self.program().to_string_lossy());
         command.args(arguments).arg("--config").arg(self.config());
         Ok(command)
     }
@@ -283,7 +312,7 @@ fn daemon_command(site: &Site, namespace: &Namespace, more: &[&str]) -> Result<C
     let mut command = match Account::of_tests() {
         Account::Root => site.command(namespace, &["run"])?,
         Account::Service => {
-            let mut command = account::as_service(namespace, site.path(), &binary()?)?;
+            let mut command = account::as_service(namespace, site.path(), &site.program())?;
             command.arg("run").arg("--config").arg(site.config());
             command
         }

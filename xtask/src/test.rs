@@ -56,11 +56,12 @@ const STAGES: &[Stage] = &[
             "--locked",
         ])
     }),
+    // What it packages is the other build that upgrades are tried with.
+    ("README's commands", readme),
     ("program and namespace tests", || {
         tests(&["test", "--package", "breakout-tests", "--locked"])
     }),
     ("eBPF by each toolchain", toolchains),
-    ("README's commands", readme),
 ];
 
 /// Machines that run at the same time, because they wait most of it.
