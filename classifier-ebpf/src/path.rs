@@ -73,6 +73,17 @@ impl Pins for KernelPins {
     }
 
     #[inline(always)]
+    fn spill(&self, pin: &mut Pin) {
+        #[cfg(target_arch = "bpf")]
+        // SAFETY: as in `opaque`. Without `nomem` the compiler takes it that the pin may be read and written there, which it is not.
+        unsafe {
+            core::arch::asm!("{0} = {0}", inout(reg) core::ptr::from_mut(pin) => _, options(nostack, preserves_flags));
+        }
+        #[cfg(not(target_arch = "bpf"))]
+        let _ = pin;
+    }
+
+    #[inline(always)]
     fn blur(&self, value: usize) -> usize {
         opaque(value)
     }

@@ -18,7 +18,7 @@ pub enum Code {
     Permission = 5,
     /// No controller answers on the control socket.
     NotRunning = 6,
-    /// An interface, gateway or kernel feature is missing.
+    /// An interface, gateway, kernel feature, or place for files or sockets is missing.
     System = 7,
     /// Another controller is in the way.
     Busy = 8,
@@ -57,11 +57,14 @@ impl Code {
         (4, "the list cannot be read or used"),
         (5, "not enough privileges"),
         (6, "no controller answers on the control socket"),
-        (7, "an interface, gateway or kernel feature is missing"),
+        (
+            7,
+            "an interface, gateway, kernel feature, or place for files or sockets is missing",
+        ),
         (8, "another controller is in the way"),
         (
             9,
-            "something needs an operator's attention (status --check)",
+            "something needs an operator's attention (status --check, doctor)",
         ),
         (10, "the list was refused"),
         (

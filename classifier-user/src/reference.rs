@@ -1,25 +1,32 @@
-//! What the manual has from the types: the configuration's keys, and the fields of what `--json` prints. With
-//! BREAKOUT_WRITE_DOCS=1 these tests write it, else they fail if the manual has something else.
+//! What the manual has from the types: the configuration's keys, the commands, reasons and exit codes, and the fields of what
+//! `--json` prints. With BREAKOUT_WRITE_DOCS=1 these tests write it, else they fail if the manual has something else.
 
 use std::collections::HashSet;
 use std::fmt::Write;
 use std::fs;
 use std::path::Path;
 
+use breakout_common::verdict::Reason;
+use clap::CommandFactory;
 use schemars::{JsonSchema, schema_for};
 use serde_json::Value;
 
+use crate::commands::Arguments;
+use crate::commands::check::CheckReport;
 use crate::config::Config;
 use crate::control::{
-    EventsReport, FetchReport, FlowsReport, ListReport, PendingReport, Plan, Reloaded, Stats,
-    Status,
+    EventsReport, FetchReport, FlowsReport, KeptReport, ListReport, PendingList, Plan, Reloaded,
+    Stats, Status,
 };
 use crate::doctor::Finding;
+use crate::exit::Code;
 use crate::explain::Explanation;
 use crate::journal::Entry;
+use crate::list::ListDelta;
 
-const BEGIN: &str = "<!-- written from the types -->\n";
 const END: &str = "<!-- end of what is written from the types -->";
+/// How wide the commands' help is in the manual, in characters.
+const WIDTH: usize = 110;
 
 #[test]
 fn the_manual_has_the_keys() {
@@ -37,7 +44,7 @@ fn the_manual_has_the_keys() {
         };
         let _ = writeln!(text, "| `{key}` | {default} | {} |", meaning(property));
     });
-    is_in_the_manual("configuration.md", &text);
+    is_in_the_manual("configuration.md", "keys", &text);
 }
 
 #[test]
@@ -50,15 +57,78 @@ fn the_manual_has_the_fields_of_json() {
     fields::<Explanation>(&mut text, "explain");
     fields::<ListReport>(&mut text, "list show");
     fields::<FetchReport>(&mut text, "list fetch");
-    fields::<PendingReport>(&mut text, "list pending");
+    fields::<Vec<KeptReport>>(&mut text, "list history");
+    fields::<ListDelta>(&mut text, "list diff");
+    fields::<PendingList>(&mut text, "list pending");
     fields::<Plan>(&mut text, "plan");
     fields::<Reloaded>(
         &mut text,
         "reload`, `apply`, `bypass`, `list accept`, `list rollback`, `list release",
     );
     fields::<Vec<Entry>>(&mut text, "history");
+    fields::<CheckReport>(&mut text, "check");
     fields::<Vec<Finding>>(&mut text, "doctor");
-    is_in_the_manual("json.md", &text);
+    is_in_the_manual("json.md", "fields", &text);
+}
+
+#[test]
+fn the_manual_has_the_commands() {
+    let mut command = Arguments::command().term_width(WIDTH);
+    command.build();
+    let (mut overview, mut text) = (
+        String::from("| command | |\n| --- | --- |\n"),
+        String::new(),
+    );
+    commands(&command, "breakout", &mut overview, &mut text);
+    is_in_the_manual("commands.md", "commands", &format!("{overview}{text}"));
+}
+
+/// The commands at the leaves: a line in the overview, and the help.
+fn commands(command: &clap::Command, name: &str, overview: &mut String, text: &mut String) {
+    let mut parts = command
+        .get_subcommands()
+        .filter(|part| part.get_name() != "help")
+        .peekable();
+    if parts.peek().is_none() {
+        let about = command.get_about().map(ToString::to_string);
+        let anchor = name.replace(' ', "-");
+        let about = about.unwrap_or_default();
+        let _ = writeln!(overview, "| [`{name}`](#{anchor}) | {about} |");
+        let help = command.clone().render_long_help().to_string();
+        let lines: Vec<&str> = help.lines().map(str::trim_end).collect();
+        let _ = write!(
+            text,
+            "\n## {name}\n\n```text\n{}\n```\n",
+            lines.join("\n").trim()
+        );
+    }
+    for part in parts {
+        commands(part, &format!("{name} {}", part.get_name()), overview, text);
+    }
+}
+
+#[test]
+fn the_manual_has_the_exit_codes() {
+    let mut text = String::from("| code | meaning |\n| --- | --- |\n");
+    for (code, meaning) in Code::MEANINGS {
+        let _ = writeln!(text, "| {code} | {meaning} |");
+    }
+    is_in_the_manual("configuration.md", "exit codes", &text);
+}
+
+#[test]
+fn the_manual_has_the_reasons() {
+    let mut text = String::from("| reason | verdict | meaning |\n| --- | --- | --- |\n");
+    for reason in Reason::ALL {
+        let verdict = if reason.is_steer() { "steer" } else { "pass" };
+        let _ = writeln!(
+            text,
+            "| `{}` | {verdict} | {} |",
+            reason.name(),
+            reason.description()
+        );
+    }
+    is_in_the_manual("configuration.md", "reasons", &text);
 }
 
 /// A table of what a command prints.
@@ -78,17 +148,18 @@ fn fields<T: JsonSchema>(text: &mut String, command: &str) {
     });
 }
 
-fn is_in_the_manual(page: &str, wanted: &str) {
+fn is_in_the_manual(page: &str, part: &str, wanted: &str) {
+    let begin = format!("<!-- written from the types: {part} -->\n");
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../docs")
         .join(page);
     let manual = fs::read_to_string(&path).unwrap();
     let (before, rest) = manual
-        .split_once(BEGIN)
+        .split_once(&begin)
         .expect("the page has a place for it");
     let (found, after) = rest.split_once(END).expect("the place has an end");
     if std::env::var_os("BREAKOUT_WRITE_DOCS").is_some() {
-        fs::write(&path, format!("{before}{BEGIN}{wanted}{END}{after}")).unwrap();
+        fs::write(&path, format!("{before}{begin}{wanted}{END}{after}")).unwrap();
     } else {
         let known: HashSet<&str> = found.lines().collect();
         let missing: Vec<&str> = wanted
@@ -98,7 +169,7 @@ fn is_in_the_manual(page: &str, wanted: &str) {
         assert!(
             found == wanted,
             "{page} is not what the types say (missing: {missing:#?}); write it with: \
-             BREAKOUT_WRITE_DOCS=1 cargo test -p breakout manual"
+             BREAKOUT_WRITE_DOCS=1 cargo test -p breakout manual -- --test-threads 1"
         );
     }
 }

@@ -188,6 +188,11 @@ pub trait Pins {
     /// The time in [`TICK`]s since boot.
     fn now(&self) -> u32;
 
+    /// Has a pin's words in memory from here on. In registers they would each take twice the room on the stack, of which an
+    /// eBPF program and what it calls have 512 bytes.
+    #[inline(always)]
+    fn spill(&self, _: &mut Pin) {}
+
     /// Returns `value`. In the kernel, in a way that hides from the compiler what it knows of it, so that it leaves the
     /// bounds in place that the verifier wants to see.
     #[inline(always)]

@@ -32,12 +32,24 @@ pub(crate) const TESTS: &[Test] = &[
 ];
 
 /// Starts a controller that must fail with this code and words, and leave nothing behind.
-fn refused(lab: &Lab, config: &str, more: &[&str], code: i32, words: &[&str]) -> Result<String> {
+pub(crate) fn refused(
+    lab: &Lab,
+    config: &str,
+    more: &[&str],
+    code: i32,
+    words: &[&str],
+) -> Result<String> {
     let site = Site::new(config)?;
     refused_at(lab, &site, more, code, words)
 }
 
-fn refused_at(lab: &Lab, site: &Site, more: &[&str], code: i32, words: &[&str]) -> Result<String> {
+pub(crate) fn refused_at(
+    lab: &Lab,
+    site: &Site,
+    more: &[&str],
+    code: i32,
+    words: &[&str],
+) -> Result<String> {
     let before = inventory(lab)?;
     let output = site.output(&lab.gateway, &[&["run"], more].concat())?;
     let message = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -190,15 +202,15 @@ fn bad_lists() -> Result<()> {
     let path = file.to_string_lossy().into_owned();
     for (text, words) in [
         ("<!DOCTYPE html><html></html>", "HTML page"),
-        ("[{\"id\": 1, \"ips\": [\"52.96.0.0/14\"", "cut off"),
-        ("[]", "no usable endpoint set"),
+        ("[{\"id\": 1, \"ips\": [\"52.96.0.0/14\"", "is cut off"),
+        ("[]", "has no usable endpoint set"),
         (
             "[{\"id\": 8, \"urls\": [\"*.outlook.com\"], \"tcpPorts\": \"443\"}]",
             "no usable",
         ),
         (
             "{\"error\": 429}",
-            "no response of the endpoints web service",
+            "is no response of the endpoints web service",
         ),
     ] {
         fs::write(&file, text)?;
@@ -264,7 +276,10 @@ fn foreign_xdp() -> Result<()> {
         &redirect,
         &[],
         8,
-        &["another Breakout controller's program", "breakout unload"],
+        &[
+            "another Breakout controller's program is attached to lan",
+            "breakout unload",
+        ],
     )?;
     let output = other.output(&lab.gateway, &["unload"])?;
     ensure!(output.status.success());
@@ -310,7 +325,7 @@ fn nobody_there() -> Result<()> {
         let message = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.code() == Some(6), "{command}: {message}");
         ensure!(
-            message.contains("no controller listens"),
+            message.contains("no controller listens on"),
             "{command}: {message}"
         );
     }

@@ -252,7 +252,10 @@ fn refused() -> Result<()> {
             "1 of 1 prefixes of all sets are gone at once",
         ),
         ("[]".to_owned(), "no usable endpoint set"),
-        ("<html>log in</html>".to_owned(), "HTML page"),
+        (
+            "<html>log in</html>".to_owned(),
+            "what was sent is kept in ",
+        ),
         (list(&["40.96.0.0/13"])[..40].to_owned(), "cut off"),
     ]) {
         let version = format!("20260801{number}");

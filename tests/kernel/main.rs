@@ -13,6 +13,7 @@ mod icmp;
 mod link_kinds;
 mod links;
 mod manual;
+mod messages;
 mod office;
 mod pinning;
 mod policy;
@@ -118,7 +119,8 @@ fn lacks_tool(name: &str) -> bool {
 /// what any kernel but the machine's own can show, and `other` for what each of them may do differently: programs, maps and links.
 fn is_shown_elsewhere(name: &str) -> bool {
     let is_of = |modules: &[&[Test]]| modules.concat().iter().any(|(test, _)| *test == name);
-    let is_same = OF_NO_KERNEL.contains(&name) || is_of(&[follow::TESTS, thousand::TESTS]);
+    let is_same =
+        OF_NO_KERNEL.contains(&name) || is_of(&[follow::TESTS, thousand::TESTS, messages::TESTS]);
     let is_of_links = is_of(&[
         egress::TESTS,
         unmoved::TESTS,
@@ -196,6 +198,7 @@ fn main() -> ExitCode {
         watching::TESTS,
         cleanup::TESTS,
         bad_input::TESTS,
+        messages::TESTS,
     ]
     .concat();
     if let Some(reason) = &missing {

@@ -204,6 +204,8 @@ fn failed_installation() -> Result<()> {
     site.configure(&two_lans("redirect"))?;
     let output = site.output(&lab.gateway, &["reload"])?;
     ensure!(output.status.code() == Some(7), "{:?}", output.status);
+    let message = String::from_utf8_lossy(&output.stderr);
+    ensure!(message.contains("nothing has changed"), "{message}");
     let after = super::cleanup::inventory(&lab)?;
     ensure!(after == before, "before:\n{before}\nafter:\n{after}");
     ensure!(flow.talk(&lab.client)? == "internet");

@@ -204,6 +204,10 @@ fn damaged() -> Result<()> {
             message.contains("cannot read on behind packet 49"),
             "{message}"
         );
+        ensure!(
+            message.contains("the capture is cut off after byte"),
+            "{message}"
+        );
         ensure!(lines(&output)?.len() == 49);
         // Whatever is wrong, it ends, and in order.
         for _ in 0..count() / 100 {
@@ -222,7 +226,7 @@ fn damaged() -> Result<()> {
         }
     }
     for (file, part) in [
-        (&b""[..], "empty"),
+        (&b""[..], "it is empty or cut off in its header"),
         (
             b"GET / HTTP/1.1\r\nHost: example.com\r\n\r\n",
             "neither pcap nor pcapng",
@@ -235,7 +239,41 @@ fn damaged() -> Result<()> {
             "{message}"
         );
     }
-    let unknown = captures.replay(&pcap(105, 0x1_0000, &frames), &["--pure"])?;
-    ensure!(String::from_utf8_lossy(&unknown.stderr).contains("link type 105"));
+    let mut long = pcap(1, 0x1_0000, &frames);
+    long[24 + 8..][..4].copy_from_slice(&0x7fff_ffff_u32.to_le_bytes());
+    let mut trailer = pcapng(1, 0x1_0000, &frames);
+    let at = trailer.len() - 4;
+    trailer[at] ^= 0xff;
+    let mut interface = pcapng(1, 0x1_0000, &frames[..1]);
+    // Behind the section's header, two interfaces, and statistics.
+    interface[28 + 2 * 20 + 24 + 8] = 7;
+    for (file, words) in [
+        (
+            pcap(105, 0x1_0000, &frames),
+            &[
+                "link type 105 is not known here: capture on one ",
+                "in the block that ends with byte ",
+            ][..],
+        ),
+        (
+            long,
+            &[
+                "the capture is damaged after byte ",
+                ": a block of more than ",
+            ],
+        ),
+        (trailer, &["the capture is damaged after byte "]),
+        (
+            interface,
+            &["a packet of interface 7", ", which is not described"],
+        ),
+    ] {
+        let output = captures.replay(&file, &["--pure"])?;
+        let message = String::from_utf8_lossy(&output.stderr);
+        ensure!(
+            words.iter().all(|word| message.contains(word)),
+            "{words:?}: {message}"
+        );
+    }
     Ok(())
 }

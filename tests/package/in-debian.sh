@@ -96,8 +96,18 @@ under_traffic() {
         [ $(($(received office other) - other)) -eq "$sent" ] && [ "$(received office mail)" -eq "$left" ]
 }
 
+# An egress gets its first traffic when a probe was answered, and after a time where none was before.
+is_up() {
+    local i
+    for i in $(seq 60); do
+        breakout status | grep -q '^egress local.* IPv4.* up' && return
+        sleep 0.5
+    done
+    return 1
+}
+
 steers() {
-    under_traffic true
+    is_up && under_traffic true
 }
 
 # A link that fails is left, and taken again when it is back.

@@ -116,7 +116,7 @@ async fn services_that_misbehave_are_named_for_it() -> Result<()> {
     for (mood, part, noticed) in [
         (Mood::Status(429, None), "answered 429", true),
         (Mood::Status(503, Some(120)), "asks to wait 120 s", true),
-        (Mood::Hangs, "took too long", true),
+        (Mood::Hangs, "cannot fetch https://", true),
         (Mood::Drips, "took too long", true),
         (Mood::LogIn, "did not answer with a version", true),
         (

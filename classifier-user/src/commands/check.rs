@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::Result;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::arguments::ConfigArgument;
@@ -16,16 +17,26 @@ use crate::exit::{Code, WithCode};
 use crate::policy::{Build, sign_in_notes};
 use crate::ruleset::{Rule, compile};
 
-#[derive(Serialize)]
-struct Report {
+/// What `breakout check` finds.
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct CheckReport {
+    /// The configuration file.
     config: String,
+    /// The list of the first instance.
     list: ListSummary,
+    /// The lists of all instances.
     lists: Vec<ListSummary>,
+    /// The ids of the published endpoint sets that are steered.
     steered_sets: Vec<u32>,
+    /// The policy's rules, as `breakout status` counts them.
     rules: Vec<String>,
+    /// The hash of the ruleset.
     ruleset_hash: String,
+    /// Bytes of its table.
     table_bytes: usize,
+    /// What in the lists cannot be used.
     unusable: Vec<Unusable>,
+    /// What may be meant otherwise.
     warnings: Vec<String>,
     /// What `breakout doctor` would find; nothing if it may not look.
     findings: Vec<Finding>,
@@ -36,7 +47,7 @@ pub(super) async fn check(config: &ConfigArgument, list: Option<&Path>, json: bo
     let offline = Offline::load(config::load(&path).code(Code::Config)?, list)?;
     let ruleset = &offline.ruleset;
     let steered = ruleset.rules.iter().filter(|rule| rule.is_steered());
-    let report = Report {
+    let report = CheckReport {
         config: path.display().to_string(),
         list: offline.lists.first().map(summary).unwrap_or_default(),
         lists: offline.lists.iter().map(summary).collect(),

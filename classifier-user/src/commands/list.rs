@@ -10,7 +10,7 @@ use super::offline::{Offline, live, offline_config};
 use super::output::{print_json, table};
 use super::{connect, connect_to};
 use crate::config::{self, Config};
-use crate::control::{FetchReport, ListOrder, ListReport};
+use crate::control::{FetchReport, KeptReport, ListOrder, ListReport, PendingList};
 use crate::controller::{self, report};
 use crate::exit::{Code, WithCode, coded};
 use crate::list::{Kept, List, ListDelta, SetDelta};
@@ -117,9 +117,15 @@ fn history(config: &Config, json: bool) -> Result<()> {
     let kept: Vec<Kept> = kept
         .map(|instance| Kept::read_only(&config.state.directory, instance))
         .collect();
+    let reports = kept.iter().flat_map(|kept| {
+        let records = kept.records();
+        records
+            .iter()
+            .map(|record| KeptReport::of(record, kept.state().record == Some(record.number)))
+    });
+    let reports: Vec<KeptReport> = reports.collect();
     if json {
-        let records: Vec<_> = kept.iter().flat_map(Kept::records).collect();
-        return print_json(&records);
+        return print_json(&reports);
     }
     let header = [
         "",
@@ -131,34 +137,23 @@ fn history(config: &Config, json: bool) -> Result<()> {
         "from",
     ];
     let mut lines = table(&header, &[]);
-    for kept in &kept {
-        for record in kept.records() {
-            let is_in_force = kept.state().record == Some(record.number);
-            lines.add_row([
-                if is_in_force { "*" } else { "" }.to_owned(),
-                record.instance.to_string(),
-                record
-                    .version
-                    .clone()
-                    .unwrap_or_else(|| "unknown".to_owned()),
-                record.hash.get(..12).unwrap_or_default().to_owned(),
-                record.fetched.to_string(),
-                match (
-                    &record.failure,
-                    record.accepted,
-                    record.judgement.is_passed(),
-                ) {
-                    (Some(failure), ..) => format!("refused: {failure}"),
-                    (None, _, true) => "passed".to_owned(),
-                    (None, Some(at), false) => format!("accepted at {at}"),
-                    (None, None, false) => format!("refused: {}", record.judgement.refusal()),
-                },
-                record.source.clone(),
-            ]);
-        }
-        for damaged in kept.damaged() {
-            eprintln!("note: not used: {damaged}");
-        }
+    for report in reports {
+        lines.add_row([
+            if report.in_force { "*" } else { "" }.to_owned(),
+            report.instance,
+            report.version.unwrap_or_else(|| "unknown".to_owned()),
+            report.hash.get(..12).unwrap_or_default().to_owned(),
+            report.fetched.to_string(),
+            match (report.accepted, report.why) {
+                (Some(at), _) => format!("accepted at {at}"),
+                (None, Some(why)) => format!("refused: {why}"),
+                (None, None) => report.outcome,
+            },
+            report.source,
+        ]);
+    }
+    for damaged in kept.iter().flat_map(Kept::damaged) {
+        eprintln!("note: not used: {damaged}");
     }
     out!("{lines}");
     Ok(())
@@ -212,18 +207,21 @@ fn print_delta(set: &SetDelta) {
 }
 
 fn pending(shown: &ListReport, json: bool) -> Result<()> {
-    let withdrawn: Vec<_> = (shown.endpoint_sets.iter())
-        .filter(|set| set.withdrawn.is_some())
-        .collect();
+    let withdrawn = shown
+        .endpoint_sets
+        .iter()
+        .filter(|set| set.withdrawn.is_some());
+    let report = PendingList {
+        pending: shown.pending_additions.clone(),
+        withdrawn: withdrawn.cloned().collect(),
+    };
     if json {
-        return print_json(
-            &serde_json::json!({ "pending": shown.pending_additions, "withdrawn": withdrawn }),
-        );
+        return print_json(&report);
     }
-    if shown.pending_additions.is_empty() && withdrawn.is_empty() {
+    if report.pending.is_empty() && report.withdrawn.is_empty() {
         out!("nothing is pending, and nothing is in its grace time");
     }
-    for report in &shown.pending_additions {
+    for report in &report.pending {
         out!(
             "{} {}: from {} on, in force already",
             report.instance,
@@ -236,7 +234,7 @@ fn pending(shown: &ListReport, json: bool) -> Result<()> {
             .iter()
             .for_each(|added| out!("  + {added}"));
     }
-    for set in withdrawn {
+    for set in &report.withdrawn {
         if let (Some(instance), Some(id), Some(since)) = (&set.instance, set.id, set.withdrawn) {
             out!("{instance} {id}: withdrawn at {since}, in its grace time");
             out!("  {}", set.ports.join(", "));

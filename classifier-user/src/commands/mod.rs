@@ -5,7 +5,7 @@ mod output;
 
 mod arguments;
 mod changes;
-mod check;
+pub(crate) mod check;
 mod doctor;
 mod explain;
 mod export;

@@ -5,7 +5,7 @@ use std::fmt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::list::{Finding, Kept, List, Pending};
+use crate::list::{Finding, Kept, List, Pending, Record};
 use crate::timestamp::Timestamp;
 
 /// A list in a line.
@@ -63,6 +63,64 @@ impl PendingReport {
                 instance: list.instance.to_string(),
                 pending: pending.clone(),
             })
+    }
+}
+
+/// What `breakout list pending` prints.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PendingList {
+    /// What is announced for later, and in force already.
+    pub pending: Vec<PendingReport>,
+    /// What is withdrawn, and in its grace time.
+    pub withdrawn: Vec<ListedSet>,
+}
+
+/// A list that is kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct KeptReport {
+    /// The instance.
+    pub instance: String,
+    /// Its number, which grows with each list of the instance.
+    pub number: u32,
+    /// Microsoft's version, where it is known.
+    pub version: Option<String>,
+    /// The hash of its content.
+    pub hash: String,
+    /// Where it came from.
+    pub source: String,
+    /// When.
+    pub fetched: Timestamp,
+    /// Whether it is in force.
+    pub in_force: bool,
+    /// `passed`, `refused` or `accepted` in spite of the judge.
+    pub outcome: String,
+    /// Why it was refused, if so.
+    pub why: Option<String>,
+    /// When an operator accepted it, if so.
+    pub accepted: Option<Timestamp>,
+}
+
+impl KeptReport {
+    /// What became of a list.
+    pub fn of(record: &Record, in_force: bool) -> Self {
+        let is_passed = record.failure.is_none() && record.judgement.is_passed();
+        let outcome = match (is_passed, record.is_good()) {
+            (true, _) => "passed",
+            (false, true) => "accepted",
+            (false, false) => "refused",
+        };
+        KeptReport {
+            instance: record.instance.to_string(),
+            number: record.number,
+            version: record.version.clone(),
+            hash: record.hash.clone(),
+            source: record.source.clone(),
+            fetched: record.fetched,
+            in_force,
+            outcome: outcome.to_owned(),
+            why: (!is_passed).then(|| record.refusal()),
+            accepted: record.accepted,
+        }
     }
 }
 

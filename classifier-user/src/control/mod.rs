@@ -17,7 +17,8 @@ pub use changes::{BypassOrder, ListOrder, Plan, Reloaded, RuleDelta, RulesetDelt
 pub use client::{Client, ClientError};
 pub use flows::{EventsQuery, EventsReport, FlowsQuery, FlowsReport, PinnedFlow};
 pub use lists::{
-    FetchReport, Fetching, ListReport, ListSummary, ListedSet, PendingReport, Unusable,
+    FetchReport, Fetching, KeptReport, ListReport, ListSummary, ListedSet, PendingList,
+    PendingReport, Unusable,
 };
 pub use server::{MetricsServer, Server};
 pub use status::{

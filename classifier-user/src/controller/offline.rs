@@ -1,6 +1,6 @@
 //! Fetching lists while no controller runs.
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 
 use super::applied::AppliedRulesets;
 use super::change::longest_grace;
@@ -22,24 +22,8 @@ use crate::timestamp::Timestamp;
 pub async fn fetch(config: &Config) -> Result<FetchReport> {
     let _state = StateDirectory::lock(&config.state.directory)?;
     let mut sources = Sources::open(config, None)?;
-    if let Some(problem) = &sources.problem {
-        bail!("{problem}");
-    }
+    sources.may_be_asked(Timestamp::now())?;
     let instances: Vec<Instance> = sources.kept.iter().map(Kept::instance).collect();
-    if instances.is_empty() {
-        bail!(
-            "the list is used as it is, from {}; it is not fetched. Set [list] source to follow it",
-            sources.name()
-        );
-    }
-    let now = Timestamp::now();
-    let mut kept = sources.kept.iter();
-    if let Some(until) = kept.find_map(|kept| kept.schedule.must_wait(now)) {
-        bail!(
-            "{} has asked to be left alone until {until}",
-            sources.name()
-        );
-    }
     let own = Links::open().code(Code::System)?.own_networks().await?;
     let judge = Judge::new(&config.list, own);
     let (looked, _) = sources.look(&instances).take().await;

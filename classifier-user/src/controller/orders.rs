@@ -91,9 +91,9 @@ impl Controller {
 
     /// The kept list that is meant by a name. Where several instances have one, a refused one is meant.
     fn find_record(&self, name: &str) -> Result<(Instance, u32)> {
+        let mut missing = anyhow!("no instance in [list] has a list {name}");
         let (instance, name) = split_name(name);
         let mut found = Vec::new();
-        let mut missing = anyhow!("no list is followed");
         let kept = self.sources.kept.iter();
         for kept in kept.filter(|kept| instance.is_none_or(|instance| instance == kept.instance()))
         {

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 
 use crate::config::{Config, ListSource};
 use crate::durable::Disk;
@@ -136,6 +136,33 @@ impl Sources {
             .find(|kept| kept.instance() == instance);
         let kept = kept.with_context(|| format!("{instance} is not followed"))?;
         Ok((kept, &self.disk))
+    }
+
+    /// Whether the source can be looked at now because an operator wants that.
+    ///
+    /// # Errors
+    ///
+    /// Why not.
+    pub(super) fn may_be_asked(&self, now: Timestamp) -> Result<()> {
+        if let Some(problem) = &self.problem {
+            return Err(anyhow!("the lists are not followed: {problem}")).code(Code::Config);
+        }
+        if !self.is_followed() {
+            return Err(anyhow!(
+                "the list is used as it is, from {}; it is not fetched. Set [list] source to follow it",
+                self.name()
+            ))
+            .code(Code::List);
+        }
+        let mut kept = self.kept.iter();
+        match kept.find_map(|kept| kept.schedule.must_wait(now)) {
+            Some(until) => Err(anyhow!(
+                "{} has asked to be left alone until {until}",
+                self.name()
+            ))
+            .code(Code::Unreachable),
+            None => Ok(()),
+        }
     }
 
     /// The instances whose source is to be looked at now.

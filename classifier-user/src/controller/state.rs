@@ -143,7 +143,8 @@ impl StateDirectory {
     pub(super) fn lock(path: &Path) -> Result<Self> {
         if !path.is_dir() {
             create_directory(path)
-                .with_context(|| format!("cannot make the state directory {}", path.display()))?;
+                .with_context(|| format!("cannot make the state directory {}", path.display()))
+                .code(Code::System)?;
             fs::set_permissions(path, fs::Permissions::from_mode(0o700))?;
         }
         let file = path.join("lock");
@@ -153,7 +154,8 @@ impl StateDirectory {
             .write(true)
             .truncate(false)
             .open(&file)
-            .with_context(|| format!("cannot open {}", file.display()))?;
+            .with_context(|| format!("cannot open {}", file.display()))
+            .code(Code::System)?;
         own_like(&lock, Some(path))?;
         match lock.try_lock() {
             Ok(()) => {}

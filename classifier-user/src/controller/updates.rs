@@ -36,27 +36,7 @@ impl Controller {
 
     /// Looks at the source of all instances because an operator asked for it.
     pub(super) fn look_now(&mut self, reply: Reply<FetchReport>) {
-        let now = Timestamp::now();
-        let refusal = || -> Result<()> {
-            if let Some(problem) = &self.sources.problem {
-                bail!("the lists are not followed: {problem}");
-            }
-            if !self.sources.is_followed() {
-                bail!(
-                    "the list is used as it is, from {}; it is not fetched. Set [list] source to follow it",
-                    self.sources.name()
-                );
-            }
-            let mut kept = self.sources.kept.iter();
-            match kept.find_map(|kept| kept.schedule.must_wait(now)) {
-                Some(until) => bail!(
-                    "{} has asked to be left alone until {until}",
-                    self.sources.name()
-                ),
-                None => Ok(()),
-            }
-        };
-        if let Err(error) = refusal() {
+        if let Err(error) = self.sources.may_be_asked(Timestamp::now()) {
             let _ = reply.send(Err(error));
             return;
         }

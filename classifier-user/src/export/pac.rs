@@ -6,8 +6,9 @@
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow};
 
+use crate::exit::{Code, WithCode};
 use crate::list::{Category, EndpointSet, List};
 
 /// How a PAC file is written.
@@ -34,9 +35,10 @@ impl Pac {
         };
         let direct: BTreeSet<&str> = hosts(sets().filter(is_direct));
         if direct.is_empty() {
-            bail!(
+            return Err(anyhow!(
                 "the list has no host names, so every host would take the proxy. Fetch it: breakout list fetch"
-            );
+            ))
+            .code(Code::List);
         }
         let others: BTreeSet<&str> = hosts(sets().filter(|set| !is_direct(set)));
         let is_covered = |host: &&str| {

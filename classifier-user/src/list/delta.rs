@@ -3,19 +3,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{EndpointSet, List, SetKey};
 
 /// What is different between two lists, set by set.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ListDelta {
     /// The sets that differ, in the order of their ids.
     pub sets: Vec<SetDelta>,
 }
 
 /// What is different about one set.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SetDelta {
     /// Its id.
     pub id: u32,
@@ -28,8 +29,10 @@ pub struct SetDelta {
     /// Ports before and since, if they differ.
     pub ports: Option<(Vec<String>, Vec<String>)>,
     /// Prefixes that came.
+    #[schemars(with = "Vec<String>")]
     pub added: Vec<IpNet>,
     /// Prefixes that went.
+    #[schemars(with = "Vec<String>")]
     pub removed: Vec<IpNet>,
     /// URLs that came.
     pub added_urls: Vec<String>,

@@ -83,8 +83,13 @@ impl Flow {
             self.source.1,
             self.destination.0,
             self.destination.1,
-            self.facts & (Self::PORTS | Self::V6 | Self::TCP),
+            self.ports_and_kind(),
         ]
+    }
+
+    #[inline(always)]
+    const fn ports_and_kind(&self) -> u64 {
+        self.facts & (Self::PORTS | Self::V6 | Self::TCP)
     }
 
     /// What the weights are shared out by: the client for media, so that its flows stay together, the flow otherwise.
@@ -106,6 +111,13 @@ impl Flow {
     }
 }
 
+/// Makes the key of what all media flows of a client share that of one of its flows again.
+#[inline(always)]
+fn make_flow_key(key: &mut PinKey, flow: &Flow) {
+    (key[2], key[3]) = flow.destination;
+    key[4] = flow.ports_and_kind();
+}
+
 /// Makes the key of a flow that of what all media flows of its client share.
 #[inline(always)]
 fn make_client_key(key: &mut PinKey, flow: &Flow) {
@@ -124,7 +136,7 @@ pub fn settle<P: Pins>(flow: &Flow, table: &PathTable, pins: &P) -> Decision {
     let (mut set, is_ruled) = (flow.set(), flow.is_ruled());
     let is_pinned = flow.is(Flow::PINNED) && (flow.word() & Outcome::HARD == 0 || flow.is_held());
     if !is_pinned {
-        return match fresh(flow, table, place) {
+        return match fresh(flow, flow.source, table, place) {
             ORDINARY => unsteered(flow.word()),
             egress => Decision::steer(egress, set),
         };
@@ -140,13 +152,14 @@ pub fn settle<P: Pins>(flow: &Flow, table: &PathTable, pins: &P) -> Decision {
     } else {
         table.udp_idle
     };
-    let (own, is_found) = recent(pins, &key, now, idle);
+    let (mut pin, is_found) = recent(pins, &key, now, idle);
+    pins.spill(&mut pin);
     // A connection that is opened anew takes the new way, though the ports were used before.
     let is_own = is_found && !flow.is(Flow::OPENS);
     let egress = if !is_ruled {
-        if is_own && table.works(own.egress(), place) {
-            set = own.set();
-            own.egress()
+        if is_own && table.works(pin.egress(), place) {
+            set = pin.set();
+            pin.egress()
         } else if is_found && !is_own {
             // What was pinned before shall not lead the rest of a connection that is opened on the ordinary path.
             ORDINARY
@@ -155,52 +168,51 @@ pub fn settle<P: Pins>(flow: &Flow, table: &PathTable, pins: &P) -> Decision {
         }
     } else if flow.is_held() {
         ORDINARY
-    } else if is_own && own.epoch == table.epoch {
-        own.egress()
+    } else if is_own && pin.epoch == table.epoch {
+        pin.egress()
     } else {
         // It has no way yet, or was not looked at since something changed.
-        let (shared, is_shared) = if flow.is_media() {
+        let mut before = is_own.then_some(pin.egress());
+        if flow.is_media() {
             make_client_key(&mut key, flow);
-            recent(pins, &key, now, table.media_hold)
-        } else {
-            (own, false)
-        };
-        let before = if is_shared { shared } else { own };
-        let works = before.egress() == ORDINARY || table.works(before.egress(), place);
-        if (is_shared || is_own) && works {
-            before.egress()
-        } else {
-            fresh(flow, table, place)
+            let (shared, is_shared) = recent(pins, &key, now, table.media_hold);
+            if is_shared {
+                before = Some(shared.egress());
+            }
+        }
+        match before {
+            Some(egress) if egress == ORDINARY || table.works(egress, place) => egress,
+            // The key has the source's address; from there it takes no room on the stack twice.
+            _ => fresh(flow, (key[0], key[1]), table, place),
         }
     };
-    let is_kept = is_own && own.egress() == egress;
+    let is_kept = is_own && pin.egress() == egress;
     let decision = match egress {
         ORDINARY if is_kept && !flow.is_held() => Decision::pass_set(Reason::Pinned, set),
         ORDINARY => unsteered(flow.word()),
         egress => Decision::steer(egress, set),
     };
-    let mut pin = Pin {
-        seen: now,
-        since: now,
-        epoch: table.epoch,
-        way: Pin::way_of(egress, set),
-    };
     if is_own {
-        if is_kept && own.epoch == table.epoch && own.seen == now {
+        if is_kept && pin.epoch == table.epoch && pin.seen == now {
             return decision;
         }
-        pin.since = own.since;
         if !is_kept {
             pins.count(PinEvent::Moved);
         }
-    } else if is_ruled {
-        pins.count(PinEvent::New);
-        // It began before, so it had a pin, unless nothing was pinned then.
-        if flow.is(Flow::TCP) && !flow.is(Flow::OPENS) {
-            pins.count(PinEvent::Unknown);
+    } else {
+        pin.since = now;
+        if is_ruled {
+            pins.count(PinEvent::New);
+            // It began before, so it had a pin, unless nothing was pinned then.
+            if flow.is(Flow::TCP) && !flow.is(Flow::OPENS) {
+                pins.count(PinEvent::Unknown);
+            }
         }
     }
-    key = flow.key();
+    pin.seen = now;
+    pin.epoch = table.epoch;
+    pin.way = Pin::way_of(egress, set);
+    make_flow_key(&mut key, flow);
     if !pins.put(&key, &pin) {
         pins.count(PinEvent::Failed);
     }
@@ -237,13 +249,13 @@ pub const fn unsteered(word: u32) -> Decision {
 
 /// What is best now.
 #[inline(always)]
-fn fresh(flow: &Flow, table: &PathTable, place: usize) -> u8 {
+fn fresh(flow: &Flow, source: (u64, u64), table: &PathTable, place: usize) -> u8 {
     if !flow.is_ruled() || flow.is_held() {
         return ORDINARY;
     }
     let preference = flow.preference();
     let bucket = if table.is_spread(preference) {
-        flow.bucket()
+        Flow { source, ..*flow }.bucket()
     } else {
         0
     };

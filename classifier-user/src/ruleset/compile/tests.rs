@@ -347,7 +347,8 @@ fn too_many_ways_to_overlap_are_refused() {
     };
     let error = compile(&ruleset).unwrap_err();
     assert!(
-        matches!(error, TooLarge::Leaves { needed } if needed > 131_000),
+        matches!(error, TooLarge::Leaves { needed } if needed > 131_000)
+            && error.to_string().contains("its prefixes overlap in "),
         "{error}"
     );
 }
@@ -367,5 +368,44 @@ fn too_many_sets_on_the_same_addresses_are_refused() {
         rules,
         ..Ruleset::default()
     };
-    assert_eq!(compile(&ruleset).unwrap_err(), TooLarge::Overlaps);
+    let error = compile(&ruleset).unwrap_err();
+    assert_eq!(error, TooLarge::Overlaps);
+    let words = "too many of its endpoint sets cover the same addresses";
+    assert!(error.to_string().contains(words), "{error}");
+}
+
+#[test]
+fn too_many_combinations_of_ports_are_refused() {
+    // Rule n lists the ports of both transports whose number has bit n, so every port has another combination of rules.
+    let rule = |bit: u16| {
+        let mut rule = own_port(bit, vec!["40.96.0.0/13".parse().unwrap()]);
+        let ports = (0..70_000u32).filter(|number| number & 1 << bit != 0);
+        rule.ports = ports
+            .map(|number| {
+                let port = u16::try_from(number & 0xffff).unwrap();
+                PortRange {
+                    transport: if number >> 16 == 0 {
+                        Transport::Tcp
+                    } else {
+                        Transport::Udp
+                    },
+                    first: port,
+                    last: port,
+                }
+            })
+            .collect();
+        rule
+    };
+    let ruleset = Ruleset {
+        rules: (0..17).map(rule).collect(),
+        ..Ruleset::default()
+    };
+    let error = compile(&ruleset).unwrap_err();
+    assert!(
+        matches!(error, TooLarge::Classes { needed } if needed == 70_000)
+            && error
+                .to_string()
+                .contains("its endpoint sets list ports in "),
+        "{error}"
+    );
 }
