@@ -26,6 +26,7 @@ constant!(tc_counts, u8);
 constant!(report, u8);
 constant!(lan, u8);
 constant!(pins, u8);
+constant!(clock_shift, u8);
 
 /// Always zero. It is not in the frozen data, so the verifier does not know that.
 #[unsafe(no_mangle)]

@@ -21,8 +21,8 @@ pub struct Constants {
     pub lan: u8,
     /// Not zero if flows are pinned.
     pub pins: u8,
-    /// The size of a struct is a multiple of its alignment.
-    pub padding: u8,
+    /// By how many bits jiffies are shifted down to the unit of pins' times.
+    pub clock_shift: u8,
 }
 
 /// The size of [`Constants`] in bytes.
@@ -41,7 +41,7 @@ impl Constants {
         report: 0,
         lan: 0,
         pins: 0,
-        padding: 0,
+        clock_shift: 0,
     };
 
     /// The bytes as the program reads them, in the machine's byte order.
@@ -73,7 +73,7 @@ impl Constants {
             self.report,
             self.lan,
             self.pins,
-            0,
+            self.clock_shift,
         ]
     }
 }

@@ -22,8 +22,6 @@ pub const BUCKETS: usize = 64;
 pub const PREFERENCE_WORDS: usize = PLACES * BUCKETS / 4;
 /// Combinations of address family and class; see [`place`].
 pub const PLACES: usize = 4;
-/// The unit of time, as a power of two of nanoseconds: a little more than a second. eBPF divides slowly.
-pub const TICK: u32 = 30;
 /// Stands for the ordinary path where an egress's index could be.
 pub const ORDINARY: u8 = 0xff;
 
@@ -38,7 +36,7 @@ pub struct PathTable {
     pub pins_beyond_ruleset: u32,
     /// Preferences whose choices are not all the same, one bit each.
     pub spread: u32,
-    /// For how many [`TICK`]s after its last packet a client's media has a way.
+    /// For how many units of [`Pins::now`] after its last packet a client's media has a way.
     pub media_hold: u32,
     /// For how many after its last packet a TCP flow has a way.
     pub tcp_idle: u32,
@@ -122,7 +120,7 @@ pub type PinKey = [u64; 5];
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Pin {
-    /// When its last packet came, in [`TICK`]s since boot.
+    /// When its last packet came, by [`Pins::now`].
     pub seen: u32,
     /// When its first packet came.
     pub since: u32,
@@ -185,7 +183,8 @@ pub trait Pins {
     fn put(&self, key: &PinKey, pin: &Pin) -> bool;
     /// Counts what happens.
     fn count(&self, event: PinEvent);
-    /// The time in [`TICK`]s since boot.
+    /// The time, in a unit of about a second: the kernel's jiffies, shifted by
+    /// [`clock_shift`](crate::constants::Constants::clock_shift).
     fn now(&self) -> u32;
 
     /// Has a pin's words in memory from here on. In registers they would each take twice the room on the stack, of which an

@@ -242,8 +242,14 @@ fn support_case() -> Result<()> {
     let (lab, site) = (&office.lab, &office.site);
     lab.gateway.exec("nft add table inet other")?;
     lab.gateway.exec("nft add chain inet other forward")?;
-    lab.gateway
-        .exec("nft add rule inet other forward ip saddr 10.1.0.2 counter")?;
+    // A client, and one behind a router in the LAN.
+    for client in ["10.1.0.2", "10.77.3.4"] {
+        lab.gateway.exec(&format!(
+            "nft add rule inet other forward ip saddr {client} counter"
+        ))?;
+    }
+    lab.gateway.ip("route add 10.77.0.0/16 via 10.1.0.2")?;
+    let client_mac = lab.client.exec("cat /sys/class/net/eth0/address")?;
     let mut daemon = Daemon::start(site, &lab.gateway)?;
     let call = Stream::start(&lab.client, address(MEDIA))?;
     daemon.wait_until(|_| call.now().as_deref() == Some("internet"))?;
@@ -257,6 +263,8 @@ fn support_case() -> Result<()> {
         ensure!(output.status.success(), "{output:?}");
         let again = site.output(&lab.gateway, &["sysdump", "--output", &place])?;
         ensure!(!again.status.success(), "it wrote over {place}");
+        let mode = fs::metadata(&archive)?.permissions().mode();
+        ensure!(mode & 0o077 == 0, "others may read it: {mode:o}");
         run(Command::new("tar")
             .args(["--extract", "--gzip", "--to-stdout", "--file"])
             .arg(&archive))
@@ -274,18 +282,38 @@ fn support_case() -> Result<()> {
         "http://***@10.2.0.9:8080",
         "\"steered\"",
     ] {
-        ensure!(masked.contains(part), "{part} is not in the archive");
+        ensure!(masked.contains(part), "{part} is not in the archive:\n{masked}");
     }
-    for secret in ["10.1.0.2 ", "10.1.0.2\"", "10.1.0.2:", "secret"] {
+    for secret in [
+        "10.1.0.2 ",
+        "10.1.0.2\"",
+        "10.1.0.2:",
+        "10.77.3.4",
+        client_mac.trim(),
+        "secret",
+    ] {
         ensure!(!masked.contains(secret), "{secret} is in the archive");
     }
     let whole = dump("whole", &["--clients"])?;
     ensure!(
         whole.contains("ip saddr 10.1.0.2") && whole.contains("\"source\": \"10.1.0.2:"),
-        "--clients gives no clients"
+        "--clients gives no clients:\n{whole}"
     );
     ensure!(!whole.contains("secret"), "the password is in the archive");
     daemon.stop()?;
+    // A configuration that is broken is what is looked for.
+    let config = fs::read_to_string(site.config())?;
+    fs::write(site.config(), format!("{config}\nintreface = \"lan\"\n"))?;
+    let broken = dump("broken", &[])?;
+    ensure!(
+        broken.contains("unknown key \"intreface\"") && broken.contains("default via"),
+        "{broken}"
+    );
+    ensure!(
+        !broken.contains("10.77.3.4") && !broken.contains("secret"),
+        "a secret is in the archive"
+    );
+    fs::write(site.config(), config)?;
     // It is wanted most where nothing runs.
     let without = dump("without", &[])?;
     ensure!(

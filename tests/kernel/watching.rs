@@ -13,6 +13,7 @@ use breakout_tests::flow::{Flow, Transport};
 use breakout_tests::lab::{CONFIG, Lab};
 use breakout_tests::netns::run;
 use breakout_tests::requirements::unpacked;
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::Test;
@@ -148,7 +149,13 @@ fn top() -> Result<()> {
     terminal.wait_for(|screen| screen.contains("the controller does not answer"))?;
     let daemon = Daemon::start(&site, &lab.gateway)?;
     terminal.wait_for(|screen| !screen.contains("does not answer"))?;
+    // One that hangs keeps no key waiting.
+    daemon.signal(Signal::SIGSTOP)?;
+    terminal.wait_for(|screen| screen.contains("no answer in 5s"))?;
     terminal.tmux(&["send-keys", "q"])?;
+    let screen = terminal.wait_for(|screen| screen.contains("before"))?;
+    daemon.signal(Signal::SIGCONT)?;
+    ensure!(!screen.contains("q quit"), "it does not end:\n{screen}");
     daemon.stop()?;
     // Into a pipe it does not draw.
     let output = site.output(&lab.gateway, &["top"])?;
@@ -191,6 +198,18 @@ fn prometheus() -> Result<()> {
     let promtool = unpacked("promtool").context("promtool was looked for before")?;
     let rules = dist("prometheus.rules.yml");
     run(Command::new(&promtool).args(["check", "rules"]).arg(&rules))?;
+    let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernel/prometheus.rules.test.yml");
+    run(Command::new(&promtool).args(["test", "rules"]).arg(&cases))?;
+    let (all, tried) = (fs::read_to_string(&rules)?, fs::read_to_string(cases)?);
+    for alert in all
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("- alert: "))
+    {
+        ensure!(
+            tried.contains(&format!("alertname=\"{alert}\"")),
+            "{alert} is not tried"
+        );
+    }
     let metrics = lab.gateway.exec("curl -sS http://127.0.0.1:9760/metrics")?;
     check_metrics(&promtool, &metrics)?;
 

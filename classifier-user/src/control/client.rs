@@ -206,6 +206,8 @@ impl Client {
             .header("content-type", "application/json")
             .body(Full::new(Bytes::from(serde_json::to_vec(body)?)))?;
         let exchange = async {
+            // The end of an answer can be read before the connection is free for the next request.
+            self.sender.ready().await?;
             let response = self.sender.send_request(request).await?;
             let status = response.status();
             let body = response.into_body().collect().await?.to_bytes();

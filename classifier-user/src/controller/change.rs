@@ -8,7 +8,8 @@ use tokio::task::JoinSet;
 
 use super::applied::{Applied, AppliedList};
 use super::egress::EgressState;
-use super::install::{self, Lans, look_at_lans, refuse_missing};
+use super::install;
+use super::lans::{Lans, look_at_lans, refuse_missing};
 use super::pinning::{connections, translate_afresh};
 use super::sources::Sources;
 use super::{Controller, delta, egress, make_ruleset, summary};

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::install::{Lans, look_at_lans};
+use super::lans::{Lans, look_at_lans};
 use super::pinning::translate_afresh;
 use super::ways::{Changed, changes_ways};
 use super::{Controller, egress};

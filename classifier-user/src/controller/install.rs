@@ -1,19 +1,20 @@
 //! Starting, reloading and stopping: each either succeeds or leaves things as they were.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashSet};
 use std::time::Instant;
 
-use anyhow::{Context, Result, anyhow};
-use breakout_common::condition::MAX_GROUPS;
+use anyhow::{Result, anyhow};
 use tokio::task::JoinSet;
 
 use super::applied::AppliedRulesets;
 use super::change::Cause;
 use super::egress;
+use super::lans::{Lans, look_at_lans, refuse_missing};
 use super::nat::nat_plan;
-use super::pinning::{connections, ordinary_pins, pinned_to_egresses, translate_afresh};
+use super::pinning::{connections, ordinary_pins, translate_afresh};
 use super::sources::Sources;
 use super::state::{Persistent, StateDirectory, boot_id};
+use super::unload::remove;
 use super::ways::Health;
 use super::{Controller, Options, make_ruleset};
 use crate::config::{self, Config, Routing, XdpAttach};
@@ -260,79 +261,6 @@ pub(super) fn pins(config: &Config) -> Option<u32> {
     config.pinning.enabled.then_some(config.pinning.size)
 }
 
-/// Removes what a controller that died has left.
-///
-/// # Errors
-///
-/// When a controller is running, or something cannot be removed.
-pub async fn unload(config: &Config) -> Result<()> {
-    let state = StateDirectory::lock(&config.state.directory)?;
-    let persistent = match state.load() {
-        Some(persistent) => persistent,
-        // Where it is not known what there is, all of it is looked for.
-        None => Persistent {
-            nat: nat_plan(&config.routing, Vec::new()).is_there().await,
-            ..Persistent::default()
-        },
-    };
-    if persistent.installed && persistent.namespace != network_namespace()? {
-        return Err(anyhow!(
-            "the controller ran in another network namespace, where its rules and routes are. Run this there: ip netns \
-             exec NAME breakout unload --config FILE"
-        ))
-        .code(Code::System);
-    }
-    let links = Links::open().code(Code::System)?;
-    let datapath = DataPath::open(&config.state.directory).code(Code::System)?;
-    if !persistent.installed && !datapath.has_leftovers() {
-        eprintln!("nothing is installed");
-    }
-    let moving = connections(pinned_to_egresses(&datapath));
-    remove(datapath, &links, config, &state, persistent).await?;
-    translate_afresh(&moving);
-    match std::fs::remove_file(&config.control.socket) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("cannot remove {}", config.control.socket.display()))
-        }
-        _ => Ok(()),
-    }
-}
-
-async fn remove(
-    datapath: DataPath,
-    links: &Links,
-    config: &Config,
-    state: &StateDirectory,
-    mut persistent: Persistent,
-) -> Result<()> {
-    let mut lans = std::mem::take(&mut persistent.lans);
-    lans.extend(config.lan.iter().map(|lan| lan.interface.clone()));
-    let mut outcome = datapath.uninstall(&lans);
-    for name in std::mem::take(&mut persistent.clsact) {
-        if let Some(interface) = links.interface(&name).await? {
-            outcome = outcome.and(links.remove_clsact(interface.index).await);
-        }
-    }
-    let numbers = persistent
-        .routing
-        .take()
-        .unwrap_or_else(|| config.routing.clone());
-    let routing = links.apply_routing(&egress::empty_routing(&numbers)).await;
-    let plan = nat_plan(&numbers, Vec::new());
-    let nat = if persistent.nat {
-        plan.remove().await
-    } else {
-        Ok(())
-    };
-    persistent.nat = nat.is_err();
-    persistent.installed = false;
-    // The counters are gone, so the sets are numbered afresh; generations go on.
-    persistent.slots.clear();
-    persistent.egresses.clear();
-    persistent.preferences.clear();
-    outcome.and(routing).and(nat).and(state.save(&persistent))
-}
-
 /// Fails if another controller's TC filter is on one of the interfaces, on kernels that have no TCX.
 async fn refuse_foreign_filters(links: &Links, lans: &[LanPlan]) -> Result<()> {
     for lan in lans {
@@ -360,77 +288,4 @@ async fn refuse_foreign_rules(links: &Links, config: &Config) -> Result<()> {
         routing.table
     ))
     .code(Code::Busy)
-}
-
-/// The LAN interfaces, and egresses whose replies XDP forwards.
-pub(super) struct Lans {
-    /// Those that are there.
-    pub(super) lans: Vec<LanPlan>,
-    /// What is wrong with the others, by their names.
-    pub(super) missing: BTreeMap<String, String>,
-}
-
-/// Fails with the first thing that is missing, if anything is.
-pub(super) fn refuse_missing(missing: &BTreeMap<String, String>) -> Result<()> {
-    match missing.values().next() {
-        Some(problem) => Err(anyhow!("{problem}")).code(Code::System),
-        None => Ok(()),
-    }
-}
-
-pub(super) async fn look_at_lans(links: &Links, config: &Config) -> Result<Lans> {
-    let namespace = network_namespace().code(Code::System)?;
-    let has_replies = config.egress.values().any(|egress| egress.returns);
-    let mut lans = Vec::with_capacity(config.lan.len());
-    let mut missing = BTreeMap::new();
-    for (index, lan) in config.lan.iter().enumerate() {
-        let name = &lan.interface;
-        let found = links.interface(name).await?;
-        let problem = match &found {
-            None => format!(
-                "[[lan]] there is no interface {name} in this network namespace; see: ip link"
-            ),
-            Some(_) => format!("[[lan]] {name} is no Ethernet"),
-        };
-        let usable = found.and_then(|interface| Some((interface.mac?, interface)));
-        let Some((mac, interface)) = usable else {
-            missing.insert(name.clone(), problem);
-            continue;
-        };
-        lans.push(LanPlan {
-            is_egress: false,
-            takes_replies: has_replies && interface.takes_redirects(),
-            name: name.clone(),
-            index: interface.index,
-            mac,
-            // The kernel forwards what comes from a VLAN.
-            xdp: (config.needs_xdp() && !interface.is_vlan()).then_some(lan.xdp),
-            namespace,
-            number: lan_number(index),
-        });
-    }
-    for egress in config.egress.values().filter(|egress| egress.returns) {
-        // One that is not there now is no mistake; it is attached to when it comes.
-        let interface = links.interface(&egress.interface).await?;
-        let usable = interface.filter(|interface| !interface.is_vlan());
-        let usable = usable.and_then(|interface| Some((interface.index, interface.mac?)));
-        if let Some((index, mac)) = usable {
-            lans.push(LanPlan {
-                name: egress.interface.clone(),
-                index,
-                mac,
-                xdp: Some(XdpAttach::Native),
-                namespace,
-                number: 0,
-                is_egress: true,
-                takes_replies: false,
-            });
-        }
-    }
-    Ok(Lans { lans, missing })
-}
-
-/// The number by which conditions tell a LAN interface from others. Those that no rule can name share one.
-pub fn lan_number(index: usize) -> u8 {
-    u8::try_from(index.min(MAX_GROUPS as usize)).unwrap_or(u8::MAX)
 }

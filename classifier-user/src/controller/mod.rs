@@ -6,6 +6,7 @@ mod delta;
 mod egress;
 mod follow;
 mod install;
+mod lans;
 mod lists;
 mod nat;
 mod offline;
@@ -15,6 +16,7 @@ mod programs;
 mod reports;
 mod sources;
 mod state;
+mod unload;
 mod updates;
 mod ways;
 
@@ -47,12 +49,13 @@ use updates::Done;
 use ways::Health;
 
 pub use egress::mark_of;
-pub use install::{lan_number, unload};
+pub use lans::lan_number;
 pub use lists::{
     make_ruleset, name_of, offline_preferences, preference_names, read_lists, report, summary,
 };
 pub use offline::fetch;
 pub use state::require_privileges;
+pub use unload::unload;
 
 /// How often the kernel's neighbour entries are used, so that they do not grow stale, and everything is looked at
 /// even if no change was told of.

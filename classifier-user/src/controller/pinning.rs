@@ -2,20 +2,18 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
-use std::time::Duration;
 
 use anyhow::Result;
 use breakout_common::classify::by_preference;
 use breakout_common::path::{
-    Flow, NoPins, ORDINARY, PLACES, PathTable, Pin, PinKey, TICK, place, settle,
+    Flow, NoPins, ORDINARY, PLACES, PathTable, Pin, PinKey, place, settle,
 };
 use breakout_common::table::{Destination, Lookup, Outcome, Transport};
-use nix::time::{ClockId, clock_gettime};
 
 use super::egress::EgressState;
 use super::{Controller, lan_number};
 use crate::config::Config;
-use crate::datapath::DataPath;
+use crate::datapath::{Clock, DataPath};
 use crate::links::conntrack::{self, Connection};
 use crate::ruleset::Image;
 
@@ -168,7 +166,7 @@ impl Controller {
         if !self.config.pinning.enabled {
             return Ok(());
         }
-        let now = now_in_ticks();
+        let now = Clock::of_kernel().now();
         let pins = self.datapath.pins()?;
         let (idle, live): (Vec<_>, Vec<_>) = pins
             .into_iter()
@@ -214,7 +212,7 @@ pub(super) fn ordinary_pins(
     before: Option<&Before>,
     after: &[u32],
 ) -> Vec<(PinKey, Pin)> {
-    let now = now_in_ticks();
+    let now = Clock::of_kernel().now();
     // One that leaves with an egress's address is not on the ordinary path.
     let is_elsewhere = |connection: &Connection| {
         let leaves_as = connection.leaves_as;
@@ -356,21 +354,4 @@ impl Clients {
             table.lookup_word(destination, transport.key(port), || Some(client))
         })
     }
-}
-
-/// The time since boot in the data path's unit, by the clock that it reads.
-pub(super) fn now_in_ticks() -> u32 {
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).map_or(Duration::ZERO, Duration::from);
-    to_ticks(now)
-}
-
-/// A time in the data path's unit.
-pub(super) fn to_ticks(time: Duration) -> u32 {
-    u32::try_from(time.as_nanos() >> TICK).unwrap_or(u32::MAX)
-}
-
-/// So many of the data path's units, in seconds.
-pub(super) fn seconds(ticks: u32) -> u32 {
-    let nanoseconds = u64::from(ticks) << TICK;
-    u32::try_from(nanoseconds / 1_000_000_000).unwrap_or(u32::MAX)
 }

@@ -9,7 +9,7 @@ use breakout_common::table::GENERATION;
 use ipnet::IpNet;
 use sd_notify::NotifyState;
 
-use super::pinning::{connection_of, now_in_ticks, seconds};
+use super::pinning::connection_of;
 use super::programs::displaced;
 use super::{Controller, name_of, preference_names, summary, tell};
 use crate::config::{Lan, XdpAttach};
@@ -18,6 +18,7 @@ use crate::control::{
     FlowsReport, FollowStatus, LanStatus, PinnedFlow, ReasonCount, RefusedList, RepliesCount,
     RulesetStatus, SetCount, SetReport, Stats, Status,
 };
+use crate::datapath::Clock;
 use crate::explain::{Context, Explanation, Query, explain};
 use crate::health::State;
 use crate::links::conntrack::Connection;
@@ -235,7 +236,9 @@ impl Controller {
         let all = pins.len();
         pins.retain(|(key, _)| connection_of(key).is_some());
         pins.sort_by_key(|(_, pin)| std::cmp::Reverse(pin.seen));
-        let now = now_in_ticks();
+        let clock = Clock::of_kernel();
+        let now = clock.now();
+        let ago = |time: u32| clock.seconds(now.saturating_sub(time));
         let flows = pins.iter().take(limit);
         Ok(FlowsReport {
             enabled,
@@ -243,12 +246,17 @@ impl Controller {
             clients: all - pins.len(),
             size: self.config.pinning.size,
             flows: flows
-                .filter_map(|(key, pin)| Some(self.pinned_flow(&connection_of(key)?, pin, now)))
+                .filter_map(|(key, pin)| Some(self.pinned_flow(&connection_of(key)?, pin, ago)))
                 .collect(),
         })
     }
 
-    fn pinned_flow(&self, connection: &Connection, pin: &Pin, now: u32) -> PinnedFlow {
+    fn pinned_flow(
+        &self,
+        connection: &Connection,
+        pin: &Pin,
+        ago: impl Fn(u32) -> u32,
+    ) -> PinnedFlow {
         let rule = self.ruleset.rule(pin.set());
         PinnedFlow {
             proto: if connection.protocol == 6 {
@@ -261,8 +269,8 @@ impl Controller {
             destination: connection.destination.into(),
             egress: name_of(&self.persistent.egresses, pin.egress()),
             endpoint_set: rule.map(|rule| rule.key.to_string()),
-            age_seconds: seconds(now.saturating_sub(pin.since)),
-            idle_seconds: seconds(now.saturating_sub(pin.seen)),
+            age_seconds: ago(pin.since),
+            idle_seconds: ago(pin.seen),
         }
     }
 

@@ -7,9 +7,8 @@ use breakout_common::path::{BUCKETS, ORDINARY, PLACES, PathTable, place};
 use serde::{Deserialize, Serialize};
 
 use super::egress::EgressState;
-use super::pinning::to_ticks;
 use crate::config::{Class, Config, Preference};
-use crate::datapath::Paths;
+use crate::datapath::{Clock, Paths};
 use crate::health::{self, Judge, Measure, Probers, Standing, State, Verdict, default_targets};
 use crate::list::List;
 
@@ -150,9 +149,10 @@ impl Health {
         preferences: &BTreeMap<String, u8>,
     ) -> Paths {
         let mut paths = Paths::default();
-        paths.table.media_hold = to_ticks(config.pinning.media_hold.0);
-        paths.table.tcp_idle = to_ticks(config.pinning.tcp_idle.0);
-        paths.table.udp_idle = to_ticks(config.pinning.udp_idle.0);
+        let clock = Clock::of_kernel();
+        paths.table.media_hold = clock.units(config.pinning.media_hold.0);
+        paths.table.tcp_idle = clock.units(config.pinning.tcp_idle.0);
+        paths.table.udp_idle = clock.units(config.pinning.udp_idle.0);
         for state in states {
             let egress = state.to_words(config.routing.mark_mask);
             paths.table.egresses[usize::from(state.index)] = egress.to_words();

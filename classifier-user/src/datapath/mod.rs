@@ -9,9 +9,11 @@ mod asker;
 mod attached;
 mod bench;
 mod bpffs;
+mod clock;
 mod counters;
 mod object;
 mod pins;
+mod plan;
 mod program;
 mod sys;
 mod tables;
@@ -22,10 +24,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use aya::maps::{DevMap, DevMapHash, Map, MapData};
-use breakout_common::path::{PATH_WORDS, PathTable, Pin, PinKey};
 use breakout_common::verdict::Reason;
 
-use crate::config::XdpAttach;
 use crate::ruleset::Image;
 use bpffs::PinDirectory;
 use pins::PINS;
@@ -35,8 +35,10 @@ use tables::TableMap;
 pub use asker::Asker;
 pub use attached::{Attachment, Hook};
 pub use bench::{Bench, Run, Size};
+pub use clock::Clock;
 pub use counters::{Count, Counters};
 pub use object::object;
+pub use plan::{LanPlan, Paths, Plan};
 pub use program::{FILTER_PRIORITY, has_tcx};
 
 /// The maps that all programs of one installation share, as the eBPF object names them.
@@ -54,132 +56,6 @@ const MAPS: [&str; 10] = [
 ];
 /// Those of them that later installations go on using.
 const LASTING_MAPS: [&str; 5] = ["REASONS", "SETS", "REPLIES", PINS, pins::EVENTS];
-
-/// A LAN interface to attach to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LanPlan {
-    /// Its name.
-    pub name: String,
-    /// Its index.
-    pub index: u32,
-    /// Its MAC address.
-    pub mac: [u8; 6],
-    /// How the XDP program is attached, if one is needed.
-    pub xdp: Option<XdpAttach>,
-    /// Inode of the network namespace, which together with the index identifies the interface.
-    pub namespace: u64,
-    /// The number by which conditions tell it from other LAN interfaces.
-    pub number: u8,
-    /// Whether it is an egress instead, whose replies XDP forwards.
-    pub is_egress: bool,
-    /// Whether XDP may send replies to it.
-    pub takes_replies: bool,
-}
-
-impl LanPlan {
-    fn tc_pin(&self) -> String {
-        format!("tc-{}-{}", self.namespace, self.index)
-    }
-
-    /// The XDP program that belongs on it.
-    fn xdp_program(&self) -> &'static str {
-        if self.is_egress {
-            program::REPLY
-        } else {
-            program::XDP
-        }
-    }
-
-    /// An XDP link keeps its mode when its program is replaced, so the mode is part of the name.
-    fn xdp_pin(&self) -> String {
-        let mode = match self.xdp {
-            Some(XdpAttach::Generic) => "generic",
-            _ => "native",
-        };
-        format!("xdp-{mode}-{}-{}", self.namespace, self.index)
-    }
-
-    /// The pin of an XDP link in the other mode, which must go before one in this mode can be made.
-    fn other_xdp_pin(&self) -> String {
-        let other = match self.xdp {
-            Some(XdpAttach::Generic) => XdpAttach::Native,
-            _ => XdpAttach::Generic,
-        };
-        LanPlan {
-            xdp: Some(other),
-            ..self.clone()
-        }
-        .xdp_pin()
-    }
-}
-
-/// The path table with the interface that each redirect goes to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Paths {
-    /// The table as the programs read it.
-    pub table: PathTable,
-    /// Interface index for each egress in redirect mode.
-    pub devices: Vec<(u8, u32)>,
-}
-
-impl Default for Paths {
-    fn default() -> Self {
-        Paths {
-            table: PathTable::EMPTY,
-            devices: Vec::new(),
-        }
-    }
-}
-
-impl Paths {
-    /// The words of the table in the order in which the programs have them.
-    fn words(&self) -> Vec<u32> {
-        let PathTable {
-            epoch,
-            pins_beyond_ruleset,
-            spread,
-            media_hold,
-            tcp_idle,
-            udp_idle,
-            reserved,
-            working,
-            egresses,
-            preferences,
-        } = &self.table;
-        let mut words = Vec::with_capacity(PATH_WORDS);
-        words.extend([
-            *epoch,
-            *pins_beyond_ruleset,
-            *spread,
-            *media_hold,
-            *tcp_idle,
-            *udp_idle,
-        ]);
-        words.extend(reserved);
-        words.extend(working);
-        words.extend(egresses.as_flattened());
-        words.extend(preferences.as_flattened());
-        words
-    }
-}
-
-/// Everything an installation consists of.
-pub struct Plan<'a> {
-    /// The LAN interfaces.
-    pub lans: &'a [LanPlan],
-    /// Where programs may be attached that have no place in this plan, among others.
-    pub former: &'a BTreeSet<String>,
-    /// The compiled ruleset.
-    pub image: &'a Image,
-    /// The ways of steered packets.
-    pub paths: &'a Paths,
-    /// How many flows are pinned; none if that is switched off.
-    pub pins: Option<u32>,
-    /// Asked for flows that are pinned from the start, once everything else is ready.
-    pub pinned: &'a dyn Fn() -> Vec<(PinKey, Pin)>,
-    /// Whether each decision is logged.
-    pub trace: bool,
-}
 
 /// Another controller's program is on a LAN interface.
 #[derive(Debug, thiserror::Error)]

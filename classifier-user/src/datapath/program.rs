@@ -15,6 +15,7 @@ use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use breakout_common::constants::Constants;
 
 use super::bpffs::PinDirectory;
+use super::clock::Clock;
 use super::object::object;
 use super::pins::PINS;
 use super::{LanPlan, MAPS};
@@ -94,6 +95,7 @@ impl Programs {
             report: u8::from(report),
             lan: lan.number,
             pins: u8::from(pins.is_some()),
+            clock_shift: Clock::of_kernel().shift(),
             ..Constants::UNSET
         };
         let constants = constants.to_bytes();

@@ -8,13 +8,15 @@
 //!
 //! Nothing here knows of routes or of the data path; [`crate::controller`] brings them together.
 
+mod defaults;
 mod judge;
 mod meter;
 mod probe;
 mod prober;
 mod target;
 
+pub use defaults::default_targets;
 pub use judge::{Judge, Standing, State, Verdict};
 pub use meter::{Measure, TargetReport};
-pub use prober::{Path, Probers, Report, default_targets};
+pub use prober::{Path, Probers, Report};
 pub use target::{Kind, Target};

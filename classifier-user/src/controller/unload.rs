@@ -1,0 +1,85 @@
+//! Removing everything: at a stop, and after a controller that died.
+
+use anyhow::{Context, Result, anyhow};
+
+use super::egress;
+use super::nat::nat_plan;
+use super::pinning::{connections, pinned_to_egresses, translate_afresh};
+use super::state::{Persistent, StateDirectory};
+use crate::config::Config;
+use crate::datapath::DataPath;
+use crate::exit::{Code, WithCode};
+use crate::links::{Links, network_namespace};
+
+/// Removes what a controller that died has left.
+///
+/// # Errors
+///
+/// When a controller is running, or something cannot be removed.
+pub async fn unload(config: &Config) -> Result<()> {
+    let state = StateDirectory::lock(&config.state.directory)?;
+    let persistent = match state.load() {
+        Some(persistent) => persistent,
+        // Where it is not known what there is, all of it is looked for.
+        None => Persistent {
+            nat: nat_plan(&config.routing, Vec::new()).is_there().await,
+            ..Persistent::default()
+        },
+    };
+    if persistent.installed && persistent.namespace != network_namespace()? {
+        return Err(anyhow!(
+            "the controller ran in another network namespace, where its rules and routes are. Run this there: ip netns \
+             exec NAME breakout unload --config FILE"
+        ))
+        .code(Code::System);
+    }
+    let links = Links::open().code(Code::System)?;
+    let datapath = DataPath::open(&config.state.directory).code(Code::System)?;
+    if !persistent.installed && !datapath.has_leftovers() {
+        eprintln!("nothing is installed");
+    }
+    let moving = connections(pinned_to_egresses(&datapath));
+    remove(datapath, &links, config, &state, persistent).await?;
+    translate_afresh(&moving);
+    match std::fs::remove_file(&config.control.socket) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", config.control.socket.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+pub(super) async fn remove(
+    datapath: DataPath,
+    links: &Links,
+    config: &Config,
+    state: &StateDirectory,
+    mut persistent: Persistent,
+) -> Result<()> {
+    let mut lans = std::mem::take(&mut persistent.lans);
+    lans.extend(config.lan.iter().map(|lan| lan.interface.clone()));
+    let mut outcome = datapath.uninstall(&lans);
+    for name in std::mem::take(&mut persistent.clsact) {
+        if let Some(interface) = links.interface(&name).await? {
+            outcome = outcome.and(links.remove_clsact(interface.index).await);
+        }
+    }
+    let numbers = persistent
+        .routing
+        .take()
+        .unwrap_or_else(|| config.routing.clone());
+    let routing = links.apply_routing(&egress::empty_routing(&numbers)).await;
+    let plan = nat_plan(&numbers, Vec::new());
+    let nat = if persistent.nat {
+        plan.remove().await
+    } else {
+        Ok(())
+    };
+    persistent.nat = nat.is_err();
+    persistent.installed = false;
+    // The counters are gone, so the sets are numbered afresh; generations go on.
+    persistent.slots.clear();
+    persistent.egresses.clear();
+    persistent.preferences.clear();
+    outcome.and(routing).and(nat).and(state.save(&persistent))
+}

@@ -1,0 +1,86 @@
+//! The clock by which the data path tells how long a flow has been silent: the kernel's jiffies, in units of about a second.
+
+use std::time::Duration;
+
+use nix::time::{ClockId, clock_getres, clock_gettime};
+
+/// Nanoseconds in a second.
+const SECOND: u64 = 1_000_000_000;
+/// What jiffies were at boot, before the kernel's first tick: five minutes before their lower half overflows (Linux,
+/// `INITIAL_JIFFIES`).
+const BEFORE_OVERFLOW: u64 = 300;
+/// What is taken where the kernel does not say how often it ticks.
+const USUAL_HZ: u64 = 250;
+
+/// How the kernel counts time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Clock {
+    /// Jiffies a second.
+    hz: u64,
+}
+
+impl Clock {
+    /// This kernel's.
+    pub fn of_kernel() -> Self {
+        // The coarse clocks go on with each jiffy.
+        let jiffy = clock_getres(ClockId::CLOCK_MONOTONIC_COARSE).map(Duration::from);
+        let jiffy = jiffy.map_or(0, |jiffy| u64::try_from(jiffy.as_nanos()).unwrap_or(0));
+        Clock {
+            hz: (SECOND + jiffy / 2).checked_div(jiffy).unwrap_or(USUAL_HZ),
+        }
+    }
+
+    /// By how many bits jiffies are shifted down to make a unit: at most 1.25 seconds, and more than half of that.
+    pub fn shift(self) -> u8 {
+        let units = (self.hz * 5 / 4).max(1).ilog2();
+        u8::try_from(units).unwrap_or(u8::MAX)
+    }
+
+    /// The time now. It may be a unit away from what the data path reads at the same time, because the two clocks begin in
+    /// the middle of a boot.
+    pub fn now(self) -> u32 {
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
+        self.at(now)
+    }
+
+    /// The time so long after boot.
+    fn at(self, since_boot: Duration) -> u32 {
+        let initial = (1 << 32) - BEFORE_OVERFLOW * self.hz;
+        let units = (u128::from(initial) + self.jiffies(since_boot)) >> self.shift();
+        u32::try_from(units).unwrap_or(u32::MAX)
+    }
+
+    fn jiffies(self, span: Duration) -> u128 {
+        span.as_nanos() * u128::from(self.hz) / u128::from(SECOND)
+    }
+
+    /// A time span in the clock's units.
+    pub fn units(self, span: Duration) -> u32 {
+        u32::try_from(self.jiffies(span) >> self.shift()).unwrap_or(u32::MAX)
+    }
+
+    /// So many units, in seconds.
+    pub fn seconds(self, units: u32) -> u32 {
+        let jiffies = u64::from(units) << self.shift();
+        u32::try_from(jiffies / self.hz).unwrap_or(u32::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_unit_is_about_a_second_with_every_rate_of_ticks() {
+        for (hz, shift) in [(100, 6), (250, 8), (300, 8), (1000, 10)] {
+            let clock = Clock { hz };
+            assert_eq!(clock.shift(), shift);
+            let hour = clock.units(Duration::from_secs(3600));
+            assert!((2800..=5700).contains(&hour), "{hz}: {hour}");
+            assert!((3598..=3600).contains(&clock.seconds(hour)), "{hz}");
+            let later = clock.at(Duration::from_secs(90_000 + 3600));
+            let passed = later - clock.at(Duration::from_secs(90_000));
+            assert!(passed.abs_diff(hour) <= 1, "{hz}: {passed}, not {hour}");
+        }
+    }
+}
