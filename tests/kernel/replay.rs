@@ -239,6 +239,10 @@ fn damaged() -> Result<()> {
             "{message}"
         );
     }
+    let large = [vec![0; 200_000]];
+    for capture in [pcap(1, 0x4_0000, &large), pcapng(1, 0x4_0000, &large)] {
+        ensure!(captures.lines(&capture, &["--pure"])?.len() == 1);
+    }
     let mut long = pcap(1, 0x1_0000, &frames);
     long[24 + 8..][..4].copy_from_slice(&0x7fff_ffff_u32.to_le_bytes());
     let mut trailer = pcapng(1, 0x1_0000, &frames);

@@ -282,7 +282,10 @@ fn support_case() -> Result<()> {
         "http://***@10.2.0.9:8080",
         "\"steered\"",
     ] {
-        ensure!(masked.contains(part), "{part} is not in the archive:\n{masked}");
+        ensure!(
+            masked.contains(part),
+            "{part} is not in the archive:\n{masked}"
+        );
     }
     for secret in [
         "10.1.0.2 ",

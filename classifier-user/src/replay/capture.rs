@@ -29,6 +29,8 @@ pub struct Capture {
     reader: Box<dyn PcapReaderIterator>,
     /// The link type of each interface; a pcap file has one.
     links: Vec<Linktype>,
+    /// Bytes that it can hold.
+    buffer: usize,
     /// Bytes read so far.
     position: u64,
     ended: bool,
@@ -61,6 +63,7 @@ impl Capture {
         Ok(Capture {
             reader,
             links: Vec::new(),
+            buffer: BUFFER,
             position: 0,
             ended: false,
         })
@@ -102,6 +105,13 @@ impl Capture {
                 self.refill()?;
                 return Ok(None);
             }
+            Err(PcapError::BufferTooSmall) => {
+                self.grow()?;
+                return Ok(None);
+            }
+            Err(PcapError::UnexpectedEof) => {
+                bail!("the capture is cut off after byte {}", self.position)
+            }
             Err(error) => bail!(
                 "the capture is damaged after byte {}: {}",
                 self.position,
@@ -114,27 +124,22 @@ impl Capture {
     }
 
     fn refill(&mut self) -> Result<()> {
-        if self.reader.reader_exhausted() {
-            bail!("the capture is cut off after byte {}", self.position);
+        let position = self.position;
+        self.reader
+            .refill()
+            .map_err(|error| anyhow!("cannot read on after byte {position}: {}", reason(&error)))
+    }
+
+    /// Makes room for a block that is longer than those before.
+    fn grow(&mut self) -> Result<()> {
+        self.buffer *= 2;
+        if self.buffer > MAX_BUFFER || !self.reader.grow(self.buffer) {
+            bail!(
+                "the capture is damaged after byte {}: a block of more than {MAX_BUFFER} bytes",
+                self.position
+            );
         }
-        match self.reader.refill() {
-            Ok(()) => Ok(()),
-            Err(PcapError::BufferTooSmall) => {
-                let longer = BUFFER.max(self.reader.data().len() * 2);
-                if longer > MAX_BUFFER || !self.reader.grow(longer) {
-                    bail!(
-                        "the capture is damaged after byte {}: a block of more than {MAX_BUFFER} bytes",
-                        self.position
-                    );
-                }
-                Ok(())
-            }
-            Err(error) => bail!(
-                "cannot read on after byte {}: {}",
-                self.position,
-                reason(&error)
-            ),
-        }
+        Ok(())
     }
 }
 
@@ -170,7 +175,6 @@ fn packet_in(block: &PcapBlockOwned<'_>, links: &mut Vec<Linktype>) -> Result<Op
 
 fn reason(error: &PcapError<&[u8]>) -> String {
     match error {
-        PcapError::UnexpectedEof => "it ends within a block".to_owned(),
         PcapError::ReadError => "the file cannot be read".to_owned(),
         PcapError::HeaderNotRecognized => "a block has an unknown header".to_owned(),
         _ => "a block contradicts itself".to_owned(),
