@@ -54,34 +54,24 @@ const NEEDS: &[(&str, u32, u32)] = &[(
     3,
 )];
 
-/// Tests for which the kernel makes no difference, beside those of the lists' service.
+/// Tests for which the kernel makes no difference, beside those of whole modules.
 const OF_NO_KERNEL: &[&str] = &[
     "a_bad_list_or_config_changes_nothing",
     "a_config_typo_is_refused",
     "a_gateway_that_is_not_on_link_is_refused",
-    "a_share_of_the_clients_is_steered",
-    "a_family_that_is_not_there_is_no_alert",
-    "a_learnt_gateway_that_is_gone_is_an_alert",
     "a_link_that_is_down_at_the_start_is_waited_for",
-    "an_egress_that_is_missing_at_the_start_comes_later",
     "an_egress_without_any_gateway_is_refused",
     "bad_lists_are_refused",
-    "bypass_steers_nothing_ends_and_survives",
     "commands_without_a_controller_say_so",
-    "custom_sets_and_sign_in_are_steered_by_name",
-    "doctor_finds_what_stands_in_the_way",
-    "events_are_followed_behind_a_restart",
     "golden_verdicts_by_explain",
     "media_leaves_a_lossy_link_and_mail_stays",
     "missing_interfaces_are_refused",
     "probes_are_few",
     "replay_of_a_damaged_capture_says_so",
     "replay_sums_up",
-    "shadow_shows_and_steers_nothing",
     "sighup_reloads",
     "the_manuals_policy_is_tried_and_applied",
     "unload_removes_our_table_too",
-    "weights_share_connections_out",
     "without_root_it_says_so",
 ];
 
@@ -119,21 +109,25 @@ fn lacks_tool(name: &str) -> bool {
 /// what any kernel but the machine's own can show, and `other` for what each of them may do differently: programs, maps and links.
 fn is_shown_elsewhere(name: &str) -> bool {
     let is_of = |modules: &[&[Test]]| modules.concat().iter().any(|(test, _)| *test == name);
-    let is_same =
-        OF_NO_KERNEL.contains(&name) || is_of(&[follow::TESTS, thousand::TESTS, messages::TESTS]);
+    let is_same = OF_NO_KERNEL.contains(&name)
+        || is_of(&[
+            follow::TESTS,
+            thousand::TESTS,
+            messages::TESTS,
+            unmoved::TESTS,
+            families::TESTS,
+            several::TESTS,
+            pinning::TESTS,
+            seeing::TESTS,
+            policy::TESTS,
+        ]);
     let is_of_links = is_of(&[
         egress::TESTS,
-        unmoved::TESTS,
-        families::TESTS,
         translation::TESTS,
-        several::TESTS,
         links::TESTS,
         probes::TESTS,
-        pinning::TESTS,
-        seeing::TESTS,
         routing::TESTS,
         reload::TESTS,
-        policy::TESTS,
         replay::TESTS,
         bad_input::TESTS,
     ]);
