@@ -242,7 +242,9 @@ fn frame(flow: &Flow, mix: &Mix, number: u64) -> Result<Vec<u8>> {
         }
         Transport::Tcp => {
             let is_first = number == 0;
-            let bytes = mix.size.saturating_sub(SHORTEST) as u64;
+            // Ethernet, IP and TCP.
+            let headers = if flow.source.is_ipv4() { 54 } else { 74 };
+            let bytes = mix.size.saturating_sub(headers) as u64;
             #[expect(
                 clippy::cast_possible_truncation,
                 reason = "sequence numbers wrap around"

@@ -1,15 +1,38 @@
 //! Users and passwords in URLs, which have no place in what is shown, logged or sent to somebody.
 
-/// The text without what stands for a user and a password in URLs: `http://user:password@host`.
+/// The text without what stands for a user and a password in URLs: `http://user:password@host`, and `user:password@host` as
+/// proxies may be given.
 pub fn masked(text: &str) -> String {
+    let text = with_scheme(text);
+    let mut shown = String::with_capacity(text.len());
+    for word in text.split_inclusive(is_end) {
+        let secret = word.rfind('@').filter(|at| {
+            let before = &word[..*at];
+            before.contains(':') && !before.contains("://")
+        });
+        match secret {
+            Some(at) => {
+                shown.push_str("***");
+                shown.push_str(&word[at..]);
+            }
+            None => shown.push_str(word),
+        }
+    }
+    shown
+}
+
+/// Whether a URL ends there at the latest. An apostrophe may be part of a password.
+fn is_end(c: char) -> bool {
+    c.is_whitespace() || matches!(c, '"' | '<' | '>' | '`')
+}
+
+fn with_scheme(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(start) = rest.find("://") {
         let (before, after) = rest.split_at(start + 3);
         shown.push_str(before);
-        let end = after
-            .find(|c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '<' | '>' | '`'))
-            .unwrap_or(after.len());
+        let end = after.find(is_end).unwrap_or(after.len());
         match userinfo(&after[..end]) {
             Some(at) => {
                 shown.push_str("***");
@@ -46,6 +69,11 @@ mod tests {
             masked(text),
             "proxy = \"http://***@proxy:8080\"\nsource = \"https://x/a@b\" # http://***@c https://x:443/a@b \
              http://***@host/x http://[::1]/a@b"
+        );
+        let text = "proxy = \"me:it's@proxy:8080\" http://me:it's@host veth0@if3: 10:15 user@host";
+        assert_eq!(
+            masked(text),
+            "proxy = \"***@proxy:8080\" http://***@host veth0@if3: 10:15 user@host"
         );
     }
 }

@@ -168,7 +168,8 @@ pub enum PinEvent {
     Moved = 1,
     /// A flow could not be pinned.
     Failed = 2,
-    /// A flow that had begun before was not pinned, so it went by the ruleset alone: the table of pins was full.
+    /// A TCP flow had no pin in its middle, so it went by the ruleset alone: it was forgotten, because the table of pins was full
+    /// or the flow silent for long, or began while nothing was steered.
     Unknown = 3,
 }
 

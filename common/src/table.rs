@@ -33,9 +33,13 @@
 //!
 //! All words are in the machine's byte order: a table never leaves the machine.
 
-use core::net::IpAddr;
+mod answer;
+mod destination;
 
 use crate::condition::{Client, choose};
+
+pub use answer::{Answer, Hold, Outcome};
+pub use destination::{Destination, Transport};
 
 /// The first word of every table. Its low byte is the layout's version.
 pub const MAGIC: u32 = 0x4252_4b08;
@@ -116,204 +120,6 @@ pub trait Table {
 impl Table for [u32] {
     fn words<const N: usize>(&self, index: u32) -> Option<[u32; N]> {
         self.get(index as usize..)?.first_chunk().copied()
-    }
-}
-
-/// The transport protocols that endpoint sets list.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Transport {
-    /// TCP, IP protocol 6.
-    Tcp,
-    /// UDP, IP protocol 17.
-    Udp,
-}
-
-impl Transport {
-    /// The transport with this IP protocol number, if it is one of the two.
-    pub const fn from_protocol(number: u8) -> Option<Self> {
-        match number {
-            6 => Some(Transport::Tcp),
-            17 => Some(Transport::Udp),
-            _ => None,
-        }
-    }
-
-    /// Protocol and port as one number: TCP's ports, then UDP's.
-    pub const fn key(self, port: u16) -> u32 {
-        match self {
-            Transport::Tcp => port as u32,
-            Transport::Udp => 0x1_0000 | port as u32,
-        }
-    }
-}
-
-/// A destination address. IPv6 addresses are two halves because eBPF has 64-bit registers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Destination {
-    /// An IPv4 address as a number, first octet highest.
-    V4(u32),
-    /// An IPv6 address: its first and last eight bytes as numbers, first byte highest.
-    V6(u64, u64),
-}
-
-impl From<IpAddr> for Destination {
-    fn from(address: IpAddr) -> Self {
-        match address {
-            IpAddr::V4(address) => Destination::V4(address.to_bits()),
-            IpAddr::V6(address) => {
-                let [a, b, c, d, e, f, g, h] = address.segments().map(u64::from);
-                let half = |a, b, c, d| a << 48 | b << 32 | c << 16 | d;
-                Destination::V6(half(a, b, c, d), half(e, f, g, h))
-            }
-        }
-    }
-}
-
-impl From<Destination> for IpAddr {
-    fn from(address: Destination) -> Self {
-        match address {
-            Destination::V4(bits) => IpAddr::V4(bits.into()),
-            Destination::V6(high, low) => {
-                IpAddr::V6((u128::from(high) << 64 | u128::from(low)).into())
-            }
-        }
-    }
-}
-
-impl Destination {
-    /// The address of a family as two numbers, an IPv4 address in the second one.
-    #[inline(always)]
-    pub const fn from_halves(is_v6: bool, high: u64, low: u64) -> Self {
-        if is_v6 {
-            Destination::V6(high, low)
-        } else {
-            Destination::V4((low & 0xffff_ffff) as u32)
-        }
-    }
-
-    /// The address as [`from_halves`](Self::from_halves) takes it.
-    #[inline(always)]
-    pub const fn to_halves(self) -> (u64, u64) {
-        match self {
-            Destination::V4(address) => (0, address as u64),
-            Destination::V6(high, low) => (high, low),
-        }
-    }
-
-    /// Whether it is an IPv6 address.
-    #[inline(always)]
-    pub const fn is_v6(self) -> bool {
-        matches!(self, Destination::V6(..))
-    }
-}
-
-/// What a leaf says about a class: the endpoint set that wins there and what is done with its packets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Outcome {
-    /// The endpoint set's slot, the index of its counter.
-    pub set: u16,
-    /// The preference that says which egress to steer to (see [`path`](crate::path)), or `None` where the policy passes
-    /// the set.
-    pub preference: Option<u8>,
-    /// Why it is not steered there all the same, if so.
-    pub hold: Option<Hold>,
-    /// Whether it is of the class `media`.
-    pub media: bool,
-    /// Whether its flows take what is best at any time, rather than stay where they are.
-    pub hard: bool,
-}
-
-/// Why a packet that the policy steers takes the ordinary path.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Hold {
-    /// The policy only shows what it would do.
-    Shadow,
-    /// The operator has switched steering off for a time.
-    Bypass,
-}
-
-impl Outcome {
-    /// The lowest bits of a word: the endpoint set's slot.
-    pub const SET: u32 = 0xffff;
-    /// How far up the preference is, in 5 bits.
-    pub const PREFERENCE: u32 = 16;
-    /// There is a preference.
-    pub const STEER: u32 = 1 << 21;
-    /// There is an outcome.
-    pub const PRESENT: u32 = 1 << 22;
-    /// See [`Hold::Shadow`].
-    pub const SHADOW: u32 = 1 << 23;
-    /// See [`Hold::Bypass`].
-    pub const BYPASS: u32 = 1 << 24;
-    /// It is of the class `media`.
-    pub const MEDIA: u32 = 1 << 25;
-    /// Its flows take what is best at any time.
-    pub const HARD: u32 = 1 << 26;
-    /// All bits that a word can have.
-    pub const ALL: u32 = (1 << 27) - 1;
-
-    /// The outcome as a table word, which is never zero.
-    pub const fn to_word(self) -> u32 {
-        let hold = match self.hold {
-            None => 0,
-            Some(Hold::Shadow) => Self::SHADOW,
-            Some(Hold::Bypass) => Self::BYPASS,
-        };
-        let media = if self.media { Self::MEDIA } else { 0 };
-        let hard = if self.hard { Self::HARD } else { 0 };
-        let steer = match self.preference {
-            Some(preference) => Self::STEER | (preference as u32 & 31) << Self::PREFERENCE,
-            None => 0,
-        };
-        Self::PRESENT | steer | hold | media | hard | self.set as u32
-    }
-
-    /// The outcome that a table word stands for.
-    pub const fn from_word(word: u32) -> Self {
-        Outcome {
-            set: (word & Self::SET) as u16,
-            preference: if word & Self::STEER == 0 {
-                None
-            } else {
-                Some((word >> Self::PREFERENCE & 31) as u8)
-            },
-            hold: if word & Self::BYPASS != 0 {
-                Some(Hold::Bypass)
-            } else if word & Self::SHADOW != 0 {
-                Some(Hold::Shadow)
-            } else {
-                None
-            },
-            media: word & Self::MEDIA != 0,
-            hard: word & Self::HARD != 0,
-        }
-    }
-}
-
-/// What a table says about a destination, protocol and port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Answer {
-    /// No prefix covers the destination.
-    NoPrefix,
-    /// Prefixes cover the destination, none with this protocol and port.
-    NoPort,
-    /// The destination is the gateway itself.
-    Own,
-    /// An endpoint set wins.
-    Match(Outcome),
-}
-
-impl Answer {
-    /// The answer that a word of a leaf stands for, if any.
-    #[inline(always)]
-    pub const fn from_word(word: u32) -> Option<Self> {
-        match word {
-            0 => None,
-            NO_PREFIX => Some(Answer::NoPrefix),
-            NO_PORT => Some(Answer::NoPort),
-            OWN => Some(Answer::Own),
-            word => Some(Answer::Match(Outcome::from_word(word))),
-        }
     }
 }
 
@@ -501,28 +307,6 @@ mod tests {
     use super::*;
     extern crate std;
     use std::vec;
-
-    #[test]
-    fn outcomes_survive_the_word() {
-        for preference in [None, Some(0), Some(31)] {
-            for set in [0, 1, u16::MAX] {
-                for hold in [None, Some(Hold::Shadow), Some(Hold::Bypass)] {
-                    for (media, hard) in [(false, false), (true, false), (false, true)] {
-                        let outcome = Outcome {
-                            set,
-                            preference,
-                            hold,
-                            media,
-                            hard,
-                        };
-                        let word = outcome.to_word();
-                        assert_eq!(word & CHAIN, 0);
-                        assert_eq!(Answer::from_word(word), Some(Answer::Match(outcome)));
-                    }
-                }
-            }
-        }
-    }
 
     #[test]
     fn the_search_finds_the_last_one_at_or_before() {

@@ -28,6 +28,10 @@ pub(crate) const TESTS: &[Test] = &[
         readdressed,
     ),
     ("a_link_without_neighbours_is_an_egress", point_to_point),
+    (
+        "a_gateway_beyond_the_prefix_is_reached_by_its_route",
+        beyond,
+    ),
 ];
 
 fn other_mac() -> Result<()> {
@@ -202,6 +206,38 @@ fn point_to_point() -> Result<()> {
     let daemon = Daemon::start(site, &lab.gateway)?;
     ensure!(office.new_way()? == "internet");
     ensure!(masqueraded(lab, "10.9.0.1")? > 0, "it left by another link");
+    daemon.stop()?;
+    Ok(())
+}
+
+/// An address without a network, as some providers give out: a route of its own leads to the gateway.
+fn beyond() -> Result<()> {
+    let office = Office::open("probes = []\n")?;
+    let (lab, site) = (&office.lab, &office.site);
+    lab.gateway.ip("addr del 10.3.0.1/24 dev inet")?;
+    lab.gateway.ip("addr add 10.3.0.1/32 dev inet")?;
+    lab.gateway.ip("route add 10.3.0.2 dev inet scope link")?;
+    lab.gateway
+        .ip("route add default via 10.3.0.2 dev inet metric 500")?;
+    let configured = config("probes = []\n");
+    let learnt = configured.replace("gateway = \"10.3.0.2\"\n", "");
+    for settings in [&configured, &learnt] {
+        site.configure(settings)?;
+        let daemon = Daemon::start(site, &lab.gateway)?;
+        let status = site.json(&lab.gateway, &["status"])?;
+        let gateway = &status["egress"]["local"]["v4"]["gateway"];
+        ensure!(gateway == "10.3.0.2", "{settings}: {gateway}");
+        ensure!(office.new_way()? == "internet", "{settings}");
+        daemon.stop()?;
+    }
+    // The network of the other end.
+    lab.gateway.ip("addr del 10.3.0.1/32 dev inet")?;
+    lab.gateway.ip("route flush dev inet")?;
+    lab.gateway
+        .ip("addr add 10.3.0.1 peer 10.3.0.2/32 dev inet")?;
+    site.configure(&configured)?;
+    let daemon = Daemon::start(site, &lab.gateway)?;
+    ensure!(office.new_way()? == "internet", "a peer");
     daemon.stop()?;
     Ok(())
 }

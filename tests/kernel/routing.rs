@@ -9,6 +9,7 @@ use breakout_tests::lab::{CONFIG, Lab};
 use breakout_tests::testrun::TestBench;
 
 use crate::Test;
+use crate::office::Office;
 
 pub(crate) const TESTS: &[Test] = &[
     (
@@ -26,6 +27,10 @@ pub(crate) const TESTS: &[Test] = &[
     (
         "a_lan_interface_that_is_missing_holds_up_no_other",
         other_lan,
+    ),
+    (
+        "an_egress_whose_route_the_kernel_refuses_is_left",
+        refused_route,
     ),
     ("numbers_of_ones_own_are_used", own_numbers),
     ("an_egress_that_is_added_moves_nobody", added_egress),
@@ -97,15 +102,57 @@ fn lan_comes_back(mode: &str) -> Result<()> {
     let site = Site::new(&CONFIG.replace("MODE", mode))?;
     let mut daemon = Daemon::start(&site, &lab.gateway)?;
     ensure!(flow.talk(&lab.client)? == "internet");
-    lab.gateway.ip("link del lan")?;
+    let is_attached_again = |times: usize| {
+        move |daemon: &Daemon<'_>| {
+            let log = daemon.log();
+            log.matches("attached to lan again").count() == times
+        }
+    };
+    // It was called something else for a time, and is the same interface again.
+    lab.gateway.ip("link set lan down")?;
+    lab.gateway.ip("link set lan name lan9")?;
     daemon.wait_until(|daemon| daemon.log().contains("no interface lan"))?;
+    lab.gateway.ip("link set lan9 name lan")?;
+    lab.gateway.ip("link set lan up")?;
+    daemon.wait_until(is_attached_again(1))?;
+    ensure!(flow.talk(&lab.client)? == "internet");
+    let checked = site.output(&lab.gateway, &["status", "--check"])?;
+    ensure!(checked.status.success(), "{checked:?}");
+    lab.gateway.ip("link del lan")?;
+    daemon.wait_until(|daemon| daemon.log().matches("no interface lan").count() == 2)?;
     breakout_tests::lab::connect(&lab.client, "eth0", &lab.gateway, "lan")?;
     lab.gateway.ip("addr add 10.1.0.1/24 dev lan")?;
     lab.client
         .ip_lines("addr add 10.1.0.2/24 dev eth0\nroute add default via 10.1.0.1")?;
     lab.tune()?;
-    daemon.wait_until(|daemon| daemon.log().contains("attached to lan again"))?;
+    daemon.wait_until(is_attached_again(2))?;
     ensure!(flow.talk(&lab.client)? == "internet");
+    daemon.stop()?;
+    Ok(())
+}
+
+/// The kernel refuses the route of an egress: its gateway's address is a broadcast address by now.
+fn refused_route() -> Result<()> {
+    let office = Office::open("probes = []\n[health]\nhold_down = \"500ms\"\n")?;
+    let (lab, site) = (&office.lab, &office.site);
+    let mut daemon = Daemon::start(site, &lab.gateway)?;
+    ensure!(office.new_way()? == "internet");
+    lab.gateway
+        .ip("addr add 10.3.0.9/24 brd 10.3.0.2 dev inet")?;
+    lab.gateway.ip("route flush table 5001")?;
+    daemon.wait_until(office.is_up(false))?;
+    let status = site.json(&lab.gateway, &["status"])?;
+    let why = &status["egress"]["local"]["v4"]["standing"]["why"];
+    ensure!(
+        why.as_str()
+            .is_some_and(|why| why.contains("the kernel refuses its IPv4 route")),
+        "{why}"
+    );
+    ensure!(office.new_way()? == "wan", "without its route");
+    ensure!(office.new_way6()? == "internet", "IPv6 has its route");
+    lab.gateway.ip("addr del 10.3.0.9/24 dev inet")?;
+    daemon.wait_until(office.is_up(true))?;
+    ensure!(office.new_way()? == "internet");
     daemon.stop()?;
     Ok(())
 }
@@ -125,6 +172,17 @@ fn other_lan() -> Result<()> {
         checked.status.code() == Some(9) && message.contains("no interface lan2"),
         "{checked:?}"
     );
+    // Who takes it out of the configuration hears no more of it.
+    site.configure(&config)?;
+    ensure!(site.output(&lab.gateway, &["reload"])?.status.success());
+    let checked = site.output(&lab.gateway, &["status", "--check"])?;
+    ensure!(checked.status.success(), "{checked:?}");
+    lab.gateway
+        .ip("link add lan2 type veth peer name lan2-peer")?;
+    site.configure(&format!("{config}\n[[lan]]\ninterface = \"lan2\"\n"))?;
+    ensure!(site.output(&lab.gateway, &["reload"])?.status.success());
+    lab.gateway.ip("link del lan2")?;
+    daemon.wait_until(|daemon| daemon.log().matches("no interface lan2").count() >= 2)?;
     // The first one is made anew while the other is still missing.
     lab.gateway.ip("link del lan")?;
     daemon.wait_until(|daemon| daemon.log().contains("no interface lan in"))?;

@@ -6,12 +6,13 @@ use breakout_tests::lab::{Lab, connect};
 use breakout_tests::live::Stream;
 
 use crate::Test;
-use crate::office::{MEDIA, Office, address, ways};
+use crate::office::{MEDIA, Office, address, config, ways};
 
 pub(crate) const TESTS: &[Test] = &[
     ("the_first_egress_that_works_is_taken", in_order),
     ("weights_share_connections_out", weighted),
     ("an_egress_that_is_missing_at_the_start_comes_later", late),
+    ("a_link_in_place_of_another_is_proven_first", replaced),
 ];
 
 /// A second internet link, `lte`, to the WAN's far end, whose servers say `wan`.
@@ -90,6 +91,36 @@ fn in_order() -> Result<()> {
     lab.internet.ip("link set eth0 up")?;
     daemon.wait_until(office.is_up(true))?;
     ensure!(office.new_way()? == "internet");
+    daemon.stop()?;
+    Ok(())
+}
+
+/// A reload gives the egress another interface. That the one before worked says nothing of it.
+fn replaced() -> Result<()> {
+    let office = Office::open("probes = [\"icmp:10.3.0.2\"]\n[health]\nhold_down = \"500ms\"\n")?;
+    let (lab, site) = (&office.lab, &office.site);
+    second_link(lab)?;
+    let mut daemon = Daemon::start(site, &lab.gateway)?;
+    daemon.wait_until(office.is_up(true))?;
+    let reload = |probe: &str| -> Result<()> {
+        let health = "[health]\nhold_down = \"500ms\"\n";
+        let settings = config(&format!("probes = [\"icmp:{probe}\"]\n{health}"))
+            .replace("\"inet\"", "\"wwan0\"")
+            .replace("10.3.0.2", "10.4.0.2")
+            .replace("gateway6 = \"fd00:3::2\"\n", "");
+        site.configure(&settings)?;
+        let output = site.output(&lab.gateway, &["reload"])?;
+        ensure!(output.status.success(), "{output:?}");
+        Ok(())
+    };
+    reload("10.4.0.9")?;
+    for _ in 0..5 {
+        ensure!(office.new_way()? == "wan");
+    }
+    ensure!(by_lte(lab)? == 0, "nobody has answered there");
+    reload("10.4.0.2")?;
+    daemon.wait_until(office.is_up(true))?;
+    ensure!(office.new_way()? == "wan" && by_lte(lab)? == 1);
     daemon.stop()?;
     Ok(())
 }

@@ -100,7 +100,7 @@ under_traffic() {
 is_up() {
     local i
     for i in $(seq 60); do
-        breakout status | grep -q '^egress local.* IPv4.* up' && return
+        breakout status --json | tr -d ' \n' | grep -q '"v4":{[^{]*"standing":{"state":"up"' && return
         sleep 0.5
     done
     return 1

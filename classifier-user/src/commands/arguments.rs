@@ -1,7 +1,9 @@
 //! The command line.
 
+use std::fs::File;
+use std::io::{self, ErrorKind};
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
@@ -56,9 +58,18 @@ impl ConfigArgument {
         self.config.clone().unwrap_or_else(|| DEFAULT_PATH.into())
     }
 
-    /// Whether there is nothing to read: none was named and the default one does not exist.
-    pub fn is_absent(&self) -> bool {
-        self.config.is_none() && !Path::new(DEFAULT_PATH).exists()
+    /// Why there is nothing to read, if so: none was named, and the default one does not exist or is not for this user.
+    pub fn absence(&self) -> Option<io::Error> {
+        let error = match self.config {
+            Some(_) => None,
+            None => File::open(DEFAULT_PATH).err(),
+        };
+        error.filter(|error| {
+            matches!(
+                error.kind(),
+                ErrorKind::NotFound | ErrorKind::PermissionDenied
+            )
+        })
     }
 }
 
@@ -108,8 +119,9 @@ pub enum Command {
     },
     /// Show what the running controller is doing.
     ///
-    /// With --check the exit code is 9 if something needs an operator's attention: a stale or refused list, updates that
-    /// are held, a bypass, an egress without a way out.
+    /// With --check the exit code is 9 if something needs an operator's attention: a list that is stale, refused or cannot
+    /// be followed, updates that are held, a bypass or shadow, an egress that is degraded or down, a LAN interface that is
+    /// missing, a program that somebody has replaced.
     ///
     /// Example: breakout status
     Status {
@@ -122,8 +134,8 @@ pub enum Command {
     },
     /// Watch the running controller in the terminal: egresses, rates, alerts, events.
     ///
-    /// Rates are by endpoint set and by reason; what is steered has a `>`. Needs 80 columns and 24 lines, and no colours
-    /// (NO_COLOR switches them off). The keys are shown in the last line.
+    /// Rates are by endpoint set and by reason; what is steered has a `>`. Needs 80 columns and 24 lines; colours are
+    /// no matter (NO_COLOR switches them off). The keys are shown in the last line.
     ///
     /// Example: breakout top --interval 2s
     Top {

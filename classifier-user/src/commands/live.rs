@@ -94,8 +94,9 @@ pub(super) async fn flows(client: &mut Client, json: bool, limit: usize) -> Resu
         return Ok(());
     }
     out!(
-        "{} flows are pinned, of at most {}",
+        "{} flows and the media of {} clients are pinned, of at most {}",
         report.pinned,
+        report.clients,
         report.size
     );
     let mut rows = table(

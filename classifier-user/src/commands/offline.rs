@@ -1,6 +1,7 @@
 //! Answers without a controller: the configuration, the lists and what the policy makes of them.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::Path;
 
 use anyhow::{Result, anyhow};
@@ -70,9 +71,9 @@ pub(super) async fn live(config: &ConfigArgument, list: Option<&Path>) -> Result
     if list.is_some() {
         return Ok(None);
     }
-    if config.is_absent() {
+    if let Some(error) = config.absence() {
         eprintln!(
-            "note: there is no {}, so no controller can be found; this answer is from the built-in list",
+            "note: {}: {error}; so no controller is asked, and this answer is from the built-in list",
             config.path().display()
         );
         return Ok(None);
@@ -88,10 +89,18 @@ pub(super) async fn live(config: &ConfigArgument, list: Option<&Path>) -> Result
     }
 }
 
-/// The configuration for an offline answer: the defaults, if none is named and none is in the usual place.
+/// The configuration for an offline answer: the defaults, if none is named and there is none for this user in the usual place.
 pub(super) fn offline_config(config: &ConfigArgument) -> Result<Config> {
-    if config.is_absent() {
-        return Ok(Config::default());
+    match config.absence() {
+        Some(error) if error.kind() == ErrorKind::PermissionDenied => {
+            eprintln!(
+                "note: {}: {error}; this is by the defaults. Name another one with --config, or use sudo",
+                config.path().display()
+            );
+            return Ok(Config::default());
+        }
+        Some(_) => return Ok(Config::default()),
+        None => {}
     }
     config::load(&config.path()).code(Code::Config)
 }

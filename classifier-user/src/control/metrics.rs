@@ -1,46 +1,15 @@
-//! Metrics for Prometheus, in the OpenMetrics text format.
-
-use std::fmt;
-use std::time::Duration;
+//! Metrics for Prometheus: which there are.
 
 use breakout_common::path::PIN_EVENTS;
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::text::encode;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, NoLabelSet};
-use prometheus_client::metrics::MetricType;
-use prometheus_client::registry::{Registry, Unit};
+use prometheus_client::encoding::DescriptorEncoder;
+use prometheus_client::registry::Unit;
 use serde::{Deserialize, Serialize};
+use std::fmt;
 
+use super::exposition::{Families, Sample, Value};
 use super::{Stats, Status, WayOut};
 use crate::health::State;
-
-/// How the metrics are written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Exposition {
-    /// OpenMetrics 1.0, which Prometheus asks for.
-    OpenMetrics,
-    /// The text format 0.0.4 of Prometheus, for all that do not ask for the other.
-    Text,
-}
-
-impl Exposition {
-    /// What an Accept header asks for.
-    pub fn wanted(accept: &str) -> Self {
-        if accept.contains("application/openmetrics-text") {
-            Exposition::OpenMetrics
-        } else {
-            Exposition::Text
-        }
-    }
-
-    /// The content type.
-    pub fn content_type(self) -> &'static str {
-        match self {
-            Exposition::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
-            Exposition::Text => "text/plain; version=0.0.4; charset=utf-8",
-        }
-    }
-}
 
 /// Everything that metrics are made of.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -57,92 +26,6 @@ pub struct Snapshot {
     pub pins_size: u64,
     /// What has happened to pins, by [`PinEvent`](breakout_common::path::PinEvent).
     pub pin_events: [u64; PIN_EVENTS],
-}
-
-/// The metrics as text.
-///
-/// # Errors
-///
-/// When there is no memory for it.
-pub fn text(snapshot: Snapshot, exposition: Exposition) -> Result<String, fmt::Error> {
-    let mut registry = Registry::with_prefix("breakout");
-    registry.register_collector(Box::new(snapshot));
-    let mut text = String::new();
-    encode(&mut text, &registry)?;
-    Ok(match exposition {
-        Exposition::OpenMetrics => text,
-        Exposition::Text => as_text_format(&text),
-    })
-}
-
-/// The older format names a counter's family as its samples are named, and knows no units and no end.
-fn as_text_format(open_metrics: &str) -> String {
-    let lines: Vec<&str> = open_metrics.lines().collect();
-    let counters: Vec<&str> = lines
-        .iter()
-        .filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter"))
-        .collect();
-    let mut text = String::with_capacity(open_metrics.len());
-    for line in lines {
-        let mut words = line.splitn(4, ' ');
-        match (words.next(), words.next(), words.next()) {
-            (Some("#"), Some("UNIT" | "EOF"), _) => continue,
-            (Some("#"), Some(kind), Some(name)) if counters.contains(&name) => {
-                let rest = words.next().unwrap_or_default();
-                text += &format!("# {kind} {name}_total {rest}");
-            }
-            _ => text += line,
-        }
-        text.push('\n');
-    }
-    text
-}
-
-/// A number with its labels.
-type Sample = (Vec<(&'static str, String)>, f64);
-
-enum Value {
-    Counter(f64),
-    Gauge(f64),
-}
-
-impl EncodeMetric for Value {
-    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
-        match self {
-            Value::Counter(value) => encoder.encode_counter::<NoLabelSet, _, f64>(value, None),
-            Value::Gauge(value) => encoder.encode_gauge(value),
-        }
-    }
-
-    fn metric_type(&self) -> MetricType {
-        match self {
-            Value::Counter(_) => MetricType::Counter,
-            Value::Gauge(_) => MetricType::Gauge,
-        }
-    }
-}
-
-struct Families<'a>(DescriptorEncoder<'a>);
-
-impl Families<'_> {
-    fn put(
-        &mut self,
-        name: &str,
-        help: &str,
-        unit: Option<&Unit>,
-        value: fn(f64) -> Value,
-        samples: impl IntoIterator<Item = Sample>,
-    ) -> fmt::Result {
-        let kind = value(0.0).metric_type();
-        let mut family = self.0.encode_descriptor(name, help, unit, kind)?;
-        for (labels, number) in samples {
-            if labels.is_empty() {
-                return value(number).encode(family);
-            }
-            value(number).encode(family.encode_family(&labels)?)?;
-        }
-        Ok(())
-    }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "Prometheus has floats only")]
@@ -231,7 +114,7 @@ impl Snapshot {
         let status = &self.status;
         let version = vec![("version", status.version.clone())];
         families.put(
-            "build",
+            "build_info",
             "The controller's version",
             None,
             Value::Gauge,
@@ -410,12 +293,7 @@ impl Snapshot {
             "Time until probes are answered, as a moving average",
             Some(&Unit::Seconds),
             Value::Gauge,
-            measures().filter_map(|(labels, measure)| {
-                Some((
-                    labels,
-                    Duration::from_secs_f64(measure.latency_ms? / 1000.0).as_secs_f64(),
-                ))
-            }),
+            measures().filter_map(|(labels, measure)| Some((labels, measure.latency_ms? / 1000.0))),
         )
     }
 

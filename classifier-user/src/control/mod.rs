@@ -2,6 +2,7 @@
 
 mod changes;
 mod client;
+mod exposition;
 mod flows;
 mod lists;
 pub mod metrics;

@@ -16,8 +16,8 @@ use serde::Serialize;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{mpsc, oneshot};
 
-use super::metrics::Exposition;
-use super::{BypassOrder, EventsQuery, Failure, FlowsQuery, ListOrder, Reply, Request, metrics};
+use super::exposition::{self, Exposition};
+use super::{BypassOrder, EventsQuery, Failure, FlowsQuery, ListOrder, Reply, Request};
 use crate::exit::{Code, WithCode, code_of};
 use crate::explain::Query;
 
@@ -136,7 +136,7 @@ async fn metrics(State(requests): State<Requests>, headers: HeaderMap) -> Respon
     };
     let accept = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok());
     let exposition = Exposition::wanted(accept.unwrap_or_default());
-    match metrics::text(snapshot, exposition) {
+    match exposition::text(snapshot, exposition) {
         Ok(text) => ([(CONTENT_TYPE, exposition.content_type())], text).into_response(),
         Err(error) => failure(error.to_string(), 1),
     }

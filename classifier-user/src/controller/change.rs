@@ -1,6 +1,7 @@
 //! Putting something into force: another configuration, other lists, or a switch. It either succeeds as a whole or leaves
 //! things as they were.
 
+use std::collections::BTreeMap;
 use std::mem::swap;
 
 use anyhow::{Result, anyhow};
@@ -60,6 +61,9 @@ struct Setup {
     lans: Vec<LanPlan>,
     egresses: Vec<EgressState>,
     published: Paths,
+    // Saved with what is installed, so that an index never means something else after a crash.
+    egress_indices: BTreeMap<String, u8>,
+    preference_indices: BTreeMap<String, u8>,
 }
 
 impl Controller {
@@ -214,15 +218,18 @@ impl Controller {
         let delta = delta::between(&self.ruleset, &ruleset, indices);
         let mut image = compile(&ruleset).code(Code::List)?;
         // What needs no other interfaces works without those that are gone just now.
-        let lans = if config == self.config && !matches!(cause.action, "reload" | "apply") {
-            self.lans.clone()
-        } else {
-            let Lans { lans, missing } = look_at_lans(&self.links, &config).await?;
-            if config.lan != self.config.lan {
-                refuse_missing(&missing)?;
-            }
-            lans
-        };
+        let Lans { lans, missing } =
+            if config == self.config && !matches!(cause.action, "reload" | "apply") {
+                Lans {
+                    lans: self.lans.clone(),
+                    missing: self.missing_lans.clone(),
+                }
+            } else {
+                look_at_lans(&self.links, &config).await?
+            };
+        if config.lan != self.config.lan {
+            refuse_missing(&missing)?;
+        }
         let same_interfaces = lans == self.lans
             && config.egress == self.config.egress
             && install::pins(&config) == install::pins(&self.config);
@@ -232,11 +239,6 @@ impl Controller {
             && ruleset.own == self.ruleset.own
             && cause.action == "list";
         image.set_generation(self.generation.wrapping_add(1));
-        // Saved with what is installed, so that an index never means something else after a crash.
-        self.persistent.egresses.clone_from(&persistent.egresses);
-        self.persistent
-            .preferences
-            .clone_from(&persistent.preferences);
         let before = self.ways_now()?;
         if !same_rules {
             self.pin_the_ordinary(&before, image.words());
@@ -253,9 +255,12 @@ impl Controller {
             && self.publish_ruleset(&image, &persistent.preferences, bypass)?
         {
             (self.config, self.lists, self.ruleset, self.slots) = (config, lists, ruleset, slots);
+            self.persistent.egresses = persistent.egresses;
+            self.persistent.preferences = persistent.preferences;
             self.commit(from_generation.wrapping_add(1));
         } else {
-            let egresses = egress::look(&self.links, &config, &persistent.egresses).await?;
+            let indices = &persistent.egresses;
+            let egresses = egress::look(&self.links, &config, indices, &self.egresses).await?;
             // A change of something else shall not wait for a link that is gone just now.
             let is_new = |egress: &&EgressState| {
                 self.config.egress.get(&egress.name) != Some(&egress.config)
@@ -274,6 +279,8 @@ impl Controller {
                 lans,
                 egresses,
                 published,
+                egress_indices: persistent.egresses,
+                preference_indices: persistent.preferences,
             };
             moving.extend(self.flows_that_lose_their_way(&before.words, &setup.published.table));
             self.replace(setup, image).await?;
@@ -286,6 +293,7 @@ impl Controller {
         self.health
             .set_probes(&self.config, &self.egresses, &self.lists);
         self.settle_ways().await;
+        self.missing_lans = missing;
         self.ruleset_hash = to_hash.clone();
         self.as_of = as_of;
         self.write_down(cause, from_generation, &from_hash);
@@ -370,6 +378,9 @@ impl Controller {
         swap(&mut self.lans, &mut setup.lans);
         swap(&mut self.egresses, &mut setup.egresses);
         swap(&mut self.published, &mut setup.published);
+        let persistent = &mut self.persistent;
+        swap(&mut persistent.egresses, &mut setup.egress_indices);
+        swap(&mut persistent.preferences, &mut setup.preference_indices);
     }
 }
 

@@ -26,6 +26,8 @@ pub(super) struct EgressState {
     way_out: Result<Ways, NoWayOut>,
     /// Whether it has, or is meant to have, IPv4 and IPv6.
     families: [bool; 2],
+    /// Whether the kernel refuses its rule or route for IPv4 and IPv6.
+    is_refused: [bool; 2],
 }
 
 /// A working way out.
@@ -54,7 +56,8 @@ impl Ways {
     }
 }
 
-/// Looks at every configured egress. That one has no way out is noted in its state.
+/// Looks at every configured egress. That one has no way out is noted in its state. What cannot be seen is taken from how the
+/// egress was before, unless it leads over another link now.
 ///
 /// # Errors
 ///
@@ -63,6 +66,7 @@ pub(super) async fn look(
     links: &Links,
     config: &Config,
     indices: &BTreeMap<String, u8>,
+    before: &[EgressState],
 ) -> Result<Vec<EgressState>> {
     let mut states = Vec::with_capacity(config.egress.len());
     for (name, egress) in &config.egress {
@@ -85,15 +89,20 @@ pub(super) async fn look(
             let ways = way_out.as_ref();
             is_configured || ways.is_ok_and(|ways| ways.gateway(v6) != Gateway::None)
         };
-        states.push(EgressState {
+        let mut state = EgressState {
             name: name.clone(),
             config: egress.clone(),
             index,
             mark: mark_of(&config.routing, index),
             table: config.routing.table + u32::from(index),
             families: [is_there(false), is_there(true)],
+            is_refused: [false; 2],
             way_out,
-        });
+        };
+        if let Some(before) = before.iter().find(|before| before.name == *name) {
+            state.remember(before);
+        }
+        states.push(state);
     }
     Ok(states)
 }
@@ -186,6 +195,20 @@ pub(super) fn routing(config: &Config, states: &[EgressState]) -> RoutingPlan {
     plan
 }
 
+/// Notes what the kernel has refused of their plan. Returns whether that was not known.
+pub(super) fn note_refused(states: &mut [EgressState], refused: &[RouteRule]) -> bool {
+    let mut is_news = false;
+    for state in states {
+        let is_refused = [false, true].map(|v6| {
+            let mut entries = refused.iter();
+            entries.any(|entry| entry.table == state.table && entry.v6 == v6)
+        });
+        is_news |= state.is_refused != is_refused;
+        state.is_refused = is_refused;
+    }
+    is_news
+}
+
 /// The plan by which everything of ours is removed.
 pub(super) fn empty_routing(numbers: &Routing) -> RoutingPlan {
     RoutingPlan {
@@ -222,9 +245,26 @@ impl EgressState {
         }
     }
 
+    /// The link for an address family, as it is configured. Over another one nothing is known of what was before.
+    pub(super) fn link(&self, v6: bool) -> String {
+        let gateway = if v6 {
+            self.config.gateway6.map(IpAddr::V6)
+        } else {
+            self.config.gateway.map(IpAddr::V4)
+        };
+        let gateway = gateway.map_or_else(|| "any".to_owned(), |gateway| gateway.to_string());
+        format!("{} via {gateway}", self.config.interface)
+    }
+
     /// Takes over from an earlier look what this one cannot know: a gateway that did not answer and is being asked again has
-    /// not answered yet, and an address family that is gone was there.
-    pub(super) fn remember(&mut self, before: &EgressState) {
+    /// not answered yet, an address family that is gone was there, and a route was refused.
+    fn remember(&mut self, before: &EgressState) {
+        for v6 in [false, true] {
+            if self.link(v6) != before.link(v6) {
+                return;
+            }
+        }
+        self.is_refused = before.is_refused;
         for (now, was) in self.families.iter_mut().zip(before.families) {
             *now |= was;
         }
@@ -267,6 +307,9 @@ impl EgressState {
             (Ok(Gateway::Address(address)), Neighbour::Failed) => Some(format!(
                 "gateway {address} does not answer on {}",
                 ways.interface.name
+            )),
+            _ if self.is_refused[usize::from(v6)] => Some(format!(
+                "the kernel refuses its {family} route or rule; the controller's log has why"
             )),
             _ => None,
         }

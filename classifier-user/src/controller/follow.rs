@@ -19,29 +19,31 @@ impl Controller {
     }
 
     async fn try_follow(&mut self) -> Result<()> {
-        let mut now = egress::look(&self.links, &self.config, &self.persistent.egresses).await?;
-        for (now, before) in now.iter_mut().zip(&self.egresses) {
-            now.remember(before);
-        }
-        self.egresses = now;
+        let (links, config) = (&self.links, &self.config);
+        let indices = &self.persistent.egresses;
+        self.egresses = egress::look(links, config, indices, &self.egresses).await?;
         self.health
             .set_probes(&self.config, &self.egresses, &self.lists);
         let changes = self.health.look(&self.config, &self.egresses);
         // Packets are no longer sent a way that is gone before its route goes; a new way gets its route before any packet.
-        if changes
-            .iter()
-            .any(|change| change.standing.state == State::Down)
-        {
-            self.publish_ways()?;
-        }
+        let is_down = |change: &Changed| change.standing.state == State::Down;
+        let ways = match changes.iter().any(is_down) {
+            true => self.publish_ways(),
+            false => Ok(()),
+        };
         self.tell_of(changes);
         let plan = egress::routing(&self.config, &self.egresses);
-        let routing = self.links.apply_routing(&plan).await;
-        self.publish_ways()?;
+        let mut refused = Vec::new();
+        let routing = self.links.apply_possible(&plan, &mut refused).await;
+        if egress::note_refused(&mut self.egresses, &refused) {
+            let changes = self.health.look(&self.config, &self.egresses);
+            self.tell_of(changes);
+        }
+        let ways = ways.and(self.publish_ways());
         // The interfaces first: a table that outgrows its place is installed on those that are there now.
         let lans = self.follow_lans().await;
         let own = self.follow_own_addresses().await;
-        routing.and(lans).and(own)
+        ways.and(routing).and(lans).and(own)
     }
 
     /// Judges the egresses by what is known of them, and publishes what follows from that.
@@ -155,7 +157,7 @@ impl Controller {
         }
         // Those that have gone took their programs along; that is no reason to load others.
         if lans.iter().all(|lan| self.lans.contains(lan)) {
-            self.missing_lans.extend(missing);
+            (self.lans, self.missing_lans) = (lans, missing);
             return Ok(());
         }
         let before = std::mem::replace(&mut self.lans, lans);

@@ -59,7 +59,7 @@ impl Controller {
             }
         };
         persistent.assign_indices(&config).code(Code::Config)?;
-        let egresses = egress::look(&links, &config, &persistent.egresses).await?;
+        let egresses = egress::look(&links, &config, &persistent.egresses, &[]).await?;
         if !adopted && egresses.iter().all(|egress| egress.mistake().is_some()) {
             egress::insist(&egresses)?;
         }
@@ -177,6 +177,7 @@ impl Controller {
     pub(super) async fn install(&mut self, mut image: Image) -> Result<()> {
         let plan = egress::routing(&self.config, &self.egresses);
         self.links.apply_routing(&plan).await.code(Code::System)?;
+        egress::note_refused(&mut self.egresses, &[]);
         self.apply_nat().await.code(Code::System)?;
         for lan in self
             .lans

@@ -183,10 +183,14 @@ fn tell(states: &[NotifyState<'_>]) {
 
 /// Waits until somebody removes rules of nftables, if that can be seen.
 async fn removed(removals: &mut Option<Removals>) {
-    match removals {
-        Some(removals) => removals.wait().await,
-        None => std::future::pending().await,
+    if let Some(seen) = removals {
+        match seen.wait().await {
+            Ok(()) => return,
+            Err(error) => tracing::warn!("changes of nftables are seen late: {error}"),
+        }
+        *removals = None;
     }
+    std::future::pending::<()>().await;
 }
 
 /// SIGTERM or SIGINT.
@@ -221,7 +225,7 @@ impl Controller {
     ) {
         let watched = sd_notify::watchdog_enabled().is_some();
         // Without it the regular looks find what is missing.
-        let mut removals = Removals::watch()
+        let mut removals = Removals::watch(&self.nat().table)
             .inspect_err(|error| tracing::debug!("{error:#}"))
             .ok();
         let mut refresh = interval(REFRESH);

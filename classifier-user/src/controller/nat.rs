@@ -11,7 +11,8 @@ use crate::links::conntrack::{self, Connection};
 use crate::nat::{NatEgress, NatPlan};
 
 impl Controller {
-    fn nat(&self) -> NatPlan {
+    /// The table that there should be.
+    pub(super) fn nat(&self) -> NatPlan {
         let wanting = self.egresses.iter().filter_map(|egress| {
             let (masquerade, skip_dnat) = (egress.config.masquerade, egress.config.skips_dnat());
             (masquerade || skip_dnat).then(|| NatEgress {

@@ -37,7 +37,6 @@ impl Controller {
         preferences: &BTreeMap<String, u8>,
         bypass: bool,
     ) -> Result<bool> {
-        self.persistent.preferences.clone_from(preferences);
         let mut paths = self.health.paths(&self.config, &self.egresses, preferences);
         paths.table.epoch = self.published.table.epoch.wrapping_add(1);
         paths.table.pins_beyond_ruleset = u32::from(self.config.pinning.enabled && !bypass);

@@ -15,7 +15,8 @@ use crate::list::List;
 /// How all egresses stand, and the probes that tell.
 #[derive(Default)]
 pub(super) struct Health {
-    judges: BTreeMap<(String, bool), Judge>,
+    /// By egress and whether it is IPv6. A verdict is about the link that it was made on.
+    judges: BTreeMap<(String, bool), (String, Judge)>,
     measures: BTreeMap<(String, bool), Measure>,
     pub(super) probers: Probers,
 }
@@ -25,6 +26,8 @@ pub(super) struct Health {
 pub(super) struct EgressVerdict {
     egress: String,
     v6: bool,
+    #[serde(default)]
+    link: String,
     #[serde(flatten)]
     verdict: Verdict,
 }
@@ -65,34 +68,39 @@ impl Health {
                 }
             }
         }
-        // What other probes have measured holds until these have measured something.
-        self.measures.retain(|(egress, v6), _| {
-            let is_same = |path: &health::Path| path.egress == *egress && path.v6 == *v6;
-            paths.iter().any(is_same)
+        self.judges.retain(|(egress, v6), (link, _)| {
+            let is_same = |state: &EgressState| state.name == *egress && state.link(*v6) == *link;
+            states.iter().any(is_same)
+        });
+        // What other probes of the link have measured holds until these have measured something.
+        let judges = &self.judges;
+        self.measures.retain(|key, _| {
+            let is_same = |path: &health::Path| path.egress == key.0 && path.v6 == key.1;
+            judges.contains_key(key) && paths.iter().any(is_same)
         });
         for path in &paths {
             let measure = self.measures.entry((path.egress.clone(), path.v6));
             measure.or_insert_with(|| Measure::untried(&path.targets));
         }
         self.probers.set(paths);
-        self.judges
-            .retain(|(egress, _), _| states.iter().any(|state| state.name == *egress));
     }
 
     /// Goes on from the verdicts of an earlier controller.
     pub(super) fn resume(&mut self, verdicts: &[EgressVerdict]) {
         for one in verdicts {
             let key = (one.egress.clone(), one.v6);
-            self.judges.insert(key, Judge::resume(one.verdict));
+            let judge = Judge::resume(one.verdict);
+            self.judges.insert(key, (one.link.clone(), judge));
         }
     }
 
     /// The verdicts, for the next controller.
     pub(super) fn verdicts(&self) -> Vec<EgressVerdict> {
         let judges = self.judges.iter();
-        let verdicts = judges.map(|((egress, v6), judge)| EgressVerdict {
+        let verdicts = judges.map(|((egress, v6), (link, judge))| EgressVerdict {
             egress: egress.clone(),
             v6: *v6,
+            link: link.clone(),
             verdict: judge.verdict(),
         });
         verdicts.collect()
@@ -115,7 +123,8 @@ impl Health {
                 let key = (state.name.clone(), v6);
                 let problem = state.problem(v6);
                 let measure = self.measures.get(&key);
-                let judge = self.judges.entry(key).or_default();
+                let new = || (state.link(v6), Judge::default());
+                let (_, judge) = self.judges.entry(key).or_insert_with(new);
                 let before = judge.look(now, &config.health, problem.as_deref(), measure);
                 if let Some(before) = before {
                     changes.push(Changed {
@@ -133,12 +142,12 @@ impl Health {
     /// How an egress stands.
     pub(super) fn standing(&self, egress: &str, v6: bool) -> Option<Standing> {
         let judge = self.judges.get(&(egress.to_owned(), v6));
-        judge.map(Judge::standing)
+        judge.map(|(_, judge)| judge.standing())
     }
 
-    fn works(&self, egress: &str, v6: bool, class: Class) -> bool {
-        let judge = self.judges.get(&(egress.to_owned(), v6));
-        judge.is_some_and(|judge| judge.works(class))
+    fn works(&self, state: &EgressState, v6: bool, class: Class) -> bool {
+        let judge = self.judges.get(&(state.name.clone(), v6));
+        judge.is_some_and(|(link, judge)| *link == state.link(v6) && judge.works(class))
     }
 
     /// The path table that fits how the egresses stand; the epoch and what is said of pins are left open.
@@ -162,14 +171,10 @@ impl Health {
         }
         for (v6, class) in PLACES_OF {
             let place = place(v6, class == Class::Media);
-            let works = |name: &&str| self.works(name, v6, class);
-            let index = |name: &str| {
-                states
-                    .iter()
-                    .find(|state| state.name == name)
-                    .map(|state| state.index)
-            };
-            for state in states.iter().filter(|state| works(&state.name.as_str())) {
+            let named = |name: &str| states.iter().find(|state| state.name == name);
+            let works = |name: &&str| named(name).is_some_and(|state| self.works(state, v6, class));
+            let index = |name: &str| named(name).map(|state| state.index);
+            for state in states.iter().filter(|state| self.works(state, v6, class)) {
                 paths.table.working[place] |= 1 << state.index;
             }
             for (text, preference) in preferences {

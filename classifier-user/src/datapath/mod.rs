@@ -148,7 +148,7 @@ impl DataPath {
         let mut live = match staged.and_then(|live| unstaged.map(|()| live)) {
             Ok(live) => live,
             Err(error) => {
-                self.settle_pins(false)?;
+                self.keep_former_pins();
                 return Err(error);
             }
         };
@@ -157,7 +157,7 @@ impl DataPath {
         clsact.append(&mut added.clsact);
         if let Err(error) = attached {
             added.undo(&self.pins);
-            self.settle_pins(false)?;
+            self.keep_former_pins();
             // Those that had been replaced already get their programs back.
             let before = self.live.iter_mut().flat_map(|live| &mut live.programs);
             for programs in before {
@@ -182,6 +182,12 @@ impl DataPath {
             }
         }
         Ok(())
+    }
+
+    fn keep_former_pins(&self) {
+        if let Err(error) = self.settle_pins(false) {
+            tracing::warn!("the pins of flows are not put back: {error:#}");
+        }
     }
 
     /// Loads everything, filled and ready, without attaching it. With `report` test runs find the decisions.

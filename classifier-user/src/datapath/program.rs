@@ -296,7 +296,8 @@ pub(super) fn refuse_foreign(lan: &LanPlan, pins: &PinDirectory) -> Result<()> {
     };
     let programs = match SchedClassifier::query_tcx(&lan.name, TcAttachType::Ingress) {
         Ok((_, programs)) => programs,
-        // Only CAP_SYS_ADMIN may ask what a program is. Another controller's rules are recognised without.
+        // Only CAP_SYS_ADMIN may ask what a program is. Another controller with the same routing numbers is recognised by
+        // its rules.
         Err(error) if errno(&error) == Some(libc::EPERM) => return Ok(()),
         Err(error) => {
             return Err(error)

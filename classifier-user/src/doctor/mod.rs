@@ -64,7 +64,7 @@ pub async fn examine(config: &Config, ruleset: &Ruleset) -> Result<Vec<Finding>>
     let links = Links::open()?;
     let mut findings = kernel::examine(config);
     findings.extend(routing::examine(&links, config, ruleset).await?);
-    findings.extend(netfilter::examine(config).await);
+    findings.extend(netfilter::examine(&links, config).await);
     let lans = config
         .lan
         .iter()

@@ -1,12 +1,15 @@
 //! Rules of nftables and iptables that take steered packets away, or their mark.
 
+use std::net::IpAddr;
+
 use serde_json::Value;
 
 use super::{Finding, Level};
 use crate::config::{Config, Mode};
+use crate::links::Links;
 use crate::nat;
 
-pub(super) async fn examine(config: &Config) -> Vec<Finding> {
+pub(super) async fn examine(links: &Links, config: &Config) -> Vec<Finding> {
     if config
         .egress
         .values()
@@ -16,7 +19,15 @@ pub(super) async fn examine(config: &Config) -> Vec<Finding> {
         return Vec::new();
     }
     match nat::ruleset().await {
-        Ok(ruleset) => rules(&ruleset, config),
+        Ok(ruleset) => {
+            let mut findings = rules(&ruleset, config);
+            findings.extend(untranslated(
+                &ruleset,
+                config,
+                &private_lans(links, config).await,
+            ));
+            findings
+        }
         Err(error) => vec![Finding::new(
             Level::Note,
             format!("the firewall's rules were not looked at: {error:#}"),
@@ -25,11 +36,59 @@ pub(super) async fn examine(config: &Config) -> Vec<Finding> {
     }
 }
 
+/// The LAN interfaces with an address of RFC 1918 or RFC 6598: their clients have such ones too.
+async fn private_lans(links: &Links, config: &Config) -> Vec<String> {
+    let mut private = Vec::new();
+    for lan in &config.lan {
+        let interface = links.interface(&lan.interface).await.ok().flatten();
+        let addresses = interface
+            .map(|interface| interface.addresses)
+            .unwrap_or_default();
+        let is_private = addresses.iter().any(|net| match net.addr() {
+            IpAddr::V4(address) => {
+                let [first, second, ..] = address.octets();
+                address.is_private() || first == 100 && second & 0xc0 == 64
+            }
+            IpAddr::V6(_) => false,
+        });
+        private.extend(is_private.then(|| lan.interface.clone()));
+    }
+    private
+}
+
+/// Egresses by which packets from private addresses may leave as they are.
+fn untranslated(ruleset: &Value, config: &Config, private: &[String]) -> Option<Finding> {
+    let all = ruleset["nftables"].as_array().into_iter().flatten();
+    let mut rules = all.filter_map(|entry| entry["rule"]["expr"].as_array());
+    let is_translated = rules.any(|expressions| {
+        has(expressions, "masquerade", "MASQUERADE") || has(expressions, "snat", "SNAT")
+    });
+    let without: Vec<String> = (config.egress.iter())
+        .filter(|(_, egress)| egress.mode == Mode::Route && !egress.masquerade)
+        .map(|(name, _)| format!("[egress.{name}]"))
+        .collect();
+    let is_found = !is_translated && !without.is_empty() && !private.is_empty();
+    is_found.then(|| {
+        Finding::new(
+            Level::Note,
+            format!(
+                "clients behind {} have private addresses, and no rule here translates them",
+                private.join(" and ")
+            ),
+            format!(
+                "Set masquerade = true in {}, unless a router behind it does that",
+                without.join(" and ")
+            ),
+        )
+    })
+}
+
 fn rules(ruleset: &Value, config: &Config) -> Vec<Finding> {
     let mask = config.routing.mark_mask;
-    let skips = (config.egress.values())
-        .filter(|egress| egress.mode == Mode::Route)
-        .all(|egress| egress.skips_dnat());
+    let reached: Vec<String> = (config.egress.iter())
+        .filter(|(_, egress)| egress.mode == Mode::Route && !egress.skips_dnat())
+        .map(|(name, _)| format!("[egress.{name}]"))
+        .collect();
     let own = format!("breakout-{}", config.routing.table);
     let all = ruleset["nftables"].as_array().into_iter().flatten();
     let mut findings = Vec::new();
@@ -67,13 +126,17 @@ fn rules(ruleset: &Value, config: &Config) -> Vec<Finding> {
                 ),
                 advice(place, expressions, mask, "mangle"),
             ));
-        } else if !skips
+        } else if !reached.is_empty()
             && (has(expressions, "redirect", "REDIRECT") || has(expressions, "dnat", "DNAT"))
         {
             findings.push(Finding::new(
                 Level::Warning,
                 format!("a rule in {at} changes destinations (REDIRECT or DNAT), of steered packets too where it matches them"),
-                format!("Set skip_dnat = true in [egress]; or: {}", advice(place, expressions, mask, "nat")),
+                format!(
+                    "Set skip_dnat = true in {}; or: {}",
+                    reached.join(" and "),
+                    advice(place, expressions, mask, "nat")
+                ),
             ));
         }
         if expressions
@@ -222,9 +285,34 @@ mod tests {
         assert!(
             found(std::slice::from_ref(&redirect), "")[0]
                 .advice
-                .contains("skip_dnat = true")
+                .contains("skip_dnat = true in [egress.local]")
         );
         assert!(found(&[redirect], "masquerade = true\n").is_empty());
+    }
+
+    #[test]
+    fn private_addresses_that_nobody_translates_are_told() {
+        let config = |more: &str| parse(&format!("{CONFIG}{more}"), "c").unwrap();
+        let lans = ["lan".to_owned()];
+        let none = json!({ "nftables": [] });
+        let finding = untranslated(&none, &config(""), &lans).unwrap();
+        assert!(
+            finding
+                .what
+                .contains("clients behind lan have private addresses")
+        );
+        assert!(
+            finding
+                .advice
+                .contains("masquerade = true in [egress.local]")
+        );
+        assert_eq!(
+            untranslated(&none, &config("masquerade = true\n"), &lans),
+            None
+        );
+        assert_eq!(untranslated(&none, &config(""), &[]), None);
+        let rule = json!({ "nftables": [{ "rule": { "expr": [{ "masquerade": null }] } }] });
+        assert_eq!(untranslated(&rule, &config(""), &lans), None);
     }
 
     #[test]

@@ -88,16 +88,28 @@ impl Meter {
         }
     }
 
-    /// How long an answer is waited for: as for TCP's retransmissions (RFC 6298), within bounds of our own.
-    pub(super) fn timeout(&self) -> Duration {
-        let (unknown, least, most) = if self.target.kind.is_quick() {
-            (500.0, 150.0, 1000.0)
+    /// Whether so many probes in a row had no answer that there is none to be had.
+    pub(super) fn is_silent(&self) -> bool {
+        let enough = if self.target.kind.is_quick() {
+            DEAD_AFTER
         } else {
-            (3000.0, 500.0, 3000.0)
+            SLOW_DEAD_AFTER
         };
-        let usual = self
-            .latency
-            .map_or(unknown, |latency| latency + 4.0 * self.variation);
+        self.misses >= enough
+    }
+
+    /// How long an answer is waited for: as for TCP's retransmissions (RFC 6298), within bounds of our own. What is silent
+    /// gets the most, so that a link that has become slow is not taken for dead for ever.
+    pub(super) fn timeout(&self) -> Duration {
+        let (least, most) = if self.target.kind.is_quick() {
+            (150.0, 1000.0)
+        } else {
+            (1000.0, 3000.0)
+        };
+        let usual = match self.latency {
+            Some(latency) if !self.is_silent() => latency + 4.0 * self.variation,
+            _ => most,
+        };
         Duration::from_secs_f64(usual.clamp(least, most) / 1000.0)
     }
 
@@ -177,15 +189,7 @@ impl Measure {
             doors
         } else {
             // Nothing has ever answered. That is known once everything was tried often enough.
-            let tried = |meter: &Meter| {
-                let enough = if meter.target.kind.is_quick() {
-                    DEAD_AFTER
-                } else {
-                    SLOW_DEAD_AFTER
-                };
-                meter.misses >= enough
-            };
-            (!meters.is_empty() && meters.iter().all(tried)).then_some(false)
+            (!meters.is_empty() && meters.iter().all(Meter::is_silent)).then_some(false)
         };
         // The best target tells about the link; what others lose more is theirs.
         let quick: Vec<&Meter> = proven(true).collect();
@@ -313,7 +317,7 @@ mod tests {
     #[test]
     fn the_wait_for_an_answer_follows_latency_and_variation() {
         let mut relay = meter("icmp:192.0.2.1");
-        assert_eq!(relay.timeout(), Duration::from_millis(500));
+        assert_eq!(relay.timeout(), Duration::from_secs(1));
         for _ in 0..100 {
             relay.note(Ok(Duration::from_millis(100)));
         }
@@ -327,5 +331,25 @@ mod tests {
         }
         let wait = relay.timeout().as_millis();
         assert!((400..500).contains(&wait), "{wait}");
+    }
+
+    #[test]
+    fn a_link_that_has_become_slow_is_alive_again() {
+        for (target, before, after) in [("icmp:192.0.2.1", 20, 900), ("tls:192.0.2.1", 60, 2500)] {
+            let mut meter = meter(target);
+            let mut silence = 0;
+            for number in 0..130 {
+                let time = Duration::from_millis(if number < 100 { before } else { after });
+                let is_heard = time <= meter.timeout();
+                silence = if is_heard { 0 } else { silence + 1 };
+                meter.note(if is_heard {
+                    Ok(time)
+                } else {
+                    Err(String::new())
+                });
+            }
+            let measure = Measure::of(&[meter], silence, false);
+            assert_eq!(measure.alive, Some(true), "{target}");
+        }
     }
 }

@@ -110,6 +110,17 @@ impl Probers {
     }
 }
 
+/// What a name was found to be: nothing if nobody answered, and no address if there is none of the family.
+type Found = Option<Option<SocketAddr>>;
+
+/// What a probe came to.
+struct Outcome {
+    index: usize,
+    /// Whether the target was silent when it was sent.
+    was_silent: bool,
+    answer: Result<Duration, String>,
+}
+
 struct Prober {
     path: Path,
     bound: Bound,
@@ -160,7 +171,7 @@ impl Prober {
     }
 
     async fn run(mut self) {
-        let mut tries: JoinSet<(usize, Result<Duration, String>)> = JoinSet::new();
+        let mut tries: JoinSet<Outcome> = JoinSet::new();
         let mut lookups = JoinSet::new();
         loop {
             let now = Instant::now();
@@ -192,9 +203,7 @@ impl Prober {
                         continue;
                     }
                 }
-                Some(Ok((index, outcome))) = tries.join_next(), if !tries.is_empty() => {
-                    self.note(index, outcome);
-                }
+                Some(Ok(outcome)) = tries.join_next(), if !tries.is_empty() => self.note(outcome),
             }
             let report = Report {
                 egress: self.path.egress.clone(),
@@ -217,7 +226,7 @@ impl Prober {
     }
 
     /// Looks the names up again, beside the probes: a resolver may take long.
-    fn look_up(&mut self, lookups: &mut JoinSet<(usize, Option<SocketAddr>)>) {
+    fn look_up(&mut self, lookups: &mut JoinSet<(usize, Found)>) {
         self.next_lookup = Instant::now() + LOOKUP;
         let v6 = self.path.v6;
         for (index, meter) in self.meters.iter().enumerate() {
@@ -231,24 +240,22 @@ impl Prober {
                 let found = timeout(PATIENCE, lookup_host((host.as_str(), port))).await;
                 let found = found.ok().and_then(Result::ok);
                 let of_family = |address: &SocketAddr| address.is_ipv6() == v6;
-                (
-                    index,
-                    found.and_then(|mut addresses| addresses.find(of_family)),
-                )
+                (index, found.map(|mut all| all.find(of_family)))
             });
         }
     }
 
     /// Takes a looked up address. A name that cannot be looked up now keeps the one it had.
-    fn looked_up(&mut self, index: usize, found: Option<SocketAddr>) {
+    fn looked_up(&mut self, index: usize, found: Found) {
         match found {
-            Some(address) => self.addresses[index] = Some(address),
+            Some(Some(address)) => self.addresses[index] = Some(address),
+            Some(None) => {}
             None => self.next_lookup = self.next_lookup.min(Instant::now() + LOOKUP_AGAIN),
         }
     }
 
     /// Sends the next quick probe, to the targets in turn.
-    fn quick(&mut self, tries: &mut JoinSet<(usize, Result<Duration, String>)>) {
+    fn quick(&mut self, tries: &mut JoinSet<Outcome>) {
         let interval = if self.burst > 0 {
             BURST
         } else {
@@ -278,7 +285,7 @@ impl Prober {
         quick.min_by_key(|index| (!is_due(index), self.asked[*index]))
     }
 
-    fn start(&self, index: usize, tries: &mut JoinSet<(usize, Result<Duration, String>)>) {
+    fn start(&self, index: usize, tries: &mut JoinSet<Outcome>) {
         let Some(address) = self.addresses[index] else {
             return;
         };
@@ -287,16 +294,33 @@ impl Prober {
             self.meters[index].timeout(),
         );
         let bound = self.bound.clone();
-        tries.spawn(async move { (index, probe(&target, address, &bound, patience).await) });
+        let was_silent = self.meters[index].is_silent();
+        tries.spawn(async move {
+            let answer = probe(&target, address, &bound, patience).await;
+            Outcome {
+                index,
+                was_silent,
+                answer,
+            }
+        });
     }
 
-    fn note(&mut self, index: usize, outcome: Result<Duration, String>) {
-        let is_answered = outcome.is_ok();
+    fn note(&mut self, outcome: Outcome) {
+        let Outcome {
+            index,
+            was_silent,
+            answer,
+        } = outcome;
+        let is_answered = answer.is_ok();
+        // It was sent while nothing came back, which is known; a later one has been answered by now.
+        if !is_answered && was_silent && !self.meters[index].is_silent() {
+            return;
+        }
         let is_quick = self.meters[index].target.kind.is_quick();
-        if is_answered && is_quick && self.silence >= DEAD_AFTER {
+        if is_answered && self.was_dead(is_quick) {
             self.meters.iter_mut().for_each(Meter::forgive);
         }
-        self.meters[index].note(outcome);
+        self.meters[index].note(answer);
         let meter = &self.meters[index];
         if is_quick {
             if is_answered {
@@ -310,6 +334,16 @@ impl Prober {
         } else if meter.misses < SLOW_DEAD_AFTER {
             self.next_slow[index] = Some(Instant::now() + jittered(RETRY));
         }
+    }
+
+    /// Whether nothing of the kind that tells of the link has answered lately: the quick targets, or the others where none of
+    /// those has ever answered.
+    fn was_dead(&self, is_quick: bool) -> bool {
+        let proven = || self.meters.iter().filter(|meter| meter.is_proven);
+        if proven().any(|meter| meter.target.kind.is_quick()) {
+            return is_quick && self.silence >= DEAD_AFTER;
+        }
+        proven().all(Meter::is_silent)
     }
 
     /// A quick probe was not answered. Is it the link, or only who was asked?
@@ -344,91 +378,4 @@ fn jittered(interval: Duration) -> Duration {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn prober(targets: &[&str]) -> Prober {
-        let path = Path {
-            egress: "local".to_owned(),
-            v6: false,
-            interface: "inet".to_owned(),
-            mark: 0,
-            targets: targets.iter().map(|text| text.parse().unwrap()).collect(),
-            health: HealthConfig::default(),
-        };
-        let mut prober = Prober::new(path, mpsc::channel(1).0);
-        prober.look_up(&mut JoinSet::new());
-        prober
-    }
-
-    /// How often each target is asked in so many quick probes.
-    fn shares(prober: &mut Prober, probes: usize) -> Vec<usize> {
-        let mut counts = vec![0; prober.meters.len()];
-        for _ in 0..probes {
-            let index = prober.next_target().unwrap();
-            prober.sent += 1;
-            prober.asked[index] = prober.sent;
-            counts[index] += 1;
-        }
-        counts
-    }
-
-    #[test]
-    fn all_quick_targets_are_asked_in_turn() {
-        for count in 1..=6 {
-            let names = [
-                "192.0.2.1",
-                "192.0.2.2",
-                "192.0.2.3",
-                "192.0.2.4",
-                "192.0.2.5",
-                "192.0.2.6",
-            ];
-            let targets: Vec<String> = names[..count]
-                .iter()
-                .map(|name| format!("icmp:{name}"))
-                .collect();
-            let targets: Vec<&str> = targets.iter().map(String::as_str).collect();
-            let mut prober = prober(&targets);
-            assert_eq!(shares(&mut prober, 10 * count), vec![10; count]);
-            for meter in &mut prober.meters {
-                meter.is_proven = true;
-            }
-            assert_eq!(shares(&mut prober, 10 * count), vec![10; count]);
-        }
-    }
-
-    #[test]
-    fn what_has_never_answered_is_rarely_asked_where_others_have() {
-        let mut prober = prober(&[
-            "stun:192.0.2.1",
-            "icmp:192.0.2.2",
-            "icmp:192.0.2.3",
-            "tcp:192.0.2.4:443",
-        ]);
-        prober.meters[1].is_proven = true;
-        let shares = shares(&mut prober, 200);
-        assert!(
-            (9..=11).contains(&shares[0]) && (9..=11).contains(&shares[2]),
-            "{shares:?}"
-        );
-        assert_eq!(shares[3], 0);
-    }
-
-    #[tokio::test]
-    async fn a_silence_has_the_front_doors_asked_at_once() {
-        let mut prober = prober(&["stun:192.0.2.1", "tcp:192.0.2.4:443"]);
-        prober.note(0, Ok(Duration::from_millis(5)));
-        prober.note(1, Ok(Duration::from_millis(5)));
-        let later = Instant::now() + Duration::from_secs(9);
-        prober.next_slow[1] = Some(later);
-        prober.note(0, Err("no answer".to_owned()));
-        assert!(prober.next_slow[1].unwrap() < later && prober.burst == DEAD_AFTER);
-        prober.note(1, Ok(Duration::from_millis(5)));
-        for _ in 0..DEAD_AFTER {
-            prober.note(0, Err("no answer".to_owned()));
-        }
-        let measure = Measure::of(&prober.known(), prober.silence, prober.door_opened);
-        assert_eq!((measure.alive, measure.relays), (Some(true), Some(false)));
-    }
-}
+mod tests;

@@ -4,10 +4,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context, Result};
 use futures_util::TryStreamExt;
+use ipnet::IpNet;
 use rtnetlink::RouteMessageBuilder;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteNextHopFlags,
+    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteNextHop, RouteNextHopFlags,
+    RouteType,
 };
 
 use super::{Interface, Links};
@@ -113,20 +115,10 @@ impl Links {
             }
             .into());
         }
-        let v4 = match v4 {
-            Some(address) => on_link(interface, address.into()),
-            None => {
-                let dump = RouteMessageBuilder::<Ipv4Addr>::new().build();
-                Ok(self.learn(interface, dump).await?)
-            }
-        };
-        let v6 = match v6 {
-            Some(address) => on_link(interface, address.into()),
-            None => {
-                let dump = RouteMessageBuilder::<Ipv6Addr>::new().build();
-                Ok(self.learn(interface, dump).await?)
-            }
-        };
+        let dump = RouteMessageBuilder::<Ipv4Addr>::new().build();
+        let v4 = self.way_out(interface, v4.map(IpAddr::V4), dump).await?;
+        let dump = RouteMessageBuilder::<Ipv6Addr>::new().build();
+        let v6 = self.way_out(interface, v6.map(IpAddr::V6), dump).await?;
         if v4 == Ok(Gateway::None) && v6 == Ok(Gateway::None) {
             return Err(NoWayOut::Unknown {
                 interface: interface.name.clone(),
@@ -136,77 +128,144 @@ impl Links {
         Ok(Gateways { v4, v6 })
     }
 
-    /// The gateway of the interface's default route, else of any route over it, in tables that are not ours.
-    async fn learn(&self, interface: &Interface, dump: RouteMessage) -> Result<Gateway> {
-        let v6 = dump.header.address_family == AddressFamily::Inet6;
-        let has_address = interface.has_usable_address(v6);
-        let mut routes = self.handle.route().get(dump).execute();
-        let mut best: Option<((bool, u32), IpAddr)> = None;
-        while let Some(route) = routes.try_next().await.context("cannot list the routes")? {
-            if route.header.protocol == super::routing::PROTOCOL {
-                continue;
+    /// The configured gateway if there is one, else one that is learnt. `dump` asks for all routes of the address family.
+    async fn way_out(
+        &self,
+        interface: &Interface,
+        configured: Option<IpAddr>,
+        dump: RouteMessage,
+    ) -> Result<Result<Gateway, NoWayOut>> {
+        match configured {
+            Some(address) if is_near(interface, address) => Ok(on_link(interface, address, &[])),
+            Some(address) => {
+                let routes = self.routes_over(interface, dump).await?;
+                Ok(on_link(interface, address, &routes.direct))
             }
-            let metric = route
-                .attributes
-                .iter()
-                .find_map(|attribute| match attribute {
-                    RouteAttribute::Priority(metric) => Some(*metric),
-                    _ => None,
-                });
-            let rank = (
-                route.header.destination_prefix_length != 0,
-                metric.unwrap_or(0),
-            );
-            let gateway = gateway_over(interface, &route);
-            if let Some(gateway) = gateway.filter(|_| has_address || !v6)
-                && best.is_none_or(|(known, _)| rank < known)
-            {
-                best = Some((rank, gateway));
+            None => {
+                let v6 = dump.header.address_family == AddressFamily::Inet6;
+                let routes = self.routes_over(interface, dump).await?;
+                Ok(Ok(learnt(interface, v6, routes)))
             }
         }
-        Ok(match best {
-            Some((_, gateway)) => Gateway::Address(gateway),
-            None if interface.point_to_point && has_address => Gateway::Peer,
-            None => Gateway::None,
-        })
+    }
+
+    /// The routes over an interface, of all tables but ours.
+    async fn routes_over(&self, interface: &Interface, dump: RouteMessage) -> Result<RoutesOver> {
+        let mut routes = self.handle.route().get(dump).execute();
+        let mut over = RoutesOver::default();
+        while let Some(route) = routes.try_next().await.context("cannot list the routes")? {
+            if route.header.protocol != super::routing::PROTOCOL {
+                over.add(interface, &route);
+            }
+        }
+        Ok(over)
     }
 }
 
-/// The next hop of a route over an interface, also if it is one of several. The kernel keeps routes whose gateway is no longer in
-/// a network of the interface, because its address is gone; those do not count.
-fn gateway_over(interface: &Interface, route: &RouteMessage) -> Option<IpAddr> {
-    let (mut index, mut gateway) = (None, None);
-    let mut hops = Vec::new();
-    for attribute in &route.attributes {
-        match attribute {
-            RouteAttribute::Oif(oif) => index = Some(*oif),
-            RouteAttribute::Gateway(address) => gateway = address_of(address),
-            RouteAttribute::MultiPath(several) => {
-                hops.extend(several.iter().map(|hop| {
-                    let mut gateways =
-                        hop.attributes
-                            .iter()
-                            .filter_map(|attribute| match attribute {
-                                RouteAttribute::Gateway(address) => address_of(address),
-                                _ => None,
-                            });
-                    let is_onlink = hop.flags.contains(RouteNextHopFlags::Onlink);
-                    (Some(hop.interface_index), gateways.next(), is_onlink)
-                }));
+/// What the routes over an interface tell.
+#[derive(Default)]
+struct RoutesOver {
+    /// Networks that are reached without a gateway.
+    direct: Vec<IpNet>,
+    gateways: Vec<Hop>,
+}
+
+/// A gateway of a route.
+struct Hop {
+    /// The default route comes first, then the smallest metric.
+    rank: (bool, u32),
+    address: IpAddr,
+    /// The route says that it is on the link.
+    is_onlink: bool,
+}
+
+impl RoutesOver {
+    fn add(&mut self, interface: &Interface, route: &RouteMessage) {
+        let (mut index, mut gateway, mut destination, mut metric) = (None, None, None, 0);
+        for attribute in &route.attributes {
+            match attribute {
+                RouteAttribute::Oif(oif) => index = Some(*oif),
+                RouteAttribute::Gateway(address) => gateway = address_of(address),
+                RouteAttribute::Destination(address) => destination = address_of(address),
+                RouteAttribute::Priority(priority) => metric = *priority,
+                _ => {}
             }
-            _ => {}
+        }
+        let length = route.header.destination_prefix_length;
+        let rank = (length != 0, metric);
+        self.gateways.extend(hops(route).filter_map(|hop| {
+            let mut gateways = hop.attributes.iter().filter_map(gateway_of);
+            let address = gateways
+                .next()
+                .filter(|_| hop.interface_index == interface.index)?;
+            let is_onlink = hop.flags.contains(RouteNextHopFlags::Onlink);
+            Some(Hop {
+                rank,
+                address,
+                is_onlink,
+            })
+        }));
+        if index != Some(interface.index) {
+            return;
+        }
+        let is_onlink = route.header.flags.contains(RouteFlags::Onlink);
+        match (gateway, destination) {
+            (Some(address), _) => self.gateways.push(Hop {
+                rank,
+                address,
+                is_onlink,
+            }),
+            (None, Some(destination)) if route.header.kind == RouteType::Unicast => {
+                self.direct.extend(IpNet::new(destination, length).ok());
+            }
+            (None, _) => {}
         }
     }
-    hops.push((
-        index,
-        gateway,
-        route.header.flags.contains(RouteFlags::Onlink),
-    ));
-    hops.into_iter().find_map(|(index, gateway, is_onlink)| {
-        let gateway = gateway.filter(|_| index == Some(interface.index))?;
-        let is_reachable = is_onlink || interface.is_on_link(gateway) || interface.point_to_point;
-        is_reachable.then_some(gateway)
-    })
+}
+
+/// The next hops of a route that has several.
+fn hops(route: &RouteMessage) -> impl Iterator<Item = &RouteNextHop> {
+    let several = route
+        .attributes
+        .iter()
+        .filter_map(|attribute| match attribute {
+            RouteAttribute::MultiPath(several) => Some(several),
+            _ => None,
+        });
+    several.flatten()
+}
+
+fn gateway_of(attribute: &RouteAttribute) -> Option<IpAddr> {
+    match attribute {
+        RouteAttribute::Gateway(address) => address_of(address),
+        _ => None,
+    }
+}
+
+/// The gateway of the interface's default route, else of any route over it. The kernel keeps routes whose gateway is no longer
+/// in a network of the interface, because its address is gone; those do not count.
+fn learnt(interface: &Interface, v6: bool, routes: RoutesOver) -> Gateway {
+    let has_address = interface.has_usable_address(v6);
+    let mut gateways = routes.gateways;
+    gateways.retain(|hop| {
+        let is_reachable =
+            hop.is_onlink || is_near(interface, hop.address) || is_in(&routes.direct, hop.address);
+        is_reachable && (has_address || !v6)
+    });
+    match gateways.iter().min_by_key(|hop| hop.rank) {
+        Some(hop) => Gateway::Address(hop.address),
+        None if interface.point_to_point && has_address => Gateway::Peer,
+        None => Gateway::None,
+    }
+}
+
+/// Whether an address is reached over the interface without any route.
+fn is_near(interface: &Interface, address: IpAddr) -> bool {
+    interface.is_on_link(address) || interface.point_to_point
+}
+
+fn is_in(networks: &[IpNet], address: IpAddr) -> bool {
+    networks.iter().any(|net| net.contains(&address))
 }
 
 fn address_of(address: &RouteAddress) -> Option<IpAddr> {
@@ -217,14 +276,15 @@ fn address_of(address: &RouteAddress) -> Option<IpAddr> {
     }
 }
 
-fn on_link(interface: &Interface, gateway: IpAddr) -> Result<Gateway, NoWayOut> {
+/// The configured gateway, if it is on the link or in a network that a route reaches directly.
+fn on_link(interface: &Interface, gateway: IpAddr, direct: &[IpNet]) -> Result<Gateway, NoWayOut> {
     if interface.has_address(gateway) {
         return Err(NoWayOut::Own {
             gateway,
             interface: interface.name.clone(),
         });
     }
-    if interface.is_on_link(gateway) || interface.point_to_point {
+    if is_near(interface, gateway) || is_in(direct, gateway) {
         return Ok(Gateway::Address(gateway));
     }
     let addresses: Vec<String> = interface

@@ -33,6 +33,8 @@ pub struct Interface {
     pub point_to_point: bool,
     /// Its addresses with their networks.
     pub addresses: Vec<IpNet>,
+    /// The other ends of those of its addresses that have one.
+    pub peers: Vec<IpNet>,
     /// The kernel's number of the XDP program that is attached, if there is one.
     pub xdp_program: Option<u32>,
 }
@@ -41,7 +43,8 @@ impl Interface {
     /// Whether an address is directly reachable over it.
     pub fn is_on_link(&self, address: IpAddr) -> bool {
         let link_local = matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
-        link_local || self.addresses.iter().any(|net| net.contains(&address))
+        let mut networks = self.addresses.iter().chain(&self.peers);
+        link_local || networks.any(|net| net.contains(&address))
     }
 
     /// Whether the interface has an address of the family that reaches beyond the link.
@@ -117,6 +120,7 @@ impl Links {
             .with_context(|| format!("cannot list the addresses of {name}"))?
         {
             interface.addresses.extend(own::network(&message));
+            interface.peers.extend(own::peer(&message));
         }
         interface.addresses.sort_unstable();
         Ok(Some(interface))
@@ -133,6 +137,7 @@ fn from_message(name: &str, message: &LinkMessage) -> Interface {
         running: flags.contains(LinkFlags::Up | LinkFlags::LowerUp),
         point_to_point: flags.contains(LinkFlags::Pointopoint),
         addresses: Vec::new(),
+        peers: Vec::new(),
         xdp_program: None,
     };
     let ethernet = message.header.link_layer_type == LinkLayerType::Ether;

@@ -1,4 +1,4 @@
-//! Being told when somebody removes rules of nftables (linux/netfilter/nf_tables.h, linux/netfilter/nfnetlink.h).
+//! Being told when somebody removes something of an nftables table (linux/netfilter/nf_tables.h, linux/netfilter/nfnetlink.h).
 
 use std::io;
 
@@ -12,21 +12,27 @@ use super::conntrack::next;
 const GROUP: u32 = 7;
 /// The subsystem of such messages, in the upper byte of their types.
 const SUBSYSTEM: u16 = 10;
-/// `NFT_MSG_DELTABLE`, `NFT_MSG_DELCHAIN` and `NFT_MSG_DELRULE`.
-const REMOVALS: [u16; 3] = [2, 5, 8];
+/// `NFT_MSG_DELTABLE`, `NFT_MSG_DELCHAIN` and `NFT_MSG_DELRULE`, and `NFT_MSG_DESTROYTABLE` and so on (Linux 6.3).
+const REMOVALS: [u16; 6] = [2, 5, 8, 26, 27, 28];
+/// The attribute that names the table, in each of these messages.
+const TABLE: u16 = 1;
+/// Bytes before the attributes: the netlink header, and `struct nfgenmsg`.
+const HEADERS: usize = 16 + 4;
 
 /// Tells of removals, whoever makes them.
 pub struct Removals {
     socket: TokioSocket,
+    /// The table's name, with the zero behind it.
+    table: Vec<u8>,
 }
 
 impl Removals {
-    /// Subscribes in the network namespace of this thread.
+    /// Subscribes to those of a table in the network namespace of this thread.
     ///
     /// # Errors
     ///
     /// When the kernel has no netfilter, or gives no socket.
-    pub fn watch() -> Result<Self> {
+    pub fn watch(table: &str) -> Result<Self> {
         let subscribe = || -> io::Result<TokioSocket> {
             let mut socket = TokioSocket::new(NETLINK_NETFILTER)?;
             socket.socket_mut().bind(&SocketAddr::new(0, 0))?;
@@ -34,28 +40,52 @@ impl Removals {
             Ok(socket)
         };
         let socket = subscribe().context("cannot be told of changes of nftables")?;
-        Ok(Removals { socket })
+        let table = [table.as_bytes(), &[0]].concat();
+        Ok(Removals { socket, table })
     }
 
     /// Waits for the next removal. May be dropped at any time without losing one.
-    pub async fn wait(&mut self) {
+    ///
+    /// # Errors
+    ///
+    /// When the kernel tells nothing any more.
+    pub async fn wait(&mut self) -> io::Result<()> {
         loop {
             match self.socket.recv_from_full().await {
                 Ok((datagram, _)) => {
                     let mut rest = datagram.as_slice();
-                    while let Some((kind, _)) = next(&mut rest) {
-                        if kind >> 8 == SUBSYSTEM && REMOVALS.contains(&(kind & 0xff)) {
-                            return;
+                    while let Some((kind, message)) = next(&mut rest) {
+                        let is_removal =
+                            kind >> 8 == SUBSYSTEM && REMOVALS.contains(&(kind & 0xff));
+                        if is_removal && names(message, &self.table) {
+                            return Ok(());
                         }
                     }
                 }
                 // There were more messages than there is room for, and removals may have been among them.
-                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => return,
-                Err(error) => {
-                    tracing::warn!("changes of nftables are seen late: {error}");
-                    std::future::pending::<()>().await;
-                }
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => return Ok(()),
+                Err(error) => return Err(error),
             }
         }
     }
+}
+
+/// Whether a message is about the table.
+fn names(message: &[u8], table: &[u8]) -> bool {
+    let mut rest = message.get(HEADERS..).unwrap_or_default();
+    while let Some((kind, value)) = attribute(&mut rest) {
+        if kind == TABLE {
+            return value == table;
+        }
+    }
+    false
+}
+
+/// Takes the next attribute off: its type and its value.
+fn attribute<'a>(rest: &mut &'a [u8]) -> Option<(u16, &'a [u8])> {
+    let length = usize::from(u16::from_ne_bytes(rest.get(..2)?.try_into().ok()?));
+    let kind = u16::from_ne_bytes(rest.get(2..4)?.try_into().ok()?);
+    let value = rest.get(4..length)?;
+    *rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+    Some((kind, value))
 }

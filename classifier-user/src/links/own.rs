@@ -66,6 +66,19 @@ fn broadcasts(message: &AddressMessage) -> Vec<IpAddr> {
     addresses.collect()
 }
 
+/// The network of the other end of an address in a message, if it has one.
+pub(super) fn peer(message: &AddressMessage) -> Option<IpNet> {
+    let own = network(message)?.addr();
+    let mut peers = message
+        .attributes
+        .iter()
+        .filter_map(|attribute| match attribute {
+            AddressAttribute::Address(address) if *address != own => Some(*address),
+            _ => None,
+        });
+    IpNet::new(peers.next()?, message.header.prefix_len).ok()
+}
+
 /// The interface's own address in a message, with its network.
 pub(super) fn network(message: &AddressMessage) -> Option<IpNet> {
     let mut own = None;

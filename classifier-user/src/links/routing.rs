@@ -54,23 +54,45 @@ impl Links {
     ///
     /// When the kernel refuses a rule or route; all others are as planned all the same.
     pub async fn apply_routing(&self, plan: &RoutingPlan) -> Result<()> {
-        let v4 = self.apply_family(plan, false).await;
-        v4.and(self.apply_family(plan, true).await)
+        self.apply_possible(plan, &mut Vec::new()).await
     }
 
-    async fn apply_family(&self, plan: &RoutingPlan, v6: bool) -> Result<()> {
+    /// The same. Entries that the kernel refuses are noted in `refused`.
+    ///
+    /// # Errors
+    ///
+    /// As [`apply_routing`](Self::apply_routing).
+    pub async fn apply_possible(
+        &self,
+        plan: &RoutingPlan,
+        refused: &mut Vec<RouteRule>,
+    ) -> Result<()> {
+        let v4 = self.apply_family(plan, false, refused).await;
+        v4.and(self.apply_family(plan, true, refused).await)
+    }
+
+    async fn apply_family(
+        &self,
+        plan: &RoutingPlan,
+        v6: bool,
+        refused: &mut Vec<RouteRule>,
+    ) -> Result<()> {
         let wanted: Vec<&RouteRule> = plan.entries.iter().filter(|e| e.v6 == v6).collect();
         let mut outcome = Ok(());
         let routes = self.own_routes(v6, plan).await?;
         for entry in &wanted {
             if !routes.iter().any(|route| route_is(route, entry)) {
-                outcome = outcome.and(self.add_route(entry).await);
+                let added = self.add_route(entry).await;
+                refused.extend(added.is_err().then_some(**entry));
+                outcome = outcome.and(added);
             }
         }
         let rules = self.own_rules(v6, plan).await?;
         for entry in &wanted {
             if !rules.iter().any(|rule| rule_is(rule, entry, plan)) {
-                outcome = outcome.and(self.add_rule(entry, plan).await);
+                let added = self.add_rule(entry, plan).await;
+                refused.extend(added.is_err().then_some(**entry));
+                outcome = outcome.and(added);
             }
         }
         for rule in rules {

@@ -105,7 +105,7 @@ impl Links {
                 .try_collect()
                 .await
                 .context("cannot list the routes")?;
-            found.extend(routes.iter().filter_map(|route| route_found(route, &names)));
+            found.extend(routes.iter().flat_map(|route| routes_found(route, &names)));
         }
         Ok(found)
     }
@@ -136,10 +136,11 @@ fn rule_found(v6: bool, rule: &RuleMessage) -> RuleFound {
     found
 }
 
-fn route_found(route: &RouteMessage, names: &HashMap<u32, String>) -> Option<RouteFound> {
+/// A route, once for each interface that it leads to.
+fn routes_found(route: &RouteMessage, names: &HashMap<u32, String>) -> Vec<RouteFound> {
     /// The kernel's table of local and broadcast addresses.
     const LOCAL: u32 = 255;
-    let (mut destination, mut index) = (None, None);
+    let (mut destination, mut indices) = (None, Vec::new());
     for attribute in &route.attributes {
         match attribute {
             RouteAttribute::Destination(RouteAddress::Inet(address)) => {
@@ -148,7 +149,10 @@ fn route_found(route: &RouteMessage, names: &HashMap<u32, String>) -> Option<Rou
             RouteAttribute::Destination(RouteAddress::Inet6(address)) => {
                 destination = Some(IpAddr::V6(*address));
             }
-            RouteAttribute::Oif(oif) => index = Some(*oif),
+            RouteAttribute::Oif(index) => indices.push(*index),
+            RouteAttribute::MultiPath(hops) => {
+                indices.extend(hops.iter().map(|hop| hop.interface_index));
+            }
             _ => {}
         }
     }
@@ -159,13 +163,16 @@ fn route_found(route: &RouteMessage, names: &HashMap<u32, String>) -> Option<Rou
     let prefix = IpNet::new(
         destination.unwrap_or(any),
         route.header.destination_prefix_length,
-    )
-    .ok()?;
+    );
     let table = table(route);
-    (table != LOCAL).then_some(RouteFound {
+    let (Ok(prefix), true) = (prefix, table != LOCAL) else {
+        return Vec::new();
+    };
+    let found = indices.into_iter().map(|index| RouteFound {
         prefix,
-        interface: names.get(&index?).cloned().unwrap_or_default(),
+        interface: names.get(&index).cloned().unwrap_or_default(),
         table,
         is_ours: route.header.protocol == PROTOCOL,
-    })
+    });
+    found.collect()
 }

@@ -49,6 +49,10 @@ impl Mask {
     fn word(&self, word: &str) -> String {
         // As in a sentence, or before a port.
         let bare = word.trim_end_matches(['.', ':']);
+        // As behind a name: `from:10.1.0.2`.
+        if let Some(start) = behind_colon(bare) {
+            return word[..start].to_owned() + &self.word(&word[start..]);
+        }
         if is_mac(bare) {
             return self.mac(bare) + &word[bare.len()..];
         }
@@ -69,7 +73,11 @@ impl Mask {
 
     /// The number of a client; none of other addresses.
     fn client(&self, address: IpAddr) -> Option<usize> {
-        let is_network = |net: &IpNet| net.addr() == address || net.broadcast() == address;
+        let is_network = |net: &IpNet| match net {
+            IpNet::V4(_) if net.prefix_len() >= 31 => false,
+            IpNet::V4(_) => net.addr() == address || net.broadcast() == address,
+            IpNet::V6(_) => net.addr() == address && net.prefix_len() < 127,
+        };
         let is_client = self
             .networks
             .iter()
@@ -95,6 +103,17 @@ fn number_of<T: Ord + Clone>(seen: &RefCell<BTreeMap<T, usize>>, one: &T) -> usi
     let mut seen = seen.borrow_mut();
     let next = seen.len() + 1;
     *seen.entry(one.clone()).or_insert(next)
+}
+
+/// Where the address begins in a word that is something else up to a colon.
+fn behind_colon(word: &str) -> Option<usize> {
+    if word.parse::<IpAddr>().is_ok() {
+        return None;
+    }
+    match word.find('.') {
+        Some(dot) => word[..dot].rfind(':').map(|colon| colon + 1),
+        None => (word.starts_with(':') && !word.starts_with("::")).then_some(1),
+    }
 }
 
 fn is_mac(word: &str) -> bool {
@@ -128,5 +147,14 @@ mod tests {
              cafe 12:34. face client-3. client-1 02:00:00:00:00:01 ether mac-1"
         );
         assert_eq!(Mask::default().apply(text), text);
+        // Where there is a host alone, and right behind a name.
+        let hosts: Vec<IpNet> = ["10.9.0.7/32", "10.9.1.0/31", "fd00:9::7/128"]
+            .map(|net| net.parse().unwrap())
+            .to_vec();
+        let mask = Mask::of_clients(&hosts, Vec::new(), BTreeSet::new());
+        assert_eq!(
+            mask.apply("10.9.0.7 from:10.9.1.1 source:10.9.1.0:53 icmp:fd00:9::7 10.9.0.8"),
+            "client-1 from:client-2 source:client-3:53 icmp:client-4 10.9.0.8"
+        );
     }
 }

@@ -33,6 +33,8 @@ use mask::Mask;
 
 /// How long one program may take.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long the controller may take to answer.
+const ANSWER: Duration = Duration::from_secs(5);
 /// Flows that are put in, if clients' addresses are wanted.
 const FLOWS: usize = 10_000;
 
@@ -126,8 +128,8 @@ pub async fn write(output: &Path, case: &Case<'_>, with_clients: bool) -> Result
         .mode(0o600)
         .open(output)
         .with_context(|| format!("cannot make {}", output.display()))?;
-    let mask = if with_clients {
-        Mask::default()
+    let (mask, are_known) = if with_clients {
+        (Mask::default(), true)
     } else {
         clients(config).await
     };
@@ -148,13 +150,19 @@ pub async fn write(output: &Path, case: &Case<'_>, with_clients: bool) -> Result
             "breakout {}\ntaken {}\nclients' addresses: {}\n",
             env!("CARGO_PKG_VERSION"),
             Timestamp::now(),
-            if with_clients {
-                "as they are"
-            } else {
-                "masked"
+            match (with_clients, are_known) {
+                (true, _) => "as they are",
+                (false, true) => "masked",
+                (false, false) => "masked where they are private",
             }
         )),
     )?;
+    if !are_known {
+        let missing = &mut archive.summary.missing;
+        missing.push(
+            "the LANs' networks: private addresses are masked, public ones are not".to_owned(),
+        );
+    }
     archive.controller(config, with_clients).await?;
     let history = journal::read(&journal::path(&config.state.directory));
     archive.json(
@@ -174,9 +182,10 @@ pub async fn write(output: &Path, case: &Case<'_>, with_clients: bool) -> Result
     archive.finish()
 }
 
-/// Masks what is in the networks of the LAN interfaces, or is routed to them, and is not the gateway's own. Where these are not
-/// known, as where an interface is gone, all private addresses are masked. MAC addresses stay that are of this machine.
-async fn clients(config: &Config) -> Mask {
+/// Masks what is in the networks of the LAN interfaces, or is routed to them, or is a source of the policy, and is not the
+/// gateway's own. Where these are not known, as where an interface is gone, all private addresses are masked; the second value
+/// tells. MAC addresses stay that are of this machine.
+async fn clients(config: &Config) -> (Mask, bool) {
     let (mut networks, mut own) = (Vec::new(), Vec::new());
     let mut are_known = !config.lan.is_empty();
     if let Ok(links) = Links::open() {
@@ -201,10 +210,17 @@ async fn clients(config: &Config) -> Mask {
     }
     // Who is a neighbour by IPv6 is a client or a router; that is no address of anybody beyond the link.
     networks.retain(|net| !matches!(net.addr(), IpAddr::V6(v6) if v6.is_unicast_link_local()));
-    if !are_known || networks.is_empty() {
+    are_known &= !networks.is_empty();
+    networks.extend(
+        config
+            .policy
+            .iter()
+            .flat_map(|rule| rule.sources.iter().copied()),
+    );
+    if !are_known {
         networks.extend(PRIVATE.iter().filter_map(|net| net.parse::<IpNet>().ok()));
     }
-    Mask::of_clients(&networks, own, own_macs())
+    (Mask::of_clients(&networks, own, own_macs()), are_known)
 }
 
 fn own_macs() -> BTreeSet<String> {
@@ -266,6 +282,12 @@ async fn run(line: &str) -> Result<String> {
     Ok(text)
 }
 
+/// What the controller answers, unless it takes too long.
+async fn in_time<T>(answer: impl Future<Output = Result<T>>) -> Result<T> {
+    let answer = timeout(ANSWER, answer).await;
+    answer.with_context(|| format!("no answer in {ANSWER:?}"))?
+}
+
 struct Archive {
     tar: tar::Builder<GzEncoder<File>>,
     mask: Mask,
@@ -284,13 +306,19 @@ impl Archive {
                 return self.left_behind(config);
             }
         };
-        self.json("status.json", client.status().await)?;
-        self.json("stats.json", client.stats().await)?;
-        self.json("lists.json", client.list().await)?;
-        self.json("events.json", client.events(EventsQuery { after: 0 }).await)?;
+        let status = in_time(client.status()).await;
+        let is_silent = status.is_err();
+        self.json("status.json", status)?;
+        if is_silent {
+            return self.left_behind(config);
+        }
+        self.json("stats.json", in_time(client.stats()).await)?;
+        self.json("lists.json", in_time(client.list()).await)?;
+        let events = client.events(EventsQuery { after: 0 });
+        self.json("events.json", in_time(events).await)?;
         if with_clients {
-            let flows = client.flows(FlowsQuery { limit: FLOWS }).await;
-            self.json("flows.json", flows)?;
+            let flows = client.flows(FlowsQuery { limit: FLOWS });
+            self.json("flows.json", in_time(flows).await)?;
         }
         Ok(())
     }
@@ -336,7 +364,7 @@ impl Archive {
     fn finish(mut self) -> Result<Summary> {
         if !self.summary.missing.is_empty() {
             let missing = self.summary.missing.join("\n") + "\n";
-            self.append("missing.txt", &masked(&missing))?;
+            self.append("missing.txt", &self.mask.apply(&masked(&missing)))?;
         }
         let written: io::Result<File> = self.tar.into_inner().and_then(GzEncoder::finish);
         written

@@ -9,7 +9,7 @@ use breakout_tests::programs;
 use breakout_tests::testrun::TestBench;
 
 use crate::measure::{Spread, interleaved};
-use crate::report::{Report, Row};
+use crate::report::{Goal, Report, Row};
 use crate::tables::image;
 
 /// Runs in one sample.
@@ -52,6 +52,13 @@ pub(crate) fn run(report: &mut Report) -> Result<()> {
                 ),
             ],
         });
+        if what.ends_with(", steered") {
+            report.goal(Goal::at_most(
+                format!("{what}, pinned over unpinned, ns"),
+                samples.combined(|round| round[3] - round[2]).median,
+                30.0,
+            ));
+        }
     }
     for size in bench.sizes()? {
         let exact = |value: u32| Spread::of(vec![f64::from(value)]);

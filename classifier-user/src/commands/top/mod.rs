@@ -51,8 +51,10 @@ pub(super) async fn top(socket: &Path, every: Duration) -> Result<()> {
     };
     let mut model = Model::new(std::env::var_os("NO_COLOR").is_none());
     let mut answers = source.ask_every(every);
-    let mut terminal = ratatui::try_init()?;
-    let shown = show(&mut terminal, &mut answers, &mut model, &mut signals).await;
+    let shown = match ratatui::try_init() {
+        Ok(mut terminal) => show(&mut terminal, &mut answers, &mut model, &mut signals).await,
+        Err(error) => Err(error.into()),
+    };
     ratatui::try_restore()?;
     shown
 }
@@ -97,6 +99,8 @@ fn is_end(key: KeyEvent) -> bool {
 struct Signals {
     terminate: Signal,
     hangup: Signal,
+    interrupt: Signal,
+    quit: Signal,
 }
 
 impl Signals {
@@ -104,6 +108,8 @@ impl Signals {
         Ok(Signals {
             terminate: signal(SignalKind::terminate())?,
             hangup: signal(SignalKind::hangup())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            quit: signal(SignalKind::quit())?,
         })
     }
 
@@ -111,6 +117,8 @@ impl Signals {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.hangup.recv() => {}
+            _ = self.interrupt.recv() => {}
+            _ = self.quit.recv() => {}
         }
     }
 }

@@ -1,0 +1,115 @@
+use super::*;
+
+fn prober(targets: &[&str]) -> Prober {
+    let path = Path {
+        egress: "local".to_owned(),
+        v6: false,
+        interface: "inet".to_owned(),
+        mark: 0,
+        targets: targets.iter().map(|text| text.parse().unwrap()).collect(),
+        health: HealthConfig::default(),
+    };
+    let mut prober = Prober::new(path, mpsc::channel(1).0);
+    prober.look_up(&mut JoinSet::new());
+    prober
+}
+
+/// A target, asked after others had answered, answers or does not.
+fn note(prober: &mut Prober, index: usize, answer: Result<Duration, String>) {
+    prober.note(Outcome {
+        index,
+        was_silent: false,
+        answer,
+    });
+}
+
+/// How often each target is asked in so many quick probes.
+fn shares(prober: &mut Prober, probes: usize) -> Vec<usize> {
+    let mut counts = vec![0; prober.meters.len()];
+    for _ in 0..probes {
+        let index = prober.next_target().unwrap();
+        prober.sent += 1;
+        prober.asked[index] = prober.sent;
+        counts[index] += 1;
+    }
+    counts
+}
+
+#[test]
+fn all_quick_targets_are_asked_in_turn() {
+    for count in 1..=6 {
+        let names = [
+            "192.0.2.1",
+            "192.0.2.2",
+            "192.0.2.3",
+            "192.0.2.4",
+            "192.0.2.5",
+            "192.0.2.6",
+        ];
+        let targets: Vec<String> = names[..count]
+            .iter()
+            .map(|name| format!("icmp:{name}"))
+            .collect();
+        let targets: Vec<&str> = targets.iter().map(String::as_str).collect();
+        let mut prober = prober(&targets);
+        assert_eq!(shares(&mut prober, 10 * count), vec![10; count]);
+        for meter in &mut prober.meters {
+            meter.is_proven = true;
+        }
+        assert_eq!(shares(&mut prober, 10 * count), vec![10; count]);
+    }
+}
+
+#[test]
+fn what_has_never_answered_is_rarely_asked_where_others_have() {
+    let mut prober = prober(&[
+        "stun:192.0.2.1",
+        "icmp:192.0.2.2",
+        "icmp:192.0.2.3",
+        "tcp:192.0.2.4:443",
+    ]);
+    prober.meters[1].is_proven = true;
+    let shares = shares(&mut prober, 200);
+    assert!(
+        (9..=11).contains(&shares[0]) && (9..=11).contains(&shares[2]),
+        "{shares:?}"
+    );
+    assert_eq!(shares[3], 0);
+}
+
+#[tokio::test]
+async fn a_silence_has_the_front_doors_asked_at_once() {
+    let mut prober = prober(&["stun:192.0.2.1", "tcp:192.0.2.4:443"]);
+    note(&mut prober, 0, Ok(Duration::from_millis(5)));
+    note(&mut prober, 1, Ok(Duration::from_millis(5)));
+    let later = Instant::now() + Duration::from_secs(9);
+    prober.next_slow[1] = Some(later);
+    note(&mut prober, 0, Err("no answer".to_owned()));
+    assert!(prober.next_slow[1].unwrap() < later && prober.burst == DEAD_AFTER);
+    note(&mut prober, 1, Ok(Duration::from_millis(5)));
+    for _ in 0..DEAD_AFTER {
+        note(&mut prober, 0, Err("no answer".to_owned()));
+    }
+    let measure = Measure::of(&prober.known(), prober.silence, prober.door_opened);
+    assert_eq!((measure.alive, measure.relays), (Some(true), Some(false)));
+}
+
+#[test]
+fn what_was_sent_into_the_silence_is_no_loss_once_it_is_over() {
+    let mut prober = prober(&["icmp:192.0.2.1"]);
+    note(&mut prober, 0, Ok(Duration::from_millis(5)));
+    for _ in 0..DEAD_AFTER {
+        note(&mut prober, 0, Err("no answer".to_owned()));
+    }
+    assert_eq!(prober.silence, DEAD_AFTER);
+    note(&mut prober, 0, Ok(Duration::from_millis(5)));
+    for _ in 0..4 {
+        prober.note(Outcome {
+            index: 0,
+            was_silent: true,
+            answer: Err("no answer".to_owned()),
+        });
+    }
+    let measure = Measure::of(&prober.known(), prober.silence, prober.door_opened);
+    assert_eq!((prober.silence, measure.loss), (0, 0.0));
+}
