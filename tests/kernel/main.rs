@@ -60,6 +60,7 @@ const OF_NO_KERNEL: &[&str] = &[
     "a_config_typo_is_refused",
     "a_gateway_that_is_not_on_link_is_refused",
     "a_link_that_is_down_at_the_start_is_waited_for",
+    "a_next_hop_with_another_mac_is_followed",
     "an_egress_without_any_gateway_is_refused",
     "bad_lists_are_refused",
     "commands_without_a_controller_say_so",
@@ -72,6 +73,8 @@ const OF_NO_KERNEL: &[&str] = &[
     "sighup_reloads",
     "the_manuals_policy_is_tried_and_applied",
     "unload_removes_our_table_too",
+    "what_a_hard_rule_moves_is_translated_afresh",
+    "what_a_stop_moves_is_translated_afresh",
     "without_root_it_says_so",
 ];
 
@@ -126,6 +129,7 @@ fn is_shown_elsewhere(name: &str) -> bool {
         translation::TESTS,
         links::TESTS,
         probes::TESTS,
+        icmp::TESTS,
         routing::TESTS,
         reload::TESTS,
         replay::TESTS,
