@@ -10,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 use breakout_tests::daemon::Daemon;
 use breakout_tests::live::Stream;
 use breakout_tests::netns::run;
+use nix::sys::signal::Signal;
 
 use crate::Test;
 use crate::office::{MEDIA, Office, address, config};
@@ -303,6 +304,14 @@ fn support_case() -> Result<()> {
         "--clients gives no clients:\n{whole}"
     );
     ensure!(!whole.contains("secret"), "the password is in the archive");
+    // One that hangs is told of by what it has left on the disk.
+    daemon.signal(Signal::SIGSTOP)?;
+    let hung = dump("hung", &[])?;
+    daemon.signal(Signal::SIGCONT)?;
+    ensure!(
+        hung.contains("status.json: no answer in 5s") && hung.contains("\"kind\": \"ruleset\""),
+        "{hung}"
+    );
     daemon.stop()?;
     // A configuration that is broken is what is looked for.
     let config = fs::read_to_string(site.config())?;
@@ -327,7 +336,9 @@ fn support_case() -> Result<()> {
     lab.gateway.ip("link del lan")?;
     let unknown = dump("unknown", &[])?;
     ensure!(
-        unknown.contains("ip saddr client-"),
+        unknown.contains("ip saddr client-")
+            && unknown.contains("masked where they are private")
+            && unknown.contains("private addresses are masked, public ones are not"),
         "the client is not masked"
     );
     ensure!(
