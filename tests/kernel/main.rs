@@ -58,6 +58,7 @@ const NEEDS: &[(&str, u32, u32)] = &[(
 const OF_NO_KERNEL: &[&str] = &[
     "a_bad_list_or_config_changes_nothing",
     "a_config_typo_is_refused",
+    "a_flapping_link_splits_and_loses_nothing",
     "a_gateway_that_is_not_on_link_is_refused",
     "a_link_that_is_down_at_the_start_is_waited_for",
     "a_next_hop_with_another_mac_is_followed",
