@@ -16,6 +16,7 @@ const PACKETS: u32 = 400_000;
 
 pub(crate) fn run(report: &mut Report) -> Result<()> {
     steered(report)?;
+    pinned(report)?;
     masqueraded(report)?;
     passing(report)?;
     sizes(report)?;
@@ -62,6 +63,35 @@ fn steered(report: &mut Report) -> Result<()> {
                     1.05,
                 ));
                 redirect_goal(report, "Worldwide", &samples, 0.97);
+            }
+        }
+        Ok(())
+    })
+}
+
+/// What pins cost, by how many flows there are: up to as many as are remembered.
+fn pinned(report: &mut Report) -> Result<()> {
+    let ways = [
+        Way::Nothing,
+        Way::RedirectUnpinned,
+        Way::Redirect,
+        Way::RouteUnpinned,
+        Way::Route,
+    ];
+    let bench = Bench::new(&ways, Size::Real)?;
+    let all = bench.steered(false);
+    bench.with_paths(|paths| {
+        for count in [1_000, 10_000, all.len()] {
+            let flows = all[..count].iter().copied().cycle();
+            let flows: Vec<Destination> = flows.take(all.len()).collect();
+            let traffic = format!("steered, {count} flows");
+            let samples = measure(report, paths, &flows, false, 64, &traffic)?;
+            if count == 1_000 {
+                report.goal(Goal::at_most(
+                    format!("redirect, {count} flows, pinned over unpinned, ns"),
+                    samples.combined(|round| round[2] - round[1]).median,
+                    30.0,
+                ));
             }
         }
         Ok(())

@@ -27,12 +27,15 @@ pub(crate) fn routes(gateway: &Namespace, prefixes: &[IpNet]) -> Result<()> {
 
 /// An `ip rule` that sends marked packets out by the local link.
 pub(crate) fn marked_way(gateway: &Namespace) -> Result<()> {
-    gateway.ip_lines(&format!(
-        "rule add fwmark {MARK}/{MARK} lookup {TABLE}
-         -6 rule add fwmark {MARK}/{MARK} lookup {TABLE}
-         route add default via 10.3.0.2 dev inet table {TABLE}
-         -6 route add default via fd00:3::2 dev inet table {TABLE}"
-    ))
+    for (family, via) in [("-4", "10.3.0.2"), ("-6", "fd00:3::2")] {
+        gateway.ip(&format!(
+            "{family} rule add fwmark {MARK}/{MARK} lookup {TABLE}"
+        ))?;
+        gateway.ip(&format!(
+            "{family} route add default via {via} dev inet table {TABLE}"
+        ))?;
+    }
+    Ok(())
 }
 
 /// nftables: an interval set for each family, looked up before routing, which marks.

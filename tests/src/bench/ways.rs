@@ -33,8 +33,11 @@ pub(crate) enum Way {
     /// XDP that redirects everything.
     Plain,
     Redirect,
+    /// The same without pins.
+    RedirectUnpinned,
     Fib,
     Route,
+    RouteUnpinned,
     Routes,
     Nftables,
     Ipset,
@@ -52,8 +55,10 @@ impl Way {
             Way::Nothing => "generator and sink",
             Way::Plain => "XDP redirect, no lookup",
             Way::Redirect => "Breakout redirect",
+            Way::RedirectUnpinned => "redirect, unpinned",
             Way::Fib => "XDP bpf_fib_lookup",
             Way::Route => "Breakout route",
+            Way::RouteUnpinned => "route, unpinned",
             Way::Routes => "kernel routes",
             Way::Nftables => "nftables and ip rule",
             Way::Ipset => "ipset and ip rule",
@@ -66,10 +71,14 @@ impl Way {
 
     fn mode(self) -> Option<&'static str> {
         match self {
-            Way::Redirect => Some("redirect"),
-            Way::Route | Way::RouteMasquerade => Some("route"),
+            Way::Redirect | Way::RedirectUnpinned => Some("redirect"),
+            Way::Route | Way::RouteUnpinned | Way::RouteMasquerade => Some("route"),
             _ => None,
         }
+    }
+
+    fn is_unpinned(self) -> bool {
+        matches!(self, Way::RedirectUnpinned | Way::RouteUnpinned)
     }
 }
 
@@ -89,10 +98,13 @@ impl Bench {
             let lab = Lab::build()?;
             peers::prepare(&lab)?;
             let mode = way.mode().unwrap_or("route");
-            let config = match size {
+            let mut config = match size {
                 Size::Real => CONFIG.replace("MODE", mode),
                 Size::Random(_) => config_with_list(mode),
             };
+            if way.is_unpinned() {
+                config += "\n[pinning]\nenabled = false\n";
+            }
             let site = Site::new(&config)?;
             if way.mode().is_some() && size != Size::Real {
                 fs::write(site.path().join("list.json"), to_json(&ruleset).to_string())?;
@@ -198,12 +210,16 @@ impl<'a> Path<'a> {
                 peers::nftables(gateway, optimize)?;
                 peers::masquerade(gateway)?;
             }
-            Way::Redirect | Way::Route | Way::RouteMasquerade => {
+            Way::Redirect
+            | Way::RedirectUnpinned
+            | Way::Route
+            | Way::RouteUnpinned
+            | Way::RouteMasquerade => {
                 if way == Way::RouteMasquerade {
                     peers::masquerade(gateway)?;
                 }
                 let mut started = Daemon::start(site, gateway)?;
-                if way == Way::Redirect {
+                if way.mode() == Some("redirect") {
                     started.wait_until(|_| site.next_hops_known(gateway))?;
                 }
                 daemon = Some(started);
