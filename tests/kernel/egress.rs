@@ -44,7 +44,7 @@ fn flapping() -> Result<()> {
     let by_wan = office.connections(50)?;
     by_wan.rounds(3)?;
 
-    // What has moved does not move back, not for a packet. A connection that sent nothing meanwhile has not moved.
+    // Whatever has moved does not move back, not for a packet.
     let ports = |connections: &Connections| {
         let ports: Vec<String> = (connections.now().iter())
             .map(|one| one.port.to_string())
@@ -52,7 +52,7 @@ fn flapping() -> Result<()> {
         ports.join(", ")
     };
     let by_inet = |ports: String| format!("oifname \"inet\" th sport {{ {ports} }}");
-    let moved = by_inet(stream.port().to_string());
+    let moved = by_inet(format!("{}, {}", ports(&local), stream.port()));
     let moved = Counter::start(&lab.gateway, "moved", &moved)?;
     let wrong = Counter::start(&lab.gateway, "wrong", &by_inet(ports(&by_wan)))?;
     let back = Instant::now();
