@@ -51,7 +51,10 @@ fn flapping() -> Result<()> {
             .collect();
         ports.join(", ")
     };
-    let by_inet = |ports: String| format!("oifname \"inet\" th sport {{ {ports} }}");
+    // Without a protocol, neighbour discovery by ICMPv6 would have a port too: its first two bytes, 34560.
+    let by_inet = |ports: String| {
+        format!("oifname \"inet\" meta l4proto {{ tcp, udp }} th sport {{ {ports} }}")
+    };
     let moved = by_inet(format!("{}, {}", ports(&local), stream.port()));
     let moved = Counter::start(&lab.gateway, "moved", &moved)?;
     let wrong = Counter::start(&lab.gateway, "wrong", &by_inet(ports(&by_wan)))?;
