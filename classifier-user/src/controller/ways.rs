@@ -108,9 +108,9 @@ impl Health {
 
     /// Takes in what probes tell.
     pub(super) fn note(&mut self, report: health::Report) {
-        if self.probers.is_probed(&report.egress, report.v6) {
-            self.measures
-                .insert((report.egress, report.v6), report.measure);
+        if self.probers.is_current(&report) {
+            let key = (report.path.egress.clone(), report.path.v6);
+            self.measures.insert(key, report.measure);
         }
     }
 

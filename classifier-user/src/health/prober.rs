@@ -1,6 +1,7 @@
 //! The probes of each egress and address family: when which target is tried.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::lookup_host;
@@ -47,17 +48,15 @@ pub struct Path {
 /// What the probes of a path tell.
 #[derive(Clone, Debug)]
 pub struct Report {
-    /// The egress.
-    pub egress: String,
-    /// The address family.
-    pub v6: bool,
+    /// The path.
+    pub path: Arc<Path>,
     /// What they tell now.
     pub measure: Measure,
 }
 
 /// All probers that run.
 pub struct Probers {
-    running: Vec<(Path, AbortHandle)>,
+    running: Vec<(Arc<Path>, AbortHandle)>,
     sender: mpsc::Sender<Report>,
     reports: mpsc::Receiver<Report>,
 }
@@ -90,18 +89,18 @@ impl Probers {
             stays
         });
         for path in paths {
-            if !self.running.iter().any(|(running, _)| *running == path) {
-                let task = tokio::spawn(Prober::new(path.clone(), self.sender.clone()).run());
+            if !self.running.iter().any(|(running, _)| **running == path) {
+                let path = Arc::new(path);
+                let prober = Prober::new(Arc::clone(&path), self.sender.clone());
+                let task = tokio::spawn(prober.run());
                 self.running.push((path, task.abort_handle()));
             }
         }
     }
 
-    /// Whether a path is probed.
-    pub fn is_probed(&self, egress: &str, v6: bool) -> bool {
-        self.running
-            .iter()
-            .any(|(path, _)| path.egress == egress && path.v6 == v6)
+    /// Whether a report is of a path that is probed still, and not of one that has been left since.
+    pub fn is_current(&self, report: &Report) -> bool {
+        self.running.iter().any(|(path, _)| *path == report.path)
     }
 
     /// The next report. May be dropped at any time without losing one.
@@ -122,7 +121,7 @@ struct Outcome {
 }
 
 struct Prober {
-    path: Path,
+    path: Arc<Path>,
     bound: Bound,
     meters: Vec<Meter>,
     addresses: Vec<Option<SocketAddr>>,
@@ -144,7 +143,7 @@ struct Prober {
 }
 
 impl Prober {
-    fn new(path: Path, reports: mpsc::Sender<Report>) -> Self {
+    fn new(path: Arc<Path>, reports: mpsc::Sender<Report>) -> Self {
         let now = Instant::now();
         let meters: Vec<Meter> = path.targets.iter().cloned().map(Meter::new).collect();
         Prober {
@@ -206,8 +205,7 @@ impl Prober {
                 Some(Ok(outcome)) = tries.join_next(), if !tries.is_empty() => self.note(outcome),
             }
             let report = Report {
-                egress: self.path.egress.clone(),
-                v6: self.path.v6,
+                path: Arc::clone(&self.path),
                 measure: Measure::of(&self.known(), self.silence, self.door_opened),
             };
             if self.reports.send(report).await.is_err() {

@@ -1,15 +1,18 @@
 use super::*;
 
-fn prober(targets: &[&str]) -> Prober {
-    let path = Path {
+fn path(targets: &[&str]) -> Path {
+    Path {
         egress: "local".to_owned(),
         v6: false,
         interface: "inet".to_owned(),
         mark: 0,
         targets: targets.iter().map(|text| text.parse().unwrap()).collect(),
         health: HealthConfig::default(),
-    };
-    let mut prober = Prober::new(path, mpsc::channel(1).0);
+    }
+}
+
+fn prober(targets: &[&str]) -> Prober {
+    let mut prober = Prober::new(Arc::new(path(targets)), mpsc::channel(1).0);
     prober.look_up(&mut JoinSet::new());
     prober
 }
@@ -112,4 +115,19 @@ fn what_was_sent_into_the_silence_is_no_loss_once_it_is_over() {
     }
     let measure = Measure::of(&prober.known(), prober.silence, prober.door_opened);
     assert_eq!((prober.silence, measure.loss), (0, 0.0));
+}
+
+#[tokio::test]
+async fn what_another_link_was_like_says_nothing() {
+    let (before, mut after) = (path(&["icmp:192.0.2.1"]), path(&["icmp:192.0.2.1"]));
+    after.interface = "wwan0".to_owned();
+    let report = Report {
+        path: Arc::new(before.clone()),
+        measure: Measure::default(),
+    };
+    let mut probers = Probers::default();
+    probers.set(vec![before]);
+    assert!(probers.is_current(&report));
+    probers.set(vec![after]);
+    assert!(!probers.is_current(&report));
 }
