@@ -22,8 +22,6 @@ use crate::tables::{Size, image, questions, ruleset};
 
 /// The core that everything runs on.
 const CORE: usize = 1;
-/// How often packets are sent until all of them arrive.
-const TRIES: u32 = 3;
 /// Destinations in rotation.
 const DESTINATIONS: usize = 65_536;
 
@@ -244,19 +242,8 @@ impl<'a> Path<'a> {
         self.asker.set_destinations(destinations)
     }
 
-    /// Sends packets and sees that all of them arrive. Returns the nanoseconds that each took. If the other core polls an
-    /// interface, because something else came by it, the generator outruns it; then it is done again.
+    /// Sends packets and sees that all of them arrive. Returns the nanoseconds that each took.
     pub(crate) fn send(&mut self, v6: bool, bytes: usize, packets: u32) -> Result<f64> {
-        for _ in 1..TRIES {
-            match self.try_to_send(v6, bytes, packets) {
-                Ok(each) => return Ok(each),
-                Err(error) => println!("{error:#}; once more"),
-            }
-        }
-        self.try_to_send(v6, bytes, packets)
-    }
-
-    fn try_to_send(&mut self, v6: bool, bytes: usize, packets: u32) -> Result<f64> {
         // On the wire there are 4 more: 60 bytes are the shortest frame.
         let length = if bytes == 64 { 60 } else { bytes + 14 };
         let length = if v6 { length.max(62) } else { length };
