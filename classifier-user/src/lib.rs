@@ -30,6 +30,7 @@ pub mod links;
 pub mod list;
 pub mod nat;
 pub mod policy;
+pub mod private;
 #[cfg(test)]
 mod reference;
 pub mod replay;

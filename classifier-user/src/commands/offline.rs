@@ -91,16 +91,14 @@ pub(super) async fn live(config: &ConfigArgument, list: Option<&Path>) -> Result
 
 /// The configuration for an offline answer: the defaults, if none is named and there is none for this user in the usual place.
 pub(super) fn offline_config(config: &ConfigArgument) -> Result<Config> {
-    match config.absence() {
-        Some(error) if error.kind() == ErrorKind::PermissionDenied => {
-            eprintln!(
-                "note: {}: {error}; this is by the defaults. Name another one with --config, or use sudo",
-                config.path().display()
-            );
-            return Ok(Config::default());
-        }
-        Some(_) => return Ok(Config::default()),
-        None => {}
+    let Some(error) = config.absence() else {
+        return config::load(&config.path()).code(Code::Config);
+    };
+    if error.kind() == ErrorKind::PermissionDenied {
+        eprintln!(
+            "note: {}: {error}; this is by the defaults. Name another one with --config, or use sudo",
+            config.path().display()
+        );
     }
-    config::load(&config.path()).code(Code::Config)
+    Ok(Config::default())
 }

@@ -61,6 +61,19 @@ pub struct Client {
     sender: http1::SendRequest<Full<Bytes>>,
 }
 
+/// What the controller answers, unless it takes longer.
+///
+/// # Errors
+///
+/// Those of the answer, and when there is none in time.
+pub async fn in_time<T>(
+    limit: Duration,
+    answer: impl Future<Output = anyhow::Result<T>>,
+) -> anyhow::Result<T> {
+    let answer = timeout(limit, answer).await;
+    answer.with_context(|| format!("no answer in {limit:?}"))?
+}
+
 impl Client {
     /// Connects to the controller that listens on `socket`.
     ///

@@ -1,11 +1,12 @@
 //! Metrics for Prometheus: which there are.
 
+use std::fmt;
+
 use breakout_common::path::PIN_EVENTS;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::registry::Unit;
 use serde::{Deserialize, Serialize};
-use std::fmt;
 
 use super::exposition::{Families, Sample, Value};
 use super::{Stats, Status, WayOut};

@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 use crate::explain::{Explanation, Query};
 
 pub use changes::{BypassOrder, ListOrder, Plan, Reloaded, RuleDelta, RulesetDelta};
-pub use client::{Client, ClientError};
+pub use client::{Client, ClientError, in_time};
 pub use flows::{EventsQuery, EventsReport, FlowsQuery, FlowsReport, PinnedFlow};
 pub use lists::{
     FetchReport, Fetching, KeptReport, ListReport, ListSummary, ListedSet, PendingList,

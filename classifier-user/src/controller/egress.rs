@@ -1,18 +1,21 @@
 //! The egresses as the system has them at one time, and what the routing makes of them.
 
+mod routes;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use anyhow::{Context, Result, bail};
-use breakout_common::egress::{Egress, MAX_EGRESSES, NextHop};
+use breakout_common::egress::{Egress, NextHop};
 
-use crate::config::{Config, EgressConfig, Mode, Routing};
+use crate::config::{Config, EgressConfig, Mode};
 use crate::control::{EgressStatus, WayOut};
 use crate::exit::{Code, WithCode};
 use crate::health::{Standing, State};
-use crate::links::{
-    Gateway, Gateways, Interface, Links, Neighbour, NoWayOut, RouteRule, RoutingPlan,
-};
+use crate::links::{Gateway, Gateways, Interface, Links, Neighbour, NoWayOut};
+
+pub use routes::mark_of;
+pub(super) use routes::{empty_routing, note_refused, routing};
 
 /// One configured egress and what is known of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -173,60 +176,6 @@ pub(super) async fn refresh_neighbours(links: &Links, states: &[EgressState], on
     }
 }
 
-/// The rules and routes that there should be.
-pub(super) fn routing(config: &Config, states: &[EgressState]) -> RoutingPlan {
-    let mut plan = empty_routing(&config.routing);
-    for state in states {
-        let Ok(ways) = &state.way_out else { continue };
-        for v6 in [false, true] {
-            let gateway = ways.gateway(v6);
-            if gateway != Gateway::None {
-                plan.entries.push(RouteRule {
-                    mark: state.mark,
-                    table: state.table,
-                    interface: ways.interface.index,
-                    is_onlink: matches!(gateway, Gateway::Address(address) if !ways.interface.is_on_link(address)),
-                    gateway,
-                    v6,
-                });
-            }
-        }
-    }
-    plan
-}
-
-/// Notes what the kernel has refused of their plan. Returns whether that was not known.
-pub(super) fn note_refused(states: &mut [EgressState], refused: &[RouteRule]) -> bool {
-    let mut is_news = false;
-    for state in states {
-        let is_refused = [false, true].map(|v6| {
-            let mut entries = refused.iter();
-            entries.any(|entry| entry.table == state.table && entry.v6 == v6)
-        });
-        is_news |= state.is_refused != is_refused;
-        state.is_refused = is_refused;
-    }
-    is_news
-}
-
-/// The plan by which everything of ours is removed.
-pub(super) fn empty_routing(numbers: &Routing) -> RoutingPlan {
-    RoutingPlan {
-        priority: numbers.rule_priority,
-        mask: numbers.mark_mask,
-        tables: numbers.table
-            ..numbers
-                .table
-                .saturating_add(u32::try_from(MAX_EGRESSES).unwrap_or(u32::MAX)),
-        entries: Vec::new(),
-    }
-}
-
-/// The firewall mark of an egress, within the mask.
-pub fn mark_of(routing: &Routing, index: u8) -> u32 {
-    (u32::from(index) + 1) << routing.mark_mask.trailing_zeros()
-}
-
 impl EgressState {
     /// Whether its interface has an address.
     pub(super) fn has_address(&self, address: IpAddr) -> bool {
@@ -259,10 +208,11 @@ impl EgressState {
     /// Takes over from an earlier look what this one cannot know: a gateway that did not answer and is being asked again has
     /// not answered yet, an address family that is gone was there, and a route was refused.
     fn remember(&mut self, before: &EgressState) {
-        for v6 in [false, true] {
-            if self.link(v6) != before.link(v6) {
-                return;
-            }
+        if [false, true]
+            .iter()
+            .any(|v6| self.link(*v6) != before.link(*v6))
+        {
+            return;
         }
         self.is_refused = before.is_refused;
         for (now, was) in self.families.iter_mut().zip(before.families) {

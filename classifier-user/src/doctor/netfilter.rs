@@ -2,12 +2,13 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use serde_json::Value;
 
 use super::{Finding, Level};
-use crate::config::{Config, Mode};
+use crate::config::{Config, EgressConfig, Mode};
 use crate::links::Links;
-use crate::nat;
+use crate::{nat, private};
 
 pub(super) async fn examine(links: &Links, config: &Config) -> Vec<Finding> {
     if config
@@ -44,13 +45,9 @@ async fn private_lans(links: &Links, config: &Config) -> Vec<String> {
         let addresses = interface
             .map(|interface| interface.addresses)
             .unwrap_or_default();
-        let is_private = addresses.iter().any(|net| match net.addr() {
-            IpAddr::V4(address) => {
-                let [first, second, ..] = address.octets();
-                address.is_private() || first == 100 && second & 0xc0 == 64
-            }
-            IpAddr::V6(_) => false,
-        });
+        let own = addresses.iter().map(IpNet::addr);
+        let is_private = (own.filter(IpAddr::is_ipv4))
+            .any(|address| private::networks().any(|net| net.contains(&address)));
         private.extend(is_private.then(|| lan.interface.clone()));
     }
     private
@@ -63,10 +60,7 @@ fn untranslated(ruleset: &Value, config: &Config, private: &[String]) -> Option<
     let is_translated = rules.any(|expressions| {
         has(expressions, "masquerade", "MASQUERADE") || has(expressions, "snat", "SNAT")
     });
-    let without: Vec<String> = (config.egress.iter())
-        .filter(|(_, egress)| egress.mode == Mode::Route && !egress.masquerade)
-        .map(|(name, _)| format!("[egress.{name}]"))
-        .collect();
+    let without = routed(config, |egress| !egress.masquerade);
     let is_found = !is_translated && !without.is_empty() && !private.is_empty();
     is_found.then(|| {
         Finding::new(
@@ -83,12 +77,17 @@ fn untranslated(ruleset: &Value, config: &Config, private: &[String]) -> Option<
     })
 }
 
+/// The sections of those egresses in route mode of which something is so.
+fn routed(config: &Config, is_so: impl Fn(&EgressConfig) -> bool) -> Vec<String> {
+    (config.egress.iter())
+        .filter(|(_, egress)| egress.mode == Mode::Route && is_so(egress))
+        .map(|(name, _)| format!("[egress.{name}]"))
+        .collect()
+}
+
 fn rules(ruleset: &Value, config: &Config) -> Vec<Finding> {
     let mask = config.routing.mark_mask;
-    let reached: Vec<String> = (config.egress.iter())
-        .filter(|(_, egress)| egress.mode == Mode::Route && !egress.skips_dnat())
-        .map(|(name, _)| format!("[egress.{name}]"))
-        .collect();
+    let reached = routed(config, |egress| !egress.skips_dnat());
     let own = format!("breakout-{}", config.routing.table);
     let all = ruleset["nftables"].as_array().into_iter().flatten();
     let mut findings = Vec::new();

@@ -30,8 +30,8 @@ const NLMSG_DONE: u16 = 3;
 /// The bit of an attribute's type that says it holds others.
 const NESTED: u16 = 1 << 15;
 /// Lengths of `struct nlmsghdr` and `struct nfgenmsg`.
-const HEADER: usize = 16;
-const GENERIC: usize = 4;
+pub(super) const HEADER: usize = 16;
+pub(super) const GENERIC: usize = 4;
 /// No message of the kernel's dumps is longer (`NLMSG_GOODSIZE` and its sk_buff head room).
 const RECEIVE: usize = 64 << 10;
 

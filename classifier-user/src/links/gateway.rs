@@ -224,7 +224,7 @@ impl RoutesOver {
 }
 
 /// The next hops of a route that has several.
-fn hops(route: &RouteMessage) -> impl Iterator<Item = &RouteNextHop> {
+pub(super) fn hops(route: &RouteMessage) -> impl Iterator<Item = &RouteNextHop> {
     let several = route
         .attributes
         .iter()
@@ -268,7 +268,7 @@ fn is_in(networks: &[IpNet], address: IpAddr) -> bool {
     networks.iter().any(|net| net.contains(&address))
 }
 
-fn address_of(address: &RouteAddress) -> Option<IpAddr> {
+pub(super) fn address_of(address: &RouteAddress) -> Option<IpAddr> {
     match address {
         RouteAddress::Inet(address) => Some(IpAddr::V4(*address)),
         RouteAddress::Inet6(address) => Some(IpAddr::V6(*address)),

@@ -6,7 +6,8 @@ use anyhow::{Context, Result};
 use rtnetlink::sys::protocols::NETLINK_NETFILTER;
 use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
 
-use super::conntrack::next;
+use super::attributes::find;
+use super::conntrack::{GENERIC, HEADER, next};
 
 /// The group of messages about changes (`NFNLGRP_NFTABLES`).
 const GROUP: u32 = 7;
@@ -16,8 +17,6 @@ const SUBSYSTEM: u16 = 10;
 const REMOVALS: [u16; 6] = [2, 5, 8, 26, 27, 28];
 /// The attribute that names the table, in each of these messages.
 const TABLE: u16 = 1;
-/// Bytes before the attributes: the netlink header, and `struct nfgenmsg`.
-const HEADERS: usize = 16 + 4;
 
 /// Tells of removals, whoever makes them.
 pub struct Removals {
@@ -57,7 +56,8 @@ impl Removals {
                     while let Some((kind, message)) = next(&mut rest) {
                         let is_removal =
                             kind >> 8 == SUBSYSTEM && REMOVALS.contains(&(kind & 0xff));
-                        if is_removal && names(message, &self.table) {
+                        let attributes = message.get(HEADER + GENERIC..).unwrap_or_default();
+                        if is_removal && find(attributes, TABLE) == Some(&*self.table) {
                             return Ok(());
                         }
                     }
@@ -68,24 +68,4 @@ impl Removals {
             }
         }
     }
-}
-
-/// Whether a message is about the table.
-fn names(message: &[u8], table: &[u8]) -> bool {
-    let mut rest = message.get(HEADERS..).unwrap_or_default();
-    while let Some((kind, value)) = attribute(&mut rest) {
-        if kind == TABLE {
-            return value == table;
-        }
-    }
-    false
-}
-
-/// Takes the next attribute off: its type and its value.
-fn attribute<'a>(rest: &mut &'a [u8]) -> Option<(u16, &'a [u8])> {
-    let length = usize::from(u16::from_ne_bytes(rest.get(..2)?.try_into().ok()?));
-    let kind = u16::from_ne_bytes(rest.get(2..4)?.try_into().ok()?);
-    let value = rest.get(4..length)?;
-    *rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-    Some((kind, value))
 }

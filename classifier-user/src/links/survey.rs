@@ -7,11 +7,12 @@ use anyhow::{Context, Result};
 use futures_util::TryStreamExt;
 use ipnet::IpNet;
 use rtnetlink::packet_route::link::LinkAttribute;
-use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
+use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage};
 use rtnetlink::packet_route::rule::{RuleAttribute, RuleFlags, RuleMessage};
 use rtnetlink::{IpVersion, RouteMessageBuilder};
 
 use super::Links;
+use super::gateway::{address_of, hops};
 use super::routing::{PROTOCOL, table};
 
 /// A rule of policy routing.
@@ -143,19 +144,12 @@ fn routes_found(route: &RouteMessage, names: &HashMap<u32, String>) -> Vec<Route
     let (mut destination, mut indices) = (None, Vec::new());
     for attribute in &route.attributes {
         match attribute {
-            RouteAttribute::Destination(RouteAddress::Inet(address)) => {
-                destination = Some(IpAddr::V4(*address));
-            }
-            RouteAttribute::Destination(RouteAddress::Inet6(address)) => {
-                destination = Some(IpAddr::V6(*address));
-            }
+            RouteAttribute::Destination(address) => destination = address_of(address),
             RouteAttribute::Oif(index) => indices.push(*index),
-            RouteAttribute::MultiPath(hops) => {
-                indices.extend(hops.iter().map(|hop| hop.interface_index));
-            }
             _ => {}
         }
     }
+    indices.extend(hops(route).map(|hop| hop.interface_index));
     let any = match route.header.address_family {
         rtnetlink::packet_route::AddressFamily::Inet6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
         _ => IpAddr::V4(Ipv4Addr::UNSPECIFIED),

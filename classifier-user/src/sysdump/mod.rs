@@ -14,18 +14,18 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result};
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use ipnet::IpNet;
 use serde::Serialize;
 use tokio::process::Command;
 use tokio::time::timeout;
 
 use crate::config::Config;
-use crate::control::{Client, EventsQuery, FlowsQuery};
+use crate::control::{Client, EventsQuery, FlowsQuery, in_time};
 use crate::controller::{read_lists, summary};
 use crate::doctor::examine;
 use crate::events::Events;
 use crate::journal;
 use crate::links::Links;
+use crate::private;
 use crate::ruleset::Ruleset;
 use crate::secrets::masked;
 use crate::timestamp::Timestamp;
@@ -37,15 +37,6 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const ANSWER: Duration = Duration::from_secs(5);
 /// Flows that are put in, if clients' addresses are wanted.
 const FLOWS: usize = 10_000;
-
-/// Networks of private addresses (RFC 1918, RFC 6598, RFC 4193).
-const PRIVATE: [&str; 5] = [
-    "10.0.0.0/8",
-    "172.16.0.0/12",
-    "192.168.0.0/16",
-    "100.64.0.0/10",
-    "fc00::/7",
-];
 
 /// Programs whose output is put in. LAN and EGRESS stand for each of these interfaces.
 const PROGRAMS: &[(&str, &str)] = &[
@@ -218,7 +209,7 @@ async fn clients(config: &Config) -> (Mask, bool) {
             .flat_map(|rule| rule.sources.iter().copied()),
     );
     if !are_known {
-        networks.extend(PRIVATE.iter().filter_map(|net| net.parse::<IpNet>().ok()));
+        networks.extend(private::networks());
     }
     (Mask::of_clients(&networks, own, own_macs()), are_known)
 }
@@ -282,12 +273,6 @@ async fn run(line: &str) -> Result<String> {
     Ok(text)
 }
 
-/// What the controller answers, unless it takes too long.
-async fn in_time<T>(answer: impl Future<Output = Result<T>>) -> Result<T> {
-    let answer = timeout(ANSWER, answer).await;
-    answer.with_context(|| format!("no answer in {ANSWER:?}"))?
-}
-
 struct Archive {
     tar: tar::Builder<GzEncoder<File>>,
     mask: Mask,
@@ -306,19 +291,19 @@ impl Archive {
                 return self.left_behind(config);
             }
         };
-        let status = in_time(client.status()).await;
+        let status = in_time(ANSWER, client.status()).await;
         let is_silent = status.is_err();
         self.json("status.json", status)?;
         if is_silent {
             return self.left_behind(config);
         }
-        self.json("stats.json", in_time(client.stats()).await)?;
-        self.json("lists.json", in_time(client.list()).await)?;
+        self.json("stats.json", in_time(ANSWER, client.stats()).await)?;
+        self.json("lists.json", in_time(ANSWER, client.list()).await)?;
         let events = client.events(EventsQuery { after: 0 });
-        self.json("events.json", in_time(events).await)?;
+        self.json("events.json", in_time(ANSWER, events).await)?;
         if with_clients {
             let flows = client.flows(FlowsQuery { limit: FLOWS });
-            self.json("flows.json", in_time(flows).await)?;
+            self.json("flows.json", in_time(ANSWER, flows).await)?;
         }
         Ok(())
     }

@@ -13,9 +13,9 @@ use futures_util::StreamExt;
 use ratatui::DefaultTerminal;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{MissedTickBehavior, interval};
 
-use crate::control::{Client, EventsQuery, Stats, Status};
+use crate::control::{Client, EventsQuery, Stats, Status, in_time};
 use crate::events;
 use crate::exit::{Code, WithCode};
 use model::Model;
@@ -138,8 +138,7 @@ impl Source {
             turn.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
                 turn.tick().await;
-                let answer = timeout(PATIENCE, self.ask()).await;
-                let answer = answer.unwrap_or_else(|_| Err(anyhow!("no answer in {PATIENCE:?}")));
+                let answer = in_time(PATIENCE, self.ask()).await;
                 if sender.send(answer).await.is_err() {
                     return;
                 }
