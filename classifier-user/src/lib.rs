@@ -38,3 +38,4 @@ pub mod ruleset;
 pub mod secrets;
 pub mod sysdump;
 pub mod timestamp;
+pub mod tool;

@@ -5,14 +5,12 @@
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
-use tokio::process::Command;
+
+use crate::tool;
 
 /// Just before `dstnat` (-100) and `srcnat` (100), where everybody else's chains are.
 const BEFORE_DNAT: i32 = -101;
 const BEFORE_SNAT: i32 = 99;
-
-/// How many chains the table has.
-const CHAINS: usize = 2;
 
 /// What an egress wants done with packets that are steered to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,23 +57,26 @@ impl NatPlan {
             .with_context(|| format!("cannot make the nftables table inet {}", self.table))
     }
 
-    /// Whether the table has what it should have, by the number of its chains and rules.
+    /// What the table has: its chains and rules in their order, without the numbers by which the kernel tells them apart.
+    /// Empty if there is no such table.
     ///
     /// # Errors
     ///
-    /// When there is no `nft`.
-    pub async fn is_in_place(&self) -> Result<bool> {
-        let arguments = ["-j", "list", "table", "inet", &self.table];
-        let output = Command::new("nft")
-            .args(arguments)
-            .kill_on_drop(true)
-            .output();
-        let output = output.await.context("cannot run nft")?;
+    /// When `nft` cannot be run or does not answer.
+    pub async fn listing(&self) -> Result<String> {
+        let output = tool::output("nft", &["-j", "list", "table", "inet", &self.table]).await?;
         let listing: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
-        let entries = || listing["nftables"].as_array().into_iter().flatten();
-        let count = |kind: &str| entries().filter(|entry| entry.get(kind).is_some()).count();
-        let rules = self.egresses.iter().flat_map(|egress| self.rules(egress));
-        Ok((count("chain"), count("rule")) == (CHAINS, rules.count()))
+        let entries = listing["nftables"].as_array().into_iter().flatten();
+        let mut entries: Vec<Value> = entries
+            .filter(|entry| entry.get("metainfo").is_none())
+            .cloned()
+            .collect();
+        for entry in entries.iter_mut().filter_map(Value::as_object_mut) {
+            for kind in entry.values_mut().filter_map(Value::as_object_mut) {
+                kind.remove("handle");
+            }
+        }
+        Ok(Value::from(entries).to_string())
     }
 
     /// Whether there is such a table, as far as `nft` can tell.
@@ -168,11 +169,7 @@ pub async fn ruleset() -> Result<Value> {
 }
 
 async fn nft(arguments: &[&str]) -> Result<Vec<u8>> {
-    let output = Command::new("nft")
-        .args(arguments)
-        .kill_on_drop(true)
-        .output();
-    let output = output.await.context("cannot run nft")?;
+    let output = tool::output("nft", arguments).await?;
     if !output.status.success() {
         bail!("nft: {}", String::from_utf8_lossy(&output.stderr).trim());
     }

@@ -1,6 +1,5 @@
 //! The loaded programs asked about single packets.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -108,7 +107,6 @@ impl TestBench {
             image: &compile(&ruleset)?,
             paths: &paths,
             pins,
-            former: &BTreeSet::new(),
             pinned: &Vec::new,
             trace: false,
         })?;

@@ -7,17 +7,20 @@ use std::mem::swap;
 use anyhow::{Result, anyhow};
 use tokio::task::JoinSet;
 
+use super::active_paths::{Exchanged, Intent};
 use super::applied::{Applied, AppliedList};
 use super::egress::EgressState;
 use super::install;
 use super::lans::{Lans, look_at_lans, refuse_missing};
-use super::pinning::{connections, translate_afresh};
+use super::pinning::connections;
 use super::sources::Sources;
+use super::translation::forget_beside;
 use super::{Controller, delta, egress, make_ruleset, summary};
 use crate::config::{self, Config};
 use crate::control::{Plan, Reloaded};
-use crate::datapath::{LanPlan, Paths};
+use crate::datapath::LanPlan;
 use crate::exit::{Code, WithCode};
+use crate::health::default_targets;
 use crate::journal::{self, Entry, Who};
 use crate::list::{List, with_grace};
 use crate::policy::{Build, Policy};
@@ -59,8 +62,6 @@ struct Setup {
     ruleset: Ruleset,
     slots: Slots,
     lans: Vec<LanPlan>,
-    egresses: Vec<EgressState>,
-    published: Paths,
     // Saved with what is installed, so that an index never means something else after a crash.
     egress_indices: BTreeMap<String, u8>,
     preference_indices: BTreeMap<String, u8>,
@@ -260,39 +261,50 @@ impl Controller {
             self.commit(from_generation.wrapping_add(1));
         } else {
             let indices = &persistent.egresses;
-            let egresses = egress::look(&self.links, &config, indices, &self.egresses).await?;
+            let former = self.failover.paths().egresses().to_vec();
+            let egresses = egress::look(&self.links, &config, indices, &former).await?;
             // A change of something else shall not wait for a link that is gone just now.
             let is_new = |egress: &&EgressState| {
                 self.config.egress.get(&egress.name) != Some(&egress.config)
             };
             egress::insist(egresses.iter().filter(is_new))?;
-            let mut published = self
-                .health
-                .paths(&config, &egresses, &persistent.preferences);
-            published.table.epoch = self.published.table.epoch.wrapping_add(1);
-            published.table.pins_beyond_ruleset = u32::from(config.pinning.enabled && !bypass);
+            let intent = Intent {
+                config: config.clone(),
+                preferences: persistent.preferences.clone(),
+                targets: default_targets(&lists),
+            };
+            let is_beyond = config.pinning.enabled && !bypass;
+            let published = self.failover.paths().staged(&intent, &egresses, is_beyond);
+            let after = published.table;
+            moving.extend(self.flows_that_lose_their_way(&before.words, &before.paths, &after));
             let setup = Setup {
                 config,
                 lists,
                 ruleset,
                 slots,
                 lans,
-                egresses,
-                published,
                 egress_indices: persistent.egresses,
                 preference_indices: persistent.preferences,
             };
-            moving.extend(self.flows_that_lose_their_way(&before.words, &setup.published.table));
-            self.replace(setup, image).await?;
+            let paths = Exchanged {
+                intent,
+                egresses,
+                published,
+                maps: None,
+            };
+            self.replace(setup, paths, image).await?;
         }
         if bypass {
             self.unpin_steered()?;
         }
         moving.extend(self.unpinned_that_move(&before));
-        translate_afresh(&moving);
-        self.health
-            .set_probes(&self.config, &self.egresses, &self.lists);
-        self.settle_ways().await;
+        forget_beside(moving);
+        {
+            let mut paths = self.failover.paths();
+            paths.set_targets(default_targets(&self.lists));
+            paths.settle();
+        }
+        self.after_failover();
         self.missing_lans = missing;
         self.ruleset_hash = to_hash.clone();
         self.as_of = as_of;
@@ -358,13 +370,14 @@ impl Controller {
     }
 
     /// Installs another setup; if that fails, the one before stays in force.
-    async fn replace(&mut self, mut setup: Setup, image: Image) -> Result<()> {
+    async fn replace(&mut self, mut setup: Setup, paths: Exchanged, image: Image) -> Result<()> {
         self.exchange(&mut setup);
-        if let Err(error) = self.install(image).await {
+        if let Err(error) = self.install(image, paths).await {
             self.exchange(&mut setup);
-            let plan = egress::routing(&self.config, &self.egresses);
+            let egresses = self.egresses();
+            let plan = egress::routing(&self.config, &egresses);
             self.links.apply_routing(&plan).await?;
-            self.apply_nat().await?;
+            self.apply_nat(&egresses).await?;
             return Err(error.context("nothing has changed"));
         }
         Ok(())
@@ -376,8 +389,6 @@ impl Controller {
         swap(&mut self.ruleset, &mut setup.ruleset);
         swap(&mut self.slots, &mut setup.slots);
         swap(&mut self.lans, &mut setup.lans);
-        swap(&mut self.egresses, &mut setup.egresses);
-        swap(&mut self.published, &mut setup.published);
         let persistent = &mut self.persistent;
         swap(&mut persistent.egresses, &mut setup.egress_indices);
         swap(&mut persistent.preferences, &mut setup.preference_indices);

@@ -7,12 +7,13 @@ use std::net::IpAddr;
 
 use anyhow::{Context, Result, bail};
 use breakout_common::egress::{Egress, NextHop};
+use ipnet::IpNet;
 
 use crate::config::{Config, EgressConfig, Mode};
 use crate::control::{EgressStatus, WayOut};
 use crate::exit::{Code, WithCode};
 use crate::health::{Standing, State};
-use crate::links::{Gateway, Gateways, Interface, Links, Neighbour, NoWayOut};
+use crate::links::{Fact, Gateway, Gateways, Interface, Links, Neighbour, NoWayOut};
 
 pub use routes::mark_of;
 pub(super) use routes::{empty_routing, note_refused, routing};
@@ -31,6 +32,8 @@ pub(super) struct EgressState {
     families: [bool; 2],
     /// Whether the kernel refuses its rule or route for IPv4 and IPv6.
     is_refused: [bool; 2],
+    /// The addresses that its interface has, or had when it was last there.
+    addresses: Vec<IpNet>,
 }
 
 /// A working way out.
@@ -56,6 +59,17 @@ impl Ways {
 
     fn neighbour(&self, v6: bool) -> Neighbour {
         if v6 { self.v6 } else { self.v4 }
+    }
+
+    /// Takes over the way out of a family that is gone.
+    fn lose(&mut self, now: &Ways, v6: bool) {
+        if v6 {
+            self.gateways.v6.clone_from(&now.gateways.v6);
+            self.v6 = now.v6;
+        } else {
+            self.gateways.v4.clone_from(&now.gateways.v4);
+            self.v4 = now.v4;
+        }
     }
 }
 
@@ -100,6 +114,9 @@ pub(super) async fn look(
             table: config.routing.table + u32::from(index),
             families: [is_there(false), is_there(true)],
             is_refused: [false; 2],
+            addresses: way_out
+                .as_ref()
+                .map_or_else(|_| Vec::new(), |ways| ways.interface.addresses.clone()),
             way_out,
         };
         if let Some(before) = before.iter().find(|before| before.name == *name) {
@@ -108,6 +125,28 @@ pub(super) async fn look(
         states.push(state);
     }
     Ok(states)
+}
+
+/// How the egresses were, but for what is no longer so: links and next hops that are gone. None if nothing is.
+pub(super) fn worsened(before: &[EgressState], now: &[EgressState]) -> Option<Vec<EgressState>> {
+    let mut is_worse = false;
+    let states = before.iter().map(|was| {
+        let is = now.iter().find(|is| is.name == was.name);
+        let lost = |v6: &bool| {
+            is.is_some_and(|is| is.problem(*v6).is_some() && was.problem(*v6).is_none())
+        };
+        let lost: Vec<bool> = [false, true].into_iter().filter(lost).collect();
+        is_worse |= !lost.is_empty();
+        let mut state = was.clone();
+        match (is.map(|is| &is.way_out), &mut state.way_out) {
+            (Some(Err(gone)), way_out) if !lost.is_empty() => *way_out = Err(gone.clone()),
+            (Some(Ok(is)), Ok(ways)) => lost.into_iter().for_each(|v6| ways.lose(is, v6)),
+            _ => {}
+        }
+        state
+    });
+    let states = states.collect();
+    is_worse.then_some(states)
 }
 
 /// Fails with the first of these egresses that is configured so that it has no way out.
@@ -177,10 +216,46 @@ pub(super) async fn refresh_neighbours(links: &Links, states: &[EgressState], on
 }
 
 impl EgressState {
-    /// Whether its interface has an address.
+    /// Whether its interface has an address, or had it when it was last there.
     pub(super) fn has_address(&self, address: IpAddr) -> bool {
-        let ways = self.way_out.as_ref();
-        ways.is_ok_and(|ways| ways.interface.has_address(address))
+        self.addresses.iter().any(|net| net.addr() == address)
+    }
+
+    /// The index of its interface, if that is there.
+    pub(super) fn interface_index(&self) -> Option<u32> {
+        let ways = self.way_out.as_ref().ok();
+        ways.map(|ways| ways.interface.index)
+    }
+
+    /// Takes in what the kernel tells, as far as it takes a way out away or gives it another MAC address; what comes back is
+    /// looked at with everything that belongs to it. Returns whether that changes anything.
+    pub(super) fn take_in(&mut self, fact: &Fact) -> bool {
+        let Ok(ways) = &mut self.way_out else {
+            return false;
+        };
+        match fact {
+            Fact::Link { index, running, .. } if *index == ways.interface.index && !running => {
+                let interface = ways.interface.name.clone();
+                self.way_out = Err(NoWayOut::Down { interface });
+                true
+            }
+            Fact::Neighbour {
+                index,
+                address,
+                neighbour,
+            } if *index == ways.interface.index
+                && ways.gateway(address.is_ipv6()) == Gateway::Address(*address) =>
+            {
+                let known = match address {
+                    IpAddr::V4(_) => &mut ways.v4,
+                    IpAddr::V6(_) => &mut ways.v6,
+                };
+                let before = *known;
+                *known = still_failed(*neighbour, before);
+                *known != before
+            }
+            _ => false,
+        }
     }
 
     /// What is wrong with its configuration, if anything. A link that is down comes up later; that is no mistake.
@@ -218,12 +293,11 @@ impl EgressState {
         for (now, was) in self.families.iter_mut().zip(before.families) {
             *now |= was;
         }
+        if self.addresses.is_empty() {
+            self.addresses.clone_from(&before.addresses);
+        }
         let (Ok(ways), Ok(before)) = (&mut self.way_out, &before.way_out) else {
             return;
-        };
-        let still_failed = |now: Neighbour, was: Neighbour| match (now, was) {
-            (Neighbour::Unknown, Neighbour::Failed) => Neighbour::Failed,
-            _ => now,
         };
         if ways.gateways.v4 == before.gateways.v4 {
             ways.v4 = still_failed(ways.v4, before.v4);
@@ -338,6 +412,14 @@ impl EgressState {
             mark: format!("{:#x}/{mask:#x}", self.mark),
             table: self.table,
         }
+    }
+}
+
+/// A neighbour that did not answer and is being asked again has not answered yet.
+fn still_failed(now: Neighbour, was: Neighbour) -> Neighbour {
+    match (now, was) {
+        (Neighbour::Unknown, Neighbour::Failed) => Neighbour::Failed,
+        _ => now,
     }
 }
 

@@ -2,12 +2,12 @@
 
 use anyhow::Result;
 
+use super::egress::EgressState;
 use super::lans::{Lans, look_at_lans};
-use super::pinning::translate_afresh;
-use super::ways::{Changed, changes_ways};
+use super::ways::Changed;
 use super::{Controller, egress};
-use crate::datapath::Paths;
 use crate::health::State;
+use crate::links::{Interest, RoutingOutcome};
 use crate::ruleset::{Ruleset, compile};
 
 impl Controller {
@@ -19,81 +19,65 @@ impl Controller {
     }
 
     async fn try_follow(&mut self) -> Result<()> {
-        let (links, config) = (&self.links, &self.config);
-        let indices = &self.persistent.egresses;
-        self.egresses = egress::look(links, config, indices, &self.egresses).await?;
-        self.health
-            .set_probes(&self.config, &self.egresses, &self.lists);
-        let changes = self.health.look(&self.config, &self.egresses);
-        // Packets are no longer sent a way that is gone before its route goes; a new way gets its route before any packet.
-        let is_down = |change: &Changed| change.standing.state == State::Down;
-        let ways = match changes.iter().any(is_down) {
-            true => self.publish_ways(),
-            false => Ok(()),
+        let (before, since) = {
+            let paths = self.failover.paths();
+            (paths.egresses().to_vec(), paths.fact_number())
         };
-        self.tell_of(changes);
-        let plan = egress::routing(&self.config, &self.egresses);
-        let mut refused = Vec::new();
-        let routing = self.links.apply_possible(&plan, &mut refused).await;
-        if egress::note_refused(&mut self.egresses, &refused) {
-            let changes = self.health.look(&self.config, &self.egresses);
-            self.tell_of(changes);
+        let indices = &self.persistent.egresses;
+        let mut egresses = egress::look(&self.links, &self.config, indices, &before).await?;
+        // Packets are no longer sent a way that is gone before its route goes; a new way gets its route before any packet.
+        if let Some(worse) = egress::worsened(&before, &egresses) {
+            let mut paths = self.failover.paths();
+            paths.set_egresses(worse, since);
+            paths.settle();
         }
-        let ways = ways.and(self.publish_ways());
+        let plan = egress::routing(&self.config, &egresses);
+        let mut outcome = RoutingOutcome::default();
+        let routing = self.links.apply_possible(&plan, &mut outcome).await;
+        egress::note_refused(&mut egresses, &outcome.refused);
+        {
+            let mut paths = self.failover.paths();
+            paths.set_egresses(egresses, since);
+            paths.settle();
+        }
+        self.after_failover();
+        if outcome.added > 0 {
+            // What went elsewhere meanwhile is not translated, or with the address of another way.
+            self.translation.look_at_all();
+        }
         // The interfaces first: a table that outgrows its place is installed on those that are there now.
         let lans = self.follow_lans().await;
         let own = self.follow_own_addresses().await;
-        ways.and(routing).and(lans).and(own)
+        self.note_interest();
+        routing.and(lans).and(own)
     }
 
-    /// Judges the egresses by what is known of them, and publishes what follows from that.
-    pub(super) async fn settle_ways(&mut self) {
-        let changes = self.health.look(&self.config, &self.egresses);
-        if let Err(error) = self.publish_ways() {
-            tracing::error!("steered packets go on as they did: {error:#}");
-        }
-        self.tell_of(changes);
+    /// Has the kernel tell of those routes that the egresses are looked at for.
+    pub(super) fn note_interest(&self) {
+        let paths = self.failover.paths();
+        let interfaces = paths.egresses().iter();
+        self.changes.set_interest(Interest {
+            interfaces: interfaces.filter_map(EgressState::interface_index).collect(),
+            tables: egress::empty_routing(&self.config.routing).tables,
+        });
     }
 
-    /// Brings the path table up to date.
-    pub(super) fn publish_ways(&mut self) -> Result<()> {
-        let mut paths =
-            self.health
-                .paths(&self.config, &self.egresses, &self.persistent.preferences);
-        let before = &self.published.table;
-        let step = u32::from(changes_ways(before, &paths.table));
-        paths.table.epoch = before.epoch.wrapping_add(step);
-        paths.table.pins_beyond_ruleset = before.pins_beyond_ruleset;
-        if step == 0 {
-            return self.publish_paths(paths);
+    /// Does what remains to be done once the path table has changed: events, and flows that have moved. Returns whether the
+    /// links are to be looked at.
+    pub(super) fn after_failover(&mut self) -> bool {
+        let news = self.failover.paths().take_news();
+        self.tell_of(news.changes);
+        if let Some(before) = news.before {
+            self.translate_moved(before);
         }
-        let Ok(before) = self.ways_now() else {
-            return self.publish_paths(paths);
-        };
-        let mut moving = self.flows_that_lose_their_way(&before.words, &paths.table);
-        self.publish_paths(paths)?;
-        // Only now: their next packets shall find the new way.
-        moving.extend(self.unpinned_that_move(&before));
-        translate_afresh(&moving);
-        Ok(())
-    }
-
-    /// Publishes a path table, unless it is the one in force.
-    pub(super) fn publish_paths(&mut self, paths: Paths) -> Result<()> {
-        if paths != self.published {
-            self.datapath.publish_paths(&paths)?;
-            self.published = paths;
-        }
-        Ok(())
+        news.look
     }
 
     fn tell_of(&mut self, changes: Vec<Changed>) {
-        let verdicts = self.health.verdicts();
+        let verdicts = self.failover.paths().health.verdicts();
         if verdicts != self.persistent.verdicts {
             self.persistent.verdicts = verdicts;
-            if let Err(error) = self.state.save(&self.persistent) {
-                tracing::warn!("{error:#}; after a restart the egresses are judged anew");
-            }
+            self.save("after a restart the egresses are judged anew");
         }
         for Changed {
             egress,
@@ -136,7 +120,8 @@ impl Controller {
         if self.datapath.publish_ruleset(&image)? {
             self.commit(generation);
         } else {
-            self.install(image).await?;
+            let paths = self.failover.paths().again();
+            self.install(image, paths).await?;
         }
         self.ruleset = ruleset;
         tracing::debug!(
@@ -161,7 +146,8 @@ impl Controller {
             return Ok(());
         }
         let before = std::mem::replace(&mut self.lans, lans);
-        if let Err(error) = self.install(compile(&self.ruleset)?).await {
+        let paths = self.failover.paths().again();
+        if let Err(error) = self.install(compile(&self.ruleset)?, paths).await {
             // It is tried again at the next look.
             self.lans = before;
             return Err(error);

@@ -6,22 +6,28 @@ use std::time::Instant;
 use anyhow::{Result, anyhow};
 use tokio::task::JoinSet;
 
+use super::active_paths::{ActivePaths, Exchanged, Intent};
 use super::applied::AppliedRulesets;
 use super::change::Cause;
-use super::egress;
+use super::egress::{self, EgressState};
+use super::failover::Failover;
 use super::lans::{Lans, look_at_lans, refuse_missing};
-use super::nat::nat_plan;
-use super::pinning::{connections, ordinary_pins, translate_afresh};
+use super::nat::{NatKeeper, nat_plan};
+use super::pinning::{connections, ordinary_pins};
 use super::sources::Sources;
 use super::state::{Persistent, StateDirectory, boot_id};
+use super::translation::{Translation, translate_afresh};
 use super::unload::remove;
-use super::ways::Health;
+use super::ways::EgressVerdict;
 use super::{Controller, Options, make_ruleset};
 use crate::config::{self, Config, Routing, XdpAttach};
-use crate::datapath::{DataPath, FILTER_PRIORITY, Foreign, LanPlan, Plan, has_tcx, object};
+use crate::datapath::{
+    DataPath, FILTER_PRIORITY, Foreign, LanPlan, Plan, Prepared, has_tcx, object,
+};
 use crate::events::Events;
 use crate::exit::{Code, WithCode};
-use crate::links::{Links, network_namespace};
+use crate::health::default_targets;
+use crate::links::{Changes, Links, network_namespace};
 use crate::ruleset::{Image, Rule, compile};
 use crate::timestamp::Timestamp;
 
@@ -39,6 +45,7 @@ impl Controller {
         config: Config,
         sources: Sources,
         state: StateDirectory,
+        changes: Changes,
     ) -> Result<Self> {
         let lists = sources.lists();
         let applied = AppliedRulesets::open(&config.state.directory).code(Code::System)?;
@@ -97,22 +104,27 @@ impl Controller {
         persistent.namespace = network_namespace()?;
         persistent.boot = boot_id();
         state.save(&persistent)?;
-        let mut health = Health::default();
-        if adopted {
-            health.resume(&persistent.verdicts);
-        }
-        health.set_probes(&config, &egresses, &lists);
-        health.look(&config, &egresses);
-        let mut published = health.paths(&config, &egresses, &persistent.preferences);
-        // What an earlier controller wrote into pins shall not look like ours.
-        published.table.epoch = fastrand::u32(..);
-        published.table.pins_beyond_ruleset = u32::from(adopted && !ruleset.bypass);
+        let intent = Intent {
+            config: config.clone(),
+            preferences: persistent.preferences.clone(),
+            targets: default_targets(&lists),
+        };
+        let verdicts: &[EgressVerdict] = if adopted { &persistent.verdicts } else { &[] };
+        let pins_beyond_ruleset = adopted && !ruleset.bypass;
+        let failover = Failover::start(|runtime| {
+            let mut paths = ActivePaths::new(intent, egresses, runtime);
+            paths.begin(verdicts, pins_beyond_ruleset);
+            paths
+        })
+        .code(Code::System)?;
         let events = config.state.directory.clone();
         let generation = persistent.generation;
         let before = ruleset.hash();
         let mut controller = Controller {
-            published,
-            health,
+            failover,
+            changes,
+            translation: Translation::default(),
+            nat_keeper: NatKeeper::default(),
             events: Events::open(&events),
             told: String::new(),
             options,
@@ -128,18 +140,19 @@ impl Controller {
             generation,
             links,
             lans,
-            egresses,
             datapath,
             state,
             persistent,
             adopted,
+            unsaved: None,
             retry_at: None,
             trace_readers: JoinSet::new(),
             missing_lans: missing,
             programs: Vec::new(),
             started: Instant::now(),
         };
-        match controller.install(image).await {
+        let paths = controller.failover.paths().again();
+        match controller.install(image, paths).await {
             Ok(()) => {
                 if let Some(former) = former.filter(|former| *former != controller.config.routing)
                     && let Err(error) = controller.remove_former(&former).await
@@ -169,16 +182,22 @@ impl Controller {
         self.links
             .apply_routing(&egress::empty_routing(former))
             .await?;
-        let plan = egress::routing(&self.config, &self.egresses);
+        let plan = egress::routing(&self.config, &self.egresses());
         self.links.apply_routing(&plan).await
     }
 
-    /// Installs rules and routes first, so that no packet is marked before its mark leads anywhere.
-    pub(super) async fn install(&mut self, mut image: Image) -> Result<()> {
-        let plan = egress::routing(&self.config, &self.egresses);
+    /// The egresses as they were looked at last.
+    pub(super) fn egresses(&self) -> Vec<EgressState> {
+        self.failover.paths().egresses().to_vec()
+    }
+
+    /// Installs programs for the LAN interfaces, which lead to these paths; their maps are made here.
+    ///
+    /// Rules and routes come first, so that no packet is marked before its mark leads anywhere.
+    pub(super) async fn install(&mut self, mut image: Image, paths: Exchanged) -> Result<()> {
+        let plan = egress::routing(&self.config, &paths.egresses);
         self.links.apply_routing(&plan).await.code(Code::System)?;
-        egress::note_refused(&mut self.egresses, &[]);
-        self.apply_nat().await.code(Code::System)?;
+        self.apply_nat(&paths.egresses).await.code(Code::System)?;
         for lan in self
             .lans
             .iter()
@@ -194,41 +213,67 @@ impl Controller {
         image.set_generation(generation);
         // What is on the ordinary path before anything is steered stays there. After another version, whose pins are not
         // used, that can be told only where steered connections have an address of their own.
-        let can_tell = !self.datapath.has_leftovers()
-            || self.egresses.iter().all(|egress| egress.config.masquerade);
+        let mut egresses = paths.egresses.iter();
+        let can_tell =
+            !self.datapath.has_leftovers() || egresses.all(|egress| egress.config.masquerade);
         let wants_pins = self.config.pinning.enabled && !self.datapath.has_pins() && can_tell;
-        let (config, egresses) = (&self.config, &self.egresses);
-        let epoch = self.published.table.epoch;
-        let words = image.words();
-        let pinned = || match wants_pins {
-            true => ordinary_pins(config, egresses, epoch, &HashSet::new(), None, words),
-            false => Vec::new(),
-        };
         // Noted before, so that nothing is forgotten should this process end in the middle.
         let lans = self.lans.iter().map(|lan| lan.name.clone());
         let lans: BTreeSet<String> = lans.collect();
         self.persistent.lans.extend(lans.iter().cloned());
-        self.state.save(&self.persistent)?;
+        self.save("after a crash, what is installed now may have to be removed by hand");
+        let config = &self.config;
+        let epoch = paths.published.table.epoch;
+        let words = image.words();
+        let pinned = || match wants_pins {
+            true => ordinary_pins(config, &paths.egresses, epoch, &HashSet::new(), None, words),
+            false => Vec::new(),
+        };
         let plan = Plan {
             lans: &self.lans,
-            former: &self.persistent.lans,
             image: &image,
-            paths: &self.published,
+            paths: &paths.published,
             pins: pins(&self.config),
             pinned: &pinned,
             trace: self.options.trace,
         };
-        let installed = self.datapath.install(&plan, &mut self.persistent.clsact);
-        self.persistent.clsact.dedup();
-        installed.code(Code::System)?;
+        let (prepared, maps) = self.datapath.prepare(&plan).code(Code::System)?;
+        self.attach(prepared, paths.with_maps(maps)).code(Code::System)?;
         self.persistent.lans = lans;
         self.commit(generation);
         // The new programs are in force, with a log or without.
         if let Err(error) = self.start_trace() {
             tracing::warn!("decisions are not logged: {error:#}");
         }
-        egress::refresh_neighbours(&self.links, &self.egresses, false).await;
+        egress::refresh_neighbours(&self.links, &self.egresses(), false).await;
         Ok(())
+    }
+
+    /// Lets an installation take over. From here on fail-over writes its path table; if it cannot be attached, again that of
+    /// the one before.
+    fn attach(&mut self, prepared: Prepared, paths: Exchanged) -> Result<()> {
+        let before = self.failover.paths().exchange(paths)?;
+        let clsact = &mut self.persistent.clsact;
+        let attached =
+            self.datapath
+                .attach(prepared, &self.lans, &self.persistent.lans, clsact);
+        clsact.dedup();
+        if attached.is_err() {
+            self.failover.paths().exchange(before)?;
+        }
+        attached
+    }
+
+    /// Writes the state down. The data path does not depend on that, so a full disk is no reason to fail; what it means is said.
+    pub(super) fn save(&mut self, otherwise: &str) {
+        let problem = match self.state.save(&self.persistent) {
+            Ok(()) => None,
+            Err(error) => Some(format!("{error:#}; {otherwise}")),
+        };
+        if let Some(problem) = problem.as_ref().filter(|_| problem != self.unsaved) {
+            tracing::warn!("{problem}");
+        }
+        self.unsaved = problem;
     }
 
     /// Notes what is in force now. The data path is right already, so a full disk is no reason to fail.
@@ -236,9 +281,7 @@ impl Controller {
         self.generation = generation;
         self.persistent.generation = generation;
         self.persistent.set_slots(&self.slots);
-        if let Err(error) = self.state.save(&self.persistent) {
-            tracing::warn!("{error:#}; after a restart the generation may repeat");
-        }
+        self.save("after a restart the generation may repeat");
     }
 
     /// Removes everything: first the programs, so that no packet has a mark whose rule is gone.

@@ -1,9 +1,11 @@
 //! The daemon: keeps the data path, the rules and the routes as configured, and answers on the control socket.
 
+mod active_paths;
 mod applied;
 mod change;
 mod delta;
 mod egress;
+mod failover;
 mod follow;
 mod install;
 mod lans;
@@ -16,6 +18,7 @@ mod programs;
 mod reports;
 mod sources;
 mod state;
+mod translation;
 mod unload;
 mod updates;
 mod ways;
@@ -29,11 +32,11 @@ use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{self, MissedTickBehavior, interval, timeout};
 
 use crate::config::Config;
 use crate::control::{EventsReport, MetricsServer, ProgramStatus, Request, Server};
-use crate::datapath::{DataPath, LanPlan, Paths};
+use crate::datapath::{DataPath, LanPlan};
 use crate::doctor::{Level, examine};
 use crate::events::Events;
 use crate::exit::{Code, WithCode};
@@ -42,11 +45,12 @@ use crate::list::List;
 use crate::ruleset::{Ruleset, Slots};
 use crate::timestamp::Timestamp;
 use applied::AppliedRulesets;
-use egress::EgressState;
+use failover::Failover;
+use nat::NatKeeper;
 use sources::Sources;
 use state::{Persistent, StateDirectory};
+use translation::Translation;
 use updates::Done;
-use ways::Health;
 
 pub use egress::mark_of;
 pub use lans::lan_number;
@@ -67,8 +71,9 @@ const CLOCK: Duration = Duration::from_secs(1);
 /// How long what has failed is left alone.
 const RETRY: Duration = Duration::from_secs(30);
 
-/// How long it is looked for what stands in the way.
-const EXAMINE: Duration = Duration::from_secs(5);
+/// How long it is looked for what stands in the way, and how long of that the start waits for it.
+const EXAMINE: Duration = Duration::from_secs(30);
+const EXAMINE_FIRST: Duration = Duration::from_secs(2);
 
 /// How often the programs' log is read with `--trace`.
 const TRACE_INTERVAL: Duration = Duration::from_millis(50);
@@ -103,17 +108,22 @@ struct Controller {
     slots: Slots,
     generation: u32,
     links: Links,
+    /// What tells of routes and rules.
+    changes: Changes,
     lans: Vec<LanPlan>,
-    egresses: Vec<EgressState>,
-    health: Health,
+    /// The egresses, how they stand, and the path table in force.
+    failover: Failover,
+    translation: Translation,
+    nat_keeper: NatKeeper,
     events: Events,
     /// What the service manager was told last.
     told: String,
-    published: Paths,
     datapath: DataPath,
     state: StateDirectory,
     persistent: Persistent,
     adopted: bool,
+    /// Why the state could not be written down last, and what follows from that.
+    unsaved: Option<String>,
     /// Before then nothing that has failed is tried again.
     retry_at: Option<Instant>,
     trace_readers: JoinSet<()>,
@@ -133,7 +143,7 @@ pub async fn run(options: Options) -> Result<()> {
     require_privileges().code(Code::Permission)?;
     let mut stop = Stop::new()?;
     let mut hangup = signal(SignalKind::hangup())?;
-    let changes = Links::watch().code(Code::System)?;
+    let changes = Changes::watch().code(Code::System)?;
     let (sender, requests) = mpsc::channel(16);
     let config = install::read(&options)?;
     let state = StateDirectory::lock(&config.state.directory)?;
@@ -148,7 +158,7 @@ pub async fn run(options: Options) -> Result<()> {
         ),
         None => None,
     };
-    let mut controller = Controller::start(options, config, sources, state).await?;
+    let mut controller = Controller::start(options, config, sources, state, changes).await?;
     controller.warn_of_clashes().await;
     if controller.adopted {
         tracing::info!("took over from an earlier controller");
@@ -161,9 +171,7 @@ pub async fn run(options: Options) -> Result<()> {
         lists.join(", "),
     );
     tell(&[NotifyState::Ready]);
-    controller
-        .serve(requests, changes, &mut stop, &mut hangup)
-        .await;
+    controller.serve(requests, &mut stop, &mut hangup).await;
     tell(&[NotifyState::Stopping]);
     drop((server, metrics));
     if controller.options.leave {
@@ -219,19 +227,20 @@ impl Controller {
     async fn serve(
         &mut self,
         mut requests: mpsc::Receiver<Request>,
-        mut changes: Changes,
         stop: &mut Stop,
         hangup: &mut Signal,
     ) {
         let watched = sd_notify::watchdog_enabled().is_some();
         // Without it the regular looks find what is missing.
-        let mut removals = Removals::watch(&self.nat().table)
+        let mut removals = Removals::watch(&self.nat(&[]).table)
             .inspect_err(|error| tracing::debug!("{error:#}"))
             .ok();
         let mut refresh = interval(REFRESH);
         refresh.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut clock = interval(CLOCK);
         clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // When the links may be looked at next, and whether they are to be.
+        let (mut next_look, mut wants_look) = (time::Instant::now(), false);
         loop {
             tokio::select! {
                 () = stop.wait() => return,
@@ -241,27 +250,34 @@ impl Controller {
                         Err(error) => tracing::error!("not reloaded, nothing has changed: {error:#}"),
                     }
                 }
-                () = changes.wait() => {
-                    changes.gather().await;
-                    self.follow().await;
+                () = self.failover.woken() => {
+                    wants_look |= self.after_failover();
+                    self.look_at_translation();
                 }
-                () = removed(&mut removals) => self.keep_nat().await,
-                _ = refresh.tick() => {
-                    egress::refresh_neighbours(&self.links, &self.egresses, false).await;
+                () = self.changes.wait(), if !wants_look => wants_look = true,
+                () = time::sleep_until(next_look), if wants_look => {
+                    self.changes.gather().await;
+                    wants_look = false;
+                    let started = time::Instant::now();
                     self.follow().await;
-                    self.keep_nat().await;
+                    // A large routing table that changes all the time takes a part of the time only.
+                    next_look = time::Instant::now() + started.elapsed() * 4;
+                }
+                () = removed(&mut removals) => self.keep_nat(),
+                kept = self.nat_keeper.kept() => self.kept_nat(kept),
+                done = self.translation.done() => self.looked_at_translation(done),
+                _ = refresh.tick() => {
+                    egress::refresh_neighbours(&self.links, &self.egresses(), false).await;
+                    self.follow().await;
+                    self.keep_nat();
                     self.look_at_programs().await;
                     self.tidy_pins().await;
                 }
                 _ = clock.tick() => {
                     self.on_time().await;
-                    if watched {
+                    if watched && self.failover.is_alive() {
                         tell(&[NotifyState::Watchdog]);
                     }
-                }
-                Some(report) = self.health.probers.next() => {
-                    self.health.note(report);
-                    self.settle_ways().await;
                 }
                 Some(done) = self.looks.join_next(), if !self.looks.is_empty() => match done {
                     Ok(done) => self.looked(done).await,
@@ -272,20 +288,24 @@ impl Controller {
         }
     }
 
-    /// Logs what stands in the way.
+    /// Logs what stands in the way; what takes long to find, later.
     async fn warn_of_clashes(&self) {
-        let examined = timeout(EXAMINE, examine(&self.config, &self.ruleset)).await;
-        match examined.unwrap_or_else(|_| Ok(Vec::new())) {
-            Ok(findings) => {
-                for finding in findings
-                    .iter()
-                    .filter(|finding| finding.level > Level::Note)
-                {
-                    tracing::warn!("{finding}");
+        let (config, ruleset) = (self.config.clone(), self.ruleset.clone());
+        let examined = tokio::spawn(async move {
+            let examined = timeout(EXAMINE, examine(&config, &ruleset)).await;
+            match examined.unwrap_or_else(|_| Ok(Vec::new())) {
+                Ok(findings) => {
+                    for finding in findings
+                        .iter()
+                        .filter(|finding| finding.level > Level::Note)
+                    {
+                        tracing::warn!("{finding}");
+                    }
                 }
+                Err(error) => tracing::warn!("cannot look for what stands in the way: {error:#}"),
             }
-            Err(error) => tracing::warn!("cannot look for what stands in the way: {error:#}"),
-        }
+        });
+        let _ = timeout(EXAMINE_FIRST, examined).await;
     }
 
     async fn answer(&mut self, request: Request) {
@@ -347,8 +367,8 @@ impl Controller {
         }
         self.look_if_due();
         // What does not answer may come back; what was bad may have been good for long enough.
-        egress::refresh_neighbours(&self.links, &self.egresses, true).await;
-        self.settle_ways().await;
+        egress::refresh_neighbours(&self.links, &self.egresses(), true).await;
+        self.look_at_translation();
         self.tell_status();
     }
 

@@ -1,19 +1,18 @@
 //! Our nftables table: made as the configuration wants it, and made again if somebody removes it, as a firewall does that begins
 //! with `flush ruleset`.
 
-use std::collections::HashSet;
-
 use anyhow::Result;
+use tokio::task::JoinSet;
 
 use super::Controller;
+use super::egress::EgressState;
 use crate::config::Routing;
-use crate::links::conntrack::{self, Connection};
 use crate::nat::{NatEgress, NatPlan};
 
 impl Controller {
-    /// The table that there should be.
-    pub(super) fn nat(&self) -> NatPlan {
-        let wanting = self.egresses.iter().filter_map(|egress| {
+    /// The table that there should be for these egresses.
+    pub(super) fn nat(&self, egresses: &[EgressState]) -> NatPlan {
+        let wanting = egresses.iter().filter_map(|egress| {
             let (masquerade, skip_dnat) = (egress.config.masquerade, egress.config.skips_dnat());
             (masquerade || skip_dnat).then(|| NatEgress {
                 interface: egress.config.interface.clone(),
@@ -26,50 +25,107 @@ impl Controller {
     }
 
     /// Makes the table as the configuration wants it; none if no egress wants anything of it.
-    pub(super) async fn apply_nat(&mut self) -> Result<()> {
-        let plan = self.nat();
+    pub(super) async fn apply_nat(&mut self, egresses: &[EgressState]) -> Result<()> {
+        let plan = self.nat(egresses);
         if !self.persistent.nat && plan.egresses.is_empty() {
             return Ok(());
         }
         self.persistent.nat = true;
-        self.state.save(&self.persistent)?;
-        plan.apply().await
+        self.save("after a crash, the nftables table may have to be removed by hand");
+        plan.apply().await?;
+        self.nat_keeper.note_made(&plan).await;
+        Ok(())
     }
 
-    /// Makes the table again if somebody has removed it, or something of it.
-    pub(super) async fn keep_nat(&mut self) {
-        let plan = self.nat();
-        if plan.egresses.is_empty() || plan.is_in_place().await.unwrap_or(true) {
-            return;
-        }
-        let subject = format!("inet {}", plan.table);
-        match plan.apply().await {
-            Ok(()) => {
-                let why = "somebody had removed it, or something of it";
+    /// Has it looked whether the table is as it was made, beside everything else, and made again if somebody has changed it.
+    pub(super) fn keep_nat(&mut self) {
+        let plan = self.nat(&self.egresses());
+        self.nat_keeper.look(plan);
+    }
+
+    /// Takes in what came of that.
+    pub(super) fn kept_nat(&mut self, outcome: Result<Option<String>>) {
+        match outcome {
+            Ok(None) => {}
+            Ok(Some(subject)) => {
+                let why = "somebody had removed or changed it, or something of it";
                 tracing::warn!("the nftables table {subject} was made again: {why}");
                 self.events.note("nat", subject, "made again", why);
-                self.masquerade_afresh();
+                self.translation.look_at_all();
             }
-            Err(error) => tracing::error!("steered packets are not translated: {error:#}"),
+            Err(error) => tracing::error!("steered packets may not be translated: {error:#}"),
         }
+    }
+}
+
+/// Looks after the table, in a task of its own: `nft` may take long.
+#[derive(Default)]
+pub(super) struct NatKeeper {
+    /// What `nft` listed once the table was made.
+    made: Option<(NatPlan, String)>,
+    running: JoinSet<Kept>,
+    /// Whether to look again once the look that runs is done.
+    again: Option<NatPlan>,
+}
+
+/// What came of a look: the table's name if it was made again, and what `nft` lists of it now.
+type Kept = (Result<Option<String>>, Option<(NatPlan, String)>);
+
+impl NatKeeper {
+    /// Notes how the table is listed that was just made.
+    async fn note_made(&mut self, plan: &NatPlan) {
+        self.made = match plan.egresses.is_empty() {
+            true => None,
+            false => listed(plan).await.ok(),
+        };
     }
 
-    /// Has connections translated that have begun without.
-    fn masquerade_afresh(&self) {
-        let masquerades = |index: u8| {
-            let mut egresses = self.egresses.iter();
-            egresses.any(|egress| egress.index == index && egress.config.masquerade)
-        };
-        let steered = self.steered_connections().into_iter();
-        let wanting = steered.filter(|(_, egress)| masquerades(*egress));
-        let wanting: HashSet<Connection> = wanting.map(|(connection, _)| connection).collect();
-        let mut untranslated = conntrack::connections().unwrap_or_default();
-        // One that leaves with another address is not among them.
-        untranslated.retain(|connection| wanting.contains(connection));
-        if let Err(error) = conntrack::forget(&untranslated) {
-            tracing::warn!("connections go on without translation: {error:#}");
+    fn look(&mut self, plan: NatPlan) {
+        if plan.egresses.is_empty() {
+            return;
+        }
+        if !self.running.is_empty() {
+            self.again = Some(plan);
+            return;
+        }
+        let made = self.made.clone();
+        self.running.spawn(async move {
+            let now = listed(&plan).await;
+            match now {
+                Ok(now) if made.as_ref() == Some(&now) => (Ok(None), made),
+                // What cannot be looked at now is looked at again later.
+                Err(error) if error.is::<crate::tool::TimedOut>() => (Err(error), made),
+                _ => match plan.apply().await {
+                    Ok(()) => {
+                        let subject = format!("inet {}", plan.table);
+                        (Ok(Some(subject)), listed(&plan).await.ok())
+                    }
+                    Err(error) => (Err(error), made),
+                },
+            }
+        });
+    }
+
+    /// Waits for a look that was taken. May be dropped at any time without losing it.
+    pub(super) async fn kept(&mut self) -> Result<Option<String>> {
+        loop {
+            match self.running.join_next().await {
+                Some(Ok((outcome, made))) => {
+                    self.made = made;
+                    if let Some(plan) = self.again.take() {
+                        self.look(plan);
+                    }
+                    return outcome;
+                }
+                Some(Err(error)) => tracing::warn!("looking after nftables failed: {error}"),
+                None => std::future::pending().await,
+            }
         }
     }
+}
+
+async fn listed(plan: &NatPlan) -> Result<(NatPlan, String)> {
+    Ok((plan.clone(), plan.listing().await?))
 }
 
 /// The table of these routing numbers.

@@ -20,9 +20,9 @@ use crate::ruleset::Image;
 /// Where packets went before a change.
 pub(super) struct Before {
     pub(super) words: Vec<u32>,
-    paths: PathTable,
+    pub(super) paths: PathTable,
     /// Whether any rule fails back at once.
-    is_hard: bool,
+    pub(super) is_hard: bool,
 }
 
 impl Controller {
@@ -37,11 +37,16 @@ impl Controller {
         preferences: &BTreeMap<String, u8>,
         bypass: bool,
     ) -> Result<bool> {
-        let mut paths = self.health.paths(&self.config, &self.egresses, preferences);
-        paths.table.epoch = self.published.table.epoch.wrapping_add(1);
-        paths.table.pins_beyond_ruleset = u32::from(self.config.pinning.enabled && !bypass);
-        self.publish_paths(paths)?;
+        let pins_beyond_ruleset = self.config.pinning.enabled && !bypass;
+        self.failover
+            .paths()
+            .prefer(preferences, pins_beyond_ruleset)?;
         self.datapath.publish_ruleset(image)
+    }
+
+    /// The path table in force.
+    pub(super) fn path_table(&self) -> PathTable {
+        self.failover.paths().published().table
     }
 
     /// Where packets go now.
@@ -49,7 +54,7 @@ impl Controller {
         let mut choices = self.ruleset.rules.iter().flat_map(|rule| &rule.choices);
         Ok(Before {
             words: self.datapath.live_table()?,
-            paths: self.published.table,
+            paths: self.path_table(),
             is_hard: choices.any(|choice| choice.hard),
         })
     }
@@ -61,22 +66,25 @@ impl Controller {
         }
         let known = self.datapath.pins().unwrap_or_default();
         let known = known.into_iter().map(|(key, _)| key).collect();
-        let epoch = self.published.table.epoch;
-        let (config, egresses) = (&self.config, &self.egresses);
-        let pins = ordinary_pins(config, egresses, epoch, &known, Some(before), after);
+        let (epoch, egresses) = {
+            let paths = self.failover.paths();
+            (paths.published().table.epoch, paths.egresses().to_vec())
+        };
+        let config = &self.config;
+        let pins = ordinary_pins(config, &egresses, epoch, &known, Some(before), after);
         if let Err(error) = self.datapath.pin(&pins) {
             tracing::warn!("flows may move to a new way: {error:#}");
         }
     }
 
-    /// The pinned flows whose egress works now and does not by another table. If the kernel translates their addresses, it goes
-    /// on with those of the way that they had. `words` are the ruleset that decides which class they are of.
+    /// The pinned flows whose egress works by the one table and does not by the other. If the kernel translates their
+    /// addresses, it goes on with those of the way that they had. `words` are the ruleset that decides which class they are of.
     pub(super) fn flows_that_lose_their_way(
         &self,
         words: &[u32],
+        before: &PathTable,
         after: &PathTable,
     ) -> Vec<Connection> {
-        let before = &self.published.table;
         let stopped = |place: usize| before.working[place] & !after.working[place];
         if !self.config.pinning.enabled || (0..PLACES).all(|place| stopped(place) == 0) {
             return Vec::new();
@@ -128,19 +136,26 @@ impl Controller {
         } else {
             Vec::new()
         };
-        let Ok(now) = self.ways_now() else {
-            return found;
-        };
-        if !self.config.pinning.enabled || now.is_hard {
-            let clients = Clients::of(&self.config);
-            found.extend(tracked().into_iter().filter_map(|connection| {
-                let key = key_of(&connection);
-                let mut words = clients.words(&now.words, &key);
-                let egress = words.find_map(|word| way(&now.paths, &key, word))?;
-                Some((connection.untranslated(), egress))
-            }));
-        }
+        found.extend(self.unpinned_connections());
         found
+    }
+
+    /// Those of them that nothing keeps on their way.
+    pub(super) fn unpinned_connections(&self) -> Vec<(Connection, u8)> {
+        let Ok(now) = self.ways_now() else {
+            return Vec::new();
+        };
+        if self.config.pinning.enabled && !now.is_hard {
+            return Vec::new();
+        }
+        let clients = Clients::of(&self.config);
+        let found = tracked().into_iter().filter_map(|connection| {
+            let key = key_of(&connection);
+            let mut words = clients.words(&now.words, &key);
+            let egress = words.find_map(|word| way(&now.paths, &key, word))?;
+            Some((connection.untranslated(), egress))
+        });
+        found.collect()
     }
 
     /// Forgets the flows that leave by an egress.
@@ -167,11 +182,12 @@ impl Controller {
         }
         let now = Clock::of_kernel().now();
         let pins = self.datapath.pins()?;
+        let table = self.path_table();
         let (idle, live): (Vec<_>, Vec<_>) = pins
             .into_iter()
-            .partition(|(key, pin)| self.is_idle(key, pin, now));
+            .partition(|(key, pin)| is_idle(&table, key, pin, now));
         self.datapath.unpin(idle.iter().map(|(key, _)| key))?;
-        if self.published.table.pins_beyond_ruleset == 0 {
+        if self.path_table().pins_beyond_ruleset == 0 {
             return Ok(());
         }
         let table = self.datapath.live_table()?;
@@ -182,23 +198,20 @@ impl Controller {
                 && !clients.words(&table, key).all(steers)
         };
         if !live.iter().any(is_beyond) {
-            let mut paths = self.published.clone();
-            paths.table.pins_beyond_ruleset = 0;
-            self.publish_paths(paths)?;
+            self.failover.paths().end_pins_beyond_ruleset()?;
         }
         Ok(())
     }
+}
 
-    fn is_idle(&self, key: &PinKey, pin: &Pin, now: u32) -> bool {
-        let table = &self.published.table;
-        let idle = match key[4] {
-            kind if kind & Flow::CLIENT != 0 => table.media_hold,
-            kind if kind & Flow::TCP != 0 => table.tcp_idle,
-            _ => table.udp_idle,
-        };
-        // A packet may have come since `now` was taken.
-        now.saturating_sub(pin.seen) > idle
-    }
+fn is_idle(table: &PathTable, key: &PinKey, pin: &Pin, now: u32) -> bool {
+    let idle = match key[4] {
+        kind if kind & Flow::CLIENT != 0 => table.media_hold,
+        kind if kind & Flow::TCP != 0 => table.tcp_idle,
+        _ => table.udp_idle,
+    };
+    // A packet may have come since `now` was taken.
+    now.saturating_sub(pin.seen) > idle
 }
 
 /// Pins for connections that are on the ordinary path by the table before, or without one, and that the table `after` would
@@ -259,17 +272,8 @@ pub(super) fn pinned_to_egresses(datapath: &DataPath) -> Vec<(Connection, u8)> {
     pairs.flatten().collect()
 }
 
-/// Has the addresses of connections that have moved translated afresh. That is nothing where neither way translates them.
-pub(super) fn translate_afresh(moved: &[Connection]) {
-    if let Err(error) = conntrack::forget(moved) {
-        tracing::warn!(
-            "connections that have moved may keep the address of their former way: {error:#}"
-        );
-    }
-}
-
 /// The key of a connection's pin.
-fn key_of(connection: &Connection) -> PinKey {
+pub(super) fn key_of(connection: &Connection) -> PinKey {
     let (source, destination) = (connection.source, connection.destination);
     let is_v6 = source.0.is_ipv6();
     let flow = Flow {

@@ -1,6 +1,6 @@
 //! What the controller answers.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -15,7 +15,7 @@ use super::{Controller, name_of, preference_names, summary, tell};
 use crate::config::{Lan, XdpAttach};
 use crate::control::metrics::Snapshot;
 use crate::control::{
-    FlowsReport, FollowStatus, LanStatus, PinnedFlow, ReasonCount, RefusedList, RepliesCount,
+    EgressStatus, FlowsReport, FollowStatus, LanStatus, PinnedFlow, ReasonCount, RefusedList, RepliesCount,
     RulesetStatus, SetCount, SetReport, Stats, Status,
 };
 use crate::datapath::Clock;
@@ -33,6 +33,14 @@ impl Controller {
         };
         let prefixes = || steered().flat_map(|rule| &rule.prefixes);
         let mask = self.config.routing.mark_mask;
+        let egresses: BTreeMap<String, EgressStatus> = {
+            let paths = self.failover.paths();
+            let statuses = paths.egresses().iter().map(|egress| {
+                let standings = [false, true].map(|v6| paths.health.standing(&egress.name, v6));
+                (egress.name.clone(), egress.status(mask, standings))
+            });
+            statuses.collect()
+        };
         let follow: Vec<FollowStatus> = self
             .sources
             .kept
@@ -66,14 +74,7 @@ impl Controller {
                 .map(|lan| self.lan_status(lan))
                 .collect(),
             programs: self.programs.clone(),
-            egress: self
-                .egresses
-                .iter()
-                .map(|egress| {
-                    let standings = [false, true].map(|v6| self.health.standing(&egress.name, v6));
-                    (egress.name.clone(), egress.status(mask, standings))
-                })
-                .collect(),
+            egress: egresses,
             reasons: self.datapath.reasons().map_or_else(
                 |_| Vec::new(),
                 |reasons| {
@@ -150,12 +151,13 @@ impl Controller {
         if let Some(problem) = &self.sources.problem {
             alerts.push(format!("the lists are not followed: {problem}"));
         }
-        for egress in &self.egresses {
+        let paths = self.failover.paths();
+        for egress in paths.egresses() {
             for v6 in [false, true]
                 .into_iter()
                 .filter(|v6| egress.has_family(*v6))
             {
-                let standing = self.health.standing(&egress.name, v6);
+                let standing = paths.health.standing(&egress.name, v6);
                 if let Some(standing) = standing.filter(|standing| standing.state != State::Up) {
                     alerts.push(format!(
                         "egress {} is {} for {}: {}",
@@ -167,7 +169,9 @@ impl Controller {
                 }
             }
         }
+        drop(paths);
         alerts.extend(self.missing_lans.values().cloned());
+        alerts.extend(self.unsaved.clone());
         for program in self.programs.iter().filter(|program| !program.in_place) {
             alerts.push(displaced(program));
         }
@@ -322,12 +326,13 @@ impl Controller {
     /// Asks the table that the kernel holds now.
     pub(super) fn explain(&self, query: Query) -> Result<Explanation> {
         let table = self.datapath.live_table()?;
+        let paths = self.path_table();
         let context = Context {
             ruleset: &self.ruleset,
             preferences: &self.persistent.preferences,
             lists: &self.lists,
             generation: table.get(GENERATION as usize).copied(),
-            paths: Some((&self.published.table, &self.persistent.egresses)),
+            paths: Some((&paths, &self.persistent.egresses)),
             table: &table,
         };
         Ok(explain(query, &context))

@@ -4,8 +4,9 @@ use anyhow::{Context, Result, anyhow};
 
 use super::egress;
 use super::nat::nat_plan;
-use super::pinning::{connections, pinned_to_egresses, translate_afresh};
+use super::pinning::{connections, pinned_to_egresses};
 use super::state::{Persistent, StateDirectory};
+use super::translation::translate_afresh;
 use crate::config::Config;
 use crate::datapath::DataPath;
 use crate::exit::{Code, WithCode};

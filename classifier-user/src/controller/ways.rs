@@ -5,15 +5,14 @@ use std::time::Instant;
 
 use breakout_common::path::{BUCKETS, ORDINARY, PLACES, PathTable, place};
 use serde::{Deserialize, Serialize};
+use tokio::runtime::Handle;
 
 use super::egress::EgressState;
 use crate::config::{Class, Config, Preference};
 use crate::datapath::{Clock, Paths};
-use crate::health::{self, Judge, Measure, Probers, Standing, State, Verdict, default_targets};
-use crate::list::List;
+use crate::health::{self, Judge, Measure, Probers, Standing, State, Target, Verdict};
 
 /// How all egresses stand, and the probes that tell.
-#[derive(Default)]
 pub(super) struct Health {
     /// By egress and whether it is IPv6. A verdict is about the link that it was made on.
     judges: BTreeMap<(String, bool), (String, Judge)>,
@@ -41,16 +40,30 @@ pub(super) struct Changed {
 }
 
 impl Health {
-    /// Probes what is configured, through those links that could work.
-    pub(super) fn set_probes(&mut self, config: &Config, states: &[EgressState], lists: &[List]) {
+    /// Knows nothing yet. Probes will run on this runtime.
+    pub(super) fn new(runtime: Handle) -> Self {
+        Health {
+            judges: BTreeMap::new(),
+            measures: BTreeMap::new(),
+            probers: Probers::new(runtime),
+        }
+    }
+
+    /// Probes what is configured, or else `default_targets`, through those links that could work.
+    pub(super) fn set_probes(
+        &mut self,
+        config: &Config,
+        states: &[EgressState],
+        default_targets: &[Target],
+    ) {
         let mut paths = Vec::new();
         for state in states {
             for v6 in [false, true] {
                 let targets = match &state.config.probes {
                     Some(targets) => targets.0.clone(),
-                    None => default_targets(lists),
+                    None => default_targets.to_vec(),
                 };
-                let can_answer = |target: &health::Target| {
+                let can_answer = |target: &Target| {
                     target
                         .address()
                         .is_none_or(|address| address.is_ipv6() == v6)

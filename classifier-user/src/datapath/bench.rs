@@ -67,7 +67,7 @@ impl Bench {
         let staged = datapath.stage(plan, true);
         datapath.unstage()?;
         match staged {
-            Ok(live) => datapath.live = Some(live),
+            Ok((live, _)) => datapath.live = Some(live),
             Err(error) => {
                 let _ = datapath.uninstall(&BTreeSet::new());
                 return Err(error);

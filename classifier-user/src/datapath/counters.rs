@@ -1,16 +1,13 @@
 //! Reading the per-CPU counters.
 
 use std::ops::Sub;
-use std::path::Path;
 
 use anyhow::{Context, Result};
-use aya::maps::{MapData, PerCpuArray};
+use aya::maps::{Map, MapData, PerCpuArray};
 use breakout_common::counters::Counter;
 use breakout_common::verdict::Reason;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-
-use super::open_map;
 
 /// Packets and bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -44,7 +41,7 @@ pub struct Counters {
 }
 
 impl Counters {
-    pub(super) fn read(reasons: &Path, sets: &Path, replies: &Path) -> Result<Self> {
+    pub(super) fn read(reasons: MapData, sets: MapData, replies: MapData) -> Result<Self> {
         let reasons = by_reason(reasons)?;
         let sets = sums(sets, usize::MAX).context("cannot read the endpoint sets' counters")?;
         let replies = sums(replies, 2).context("cannot read the replies' counters")?;
@@ -57,14 +54,14 @@ impl Counters {
 }
 
 /// The counters by reason alone, which are few.
-pub(super) fn by_reason(path: &Path) -> Result<Vec<(Reason, Count)>> {
-    let counts = sums(path, Reason::ALL.len()).context("cannot read the reasons' counters")?;
+pub(super) fn by_reason(map: MapData) -> Result<Vec<(Reason, Count)>> {
+    let counts = sums(map, Reason::ALL.len()).context("cannot read the reasons' counters")?;
     Ok(Reason::ALL.iter().copied().zip(counts).collect())
 }
 
 /// The sum over the CPUs of the first `limit` entries.
-fn sums(path: &Path, limit: usize) -> Result<Vec<Count>> {
-    let map: PerCpuArray<MapData, Counter> = open_map(path)?.try_into()?;
+fn sums(map: MapData, limit: usize) -> Result<Vec<Count>> {
+    let map: PerCpuArray<MapData, Counter> = Map::from_map_data(map)?.try_into()?;
     let mut counts = Vec::new();
     for values in map.iter().take(limit) {
         let mut sum = Count::default();

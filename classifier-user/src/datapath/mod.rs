@@ -1,8 +1,8 @@
 //! The kernel side: programs and maps. The one module that names aya.
 //!
-//! [`DataPath::install`] builds a complete set of maps and programs beside the one in force and lets it take
+//! [`DataPath::prepare`] builds a complete set of maps and programs beside the one in force, and [`DataPath::attach`] lets it take
 //! over, interface by interface, each in one atomic replacement. [`DataPath::publish_ruleset`] and
-//! [`DataPath::publish_paths`] replace a whole table of the set in force in one atomic store. Links are
+//! [`PathMaps::publish`] replace a whole table of the set in force in one atomic store. Links are
 //! pinned, so the programs go on without a controller; counters and the pins of flows are too, so they go on.
 
 mod asker;
@@ -11,7 +11,9 @@ mod bench;
 mod bpffs;
 mod clock;
 mod counters;
+mod kept;
 mod object;
+mod paths;
 mod pins;
 mod plan;
 mod program;
@@ -23,11 +25,12 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use aya::maps::{DevMap, DevMapHash, Map, MapData};
+use aya::maps::{DevMapHash, Map, MapData};
 use breakout_common::verdict::Reason;
 
 use crate::ruleset::Image;
 use bpffs::PinDirectory;
+use kept::Kept;
 use pins::PINS;
 use program::{Added, Options, Programs};
 use tables::TableMap;
@@ -38,6 +41,8 @@ pub use bench::{Bench, Run, Size};
 pub use clock::Clock;
 pub use counters::{Count, Counters};
 pub use object::object;
+pub use paths::PathMaps;
+pub use pins::PinReader;
 pub use plan::{LanPlan, Paths, Plan};
 pub use program::{FILTER_PRIORITY, has_tcx};
 
@@ -80,9 +85,11 @@ pub struct DataPath {
 struct Live {
     programs: Vec<Programs>,
     ruleset: TableMap,
-    paths: TableMap,
-    devices: DevMap<MapData>,
+    kept: Option<Kept>,
 }
+
+/// An installation that is complete, and not in force yet.
+pub struct Prepared(Live);
 
 impl DataPath {
     /// Opens the data path that belongs to a state directory, with whatever an earlier controller left there.
@@ -134,24 +141,37 @@ impl DataPath {
             .try_for_each(|map| self.pins.remove(map))
     }
 
-    /// Builds maps and programs for the plan and lets them take over on every LAN interface.
+    /// Builds maps and programs for the plan, beside those in force, which takes long. Returns as well what its path table is
+    /// published in.
+    ///
+    /// # Errors
+    ///
+    /// When something cannot be loaded.
+    pub fn prepare(&self, plan: &Plan<'_>) -> Result<(Prepared, PathMaps)> {
+        self.refuse_foreign(plan.lans)?;
+        self.pin_again()?;
+        let staged = self.stage(plan, false);
+        let unstaged = self.unstage();
+        staged
+            .and_then(|(live, paths)| unstaged.map(|()| (Prepared(live), paths)))
+            .inspect_err(|_| self.keep_former_pins())
+    }
+
+    /// Lets what was prepared take over on every LAN interface, those of the plan. Programs may be on `former` ones, among others.
     ///
     /// Adds the interfaces that got a clsact qdisc to `clsact`, also when it fails.
     ///
     /// # Errors
     ///
-    /// When something cannot be loaded or attached. Then nothing stays attached that was not before.
-    pub fn install(&mut self, plan: &Plan<'_>, clsact: &mut Vec<String>) -> Result<()> {
-        self.refuse_foreign(plan.lans)?;
-        let staged = self.stage(plan, false);
-        let unstaged = self.unstage();
-        let mut live = match staged.and_then(|live| unstaged.map(|()| live)) {
-            Ok(live) => live,
-            Err(error) => {
-                self.keep_former_pins();
-                return Err(error);
-            }
-        };
+    /// When something cannot be attached. Then nothing stays attached that was not before.
+    pub fn attach(
+        &mut self,
+        prepared: Prepared,
+        lans: &[LanPlan],
+        former: &BTreeSet<String>,
+        clsact: &mut Vec<String>,
+    ) -> Result<()> {
+        let Prepared(mut live) = prepared;
         let mut added = Added::default();
         let attached = attach_all(&mut live.programs, &self.pins, &mut added);
         clsact.append(&mut added.clsact);
@@ -169,19 +189,48 @@ impl DataPath {
         }
         self.live = Some(live);
         // What follows tidies up; the new installation is in force.
-        let tidied = self
-            .settle_pins(true)
-            .and(self.remove_links_except(plan.lans));
+        let tidied = self.settle_pins(true).and(self.remove_links_except(lans));
         if let Err(error) = tidied.and(self.pins.remove_other_layouts()) {
             tracing::warn!("programs before are left: {error:#}");
         }
-        let is_gone = |name: &&String| plan.lans.iter().all(|lan| lan.name != **name);
-        for name in plan.former.iter().filter(is_gone) {
+        if let Err(error) = self.keep_pinned() {
+            tracing::warn!("if somebody removes the pins, they cannot be put back: {error:#}");
+        }
+        let is_gone = |name: &&String| lans.iter().all(|lan| lan.name != **name);
+        for name in former.iter().filter(is_gone) {
             if let Err(error) = program::remove_filter(name) {
                 tracing::warn!("a filter is left on {name}: {error:#}");
             }
         }
         Ok(())
+    }
+
+    /// Opens what is pinned, so that it does not depend on its pins.
+    fn keep_pinned(&mut self) -> Result<()> {
+        let links = self.pins.names()?.into_iter().filter(|name| is_link(name));
+        let maps = LASTING_MAPS.map(str::to_owned);
+        let kept = Kept::open(&self.pins, links.chain(maps))?;
+        self.live_mut()?.kept = Some(kept);
+        Ok(())
+    }
+
+    /// Pins again what somebody has unpinned. Returns the names of those pins.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn pin_again(&self) -> Result<Vec<String>> {
+        let kept = self.live.as_ref().and_then(|live| live.kept.as_ref());
+        kept.map_or(Ok(Vec::new()), |kept| kept.pin_again(&self.pins))
+    }
+
+    /// One of the maps that later installations go on using.
+    fn lasting_map(&self, name: &str) -> Result<MapData> {
+        match self.live.as_ref().and_then(|live| live.kept.as_ref()) {
+            Some(kept) => kept.map(name),
+            None => MapData::from_pin(self.pins.path(name))
+                .with_context(|| format!("cannot open the pinned map {name}")),
+        }
     }
 
     fn keep_former_pins(&self) {
@@ -191,15 +240,13 @@ impl DataPath {
     }
 
     /// Loads everything, filled and ready, without attaching it. With `report` test runs find the decisions.
-    fn stage(&self, plan: &Plan<'_>, report: bool) -> Result<Live> {
+    fn stage(&self, plan: &Plan<'_>, report: bool) -> Result<(Live, PathMaps)> {
         self.pins.create()?;
         self.unstage()?;
         let words = plan.image.words();
         let size = ruleset_capacity(words.len());
         let ruleset = TableMap::create("RULESET", words, size, &self.pins.path("RULESET"))?;
-        let words = plan.paths.words();
-        let pin = self.pins.path("PATHS");
-        let paths = TableMap::create("PATHS", &words, words.len(), &pin)?;
+        let paths = PathMaps::create(&self.pins, plan.paths)?;
         let table_words = u32::try_from(size)?;
         let trace = plan.trace;
         let pins = plan.pins;
@@ -216,21 +263,20 @@ impl DataPath {
                     .with_context(|| format!("cannot load the programs for {}", lan.name))?,
             );
         }
-        let mut live = Live {
+        let live = Live {
             programs,
             ruleset,
-            paths,
-            devices: open_map(&self.pins.path("DEVICES"))?.try_into()?,
+            kept: None,
         };
+        let paths = PathMaps::open(&self.pins, paths, plan.paths)?;
         let mut lans: DevMapHash<MapData> = open_map(&self.pins.path("LANS"))?.try_into()?;
         for lan in plan.lans.iter().filter(|lan| lan.takes_replies) {
             lans.insert(lan.index, lan.index, None, 0)
                 .with_context(|| format!("replies cannot be redirected to {}", lan.name))?;
         }
-        live.set_devices(plan.paths)?;
         self.pin(&carried)?;
         self.pin(&(plan.pinned)())?;
-        Ok(live)
+        Ok((live, paths))
     }
 
     /// Removes the pins by which the loader was given the maps; the programs hold the maps now.
@@ -240,7 +286,7 @@ impl DataPath {
     }
 
     /// Replaces the ruleset in one atomic switch. Returns `false`, and changes nothing, if it does not fit into the
-    /// tables of this installation; [`install`](Self::install) then makes larger ones.
+    /// tables of this installation; [`prepare`](Self::prepare) then makes larger ones.
     ///
     /// # Errors
     ///
@@ -252,18 +298,6 @@ impl DataPath {
         }
         ruleset.publish(image.words())?;
         Ok(true)
-    }
-
-    /// Replaces the path table in one atomic switch.
-    ///
-    /// # Errors
-    ///
-    /// When the kernel refuses the new table or a device.
-    pub fn publish_paths(&mut self, paths: &Paths) -> Result<()> {
-        let live = self.live_mut()?;
-        // An egress is redirected to only once its device is there.
-        live.set_devices(paths)?;
-        live.paths.publish(&paths.words())
     }
 
     /// The words of the ruleset table in force, read back from the kernel.
@@ -285,10 +319,11 @@ impl DataPath {
     ///
     /// When there are none, or they cannot be read.
     pub fn counters(&self) -> Result<Counters> {
+        let [reasons, sets, replies, ..] = LASTING_MAPS;
         Counters::read(
-            &self.pins.path(LASTING_MAPS[0]),
-            &self.pins.path(LASTING_MAPS[1]),
-            &self.pins.path(LASTING_MAPS[2]),
+            self.lasting_map(reasons)?,
+            self.lasting_map(sets)?,
+            self.lasting_map(replies)?,
         )
     }
 
@@ -298,7 +333,7 @@ impl DataPath {
     ///
     /// As [`counters`](Self::counters).
     pub fn reasons(&self) -> Result<Vec<(Reason, Count)>> {
-        counters::by_reason(&self.pins.path(LASTING_MAPS[0]))
+        counters::by_reason(self.lasting_map(LASTING_MAPS[0])?)
     }
 
     /// The size of one ruleset table in bytes.
@@ -360,17 +395,6 @@ impl DataPath {
 
     fn live_mut(&mut self) -> Result<&mut Live> {
         self.live.as_mut().context("nothing is installed")
-    }
-}
-
-impl Live {
-    fn set_devices(&mut self, paths: &Paths) -> Result<()> {
-        for (index, device) in &paths.devices {
-            self.devices
-                .set(u32::from(*index), *device, None, 0)
-                .with_context(|| format!("interface {device} cannot be redirected to"))?;
-        }
-        Ok(())
     }
 }
 

@@ -1,11 +1,11 @@
 //! The pins of flows: read, written, and carried over to a map of another size.
 
 use anyhow::{Context, Result};
-use aya::maps::{HashMap, MapData, PerCpuArray};
+use aya::maps::{HashMap, Map, MapData, PerCpuArray};
 use breakout_common::path::{PIN_EVENTS, Pin, PinKey};
 
 use super::sys::entries;
-use super::{DataPath, open_map};
+use super::DataPath;
 
 /// The maps of this module, as the eBPF object names them.
 pub(super) const PINS: &str = "PINS";
@@ -15,15 +15,17 @@ const FORMER: &str = "FORMER_PINS";
 
 type PinMap = HashMap<MapData, PinKey, [u32; 4]>;
 
-impl DataPath {
+/// Reads the pins of flows.
+pub struct PinReader(MapData);
+
+impl PinReader {
     /// All pins that there are now.
     ///
     /// # Errors
     ///
-    /// When there is no map of them, or it cannot be read.
-    pub fn pins(&self) -> Result<Vec<(PinKey, Pin)>> {
-        let map = MapData::from_pin(self.pins.path(PINS)).context("cannot open the map of pins")?;
-        let entries = entries(&map).context("cannot read the map of pins")?;
+    /// When the map cannot be read.
+    pub fn read(&self) -> Result<Vec<(PinKey, Pin)>> {
+        let entries = entries(&self.0).context("cannot read the map of pins")?;
         let pins = entries.into_iter().map(|(key, [seen, since, epoch, way])| {
             let pin = Pin {
                 seen,
@@ -34,6 +36,26 @@ impl DataPath {
             (key, pin)
         });
         Ok(pins.collect())
+    }
+}
+
+impl DataPath {
+    /// All pins that there are now.
+    ///
+    /// # Errors
+    ///
+    /// When there is no map of them, or it cannot be read.
+    pub fn pins(&self) -> Result<Vec<(PinKey, Pin)>> {
+        self.pin_reader()?.read()
+    }
+
+    /// What reads the pins without the data path, as in another thread.
+    ///
+    /// # Errors
+    ///
+    /// When there is no map of them.
+    pub fn pin_reader(&self) -> Result<PinReader> {
+        Ok(PinReader(self.lasting_map(PINS)?))
     }
 
     /// Pins flows.
@@ -70,7 +92,8 @@ impl DataPath {
     ///
     /// When that cannot be read.
     pub fn pin_events(&self) -> Result<[u64; PIN_EVENTS]> {
-        let map: PerCpuArray<MapData, u64> = open_map(&self.pins.path(EVENTS))?.try_into()?;
+        let map = Map::from_map_data(self.lasting_map(EVENTS)?)?;
+        let map: PerCpuArray<MapData, u64> = map.try_into()?;
         let mut sums = [0; PIN_EVENTS];
         for (sum, index) in sums.iter_mut().zip(0..) {
             *sum = map.get(&index, 0)?.iter().sum();
@@ -105,6 +128,11 @@ impl DataPath {
     }
 
     fn pin_map(&self) -> Result<PinMap> {
-        Ok(open_map(&self.pins.path(PINS))?.try_into()?)
+        // While another installation is prepared, the pin is its map already.
+        let map = match self.has_pins() {
+            true => MapData::from_pin(self.pins.path(PINS)).context("cannot open the map of pins")?,
+            false => self.lasting_map(PINS)?,
+        };
+        Ok(Map::from_map_data(map)?.try_into()?)
     }
 }

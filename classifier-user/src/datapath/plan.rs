@@ -1,7 +1,5 @@
 //! What is to be installed, and where.
 
-use std::collections::BTreeSet;
-
 use breakout_common::path::{PATH_WORDS, PathTable, Pin, PinKey};
 
 use super::program;
@@ -120,8 +118,6 @@ impl Paths {
 pub struct Plan<'a> {
     /// The LAN interfaces.
     pub lans: &'a [LanPlan],
-    /// Where programs may be attached that have no place in this plan, among others.
-    pub former: &'a BTreeSet<String>,
     /// The compiled ruleset.
     pub image: &'a Image,
     /// The ways of steered packets.

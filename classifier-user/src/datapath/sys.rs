@@ -1,10 +1,12 @@
 //! The bpf(2) calls that aya does not offer: array maps whose value size is known only at run time, all entries of a hash map
 //! at once, and the numbers of programs without asking what they are, which needs CAP_SYS_ADMIN.
 
-use std::ffi::c_char;
+use std::ffi::{CString, c_char};
 use std::io;
 use std::mem::{size_of, zeroed};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use anyhow::{Result, ensure};
 use aya::maps::MapData;
@@ -122,6 +124,27 @@ pub(super) fn entries<const K: usize, const V: usize>(
         }
         place = Some(next);
     }
+}
+
+/// Opens what is pinned at a path.
+pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = empty_attr();
+    attr.__bindgen_anon_4.pathname = path.as_ptr() as u64;
+    // SAFETY: the kernel reads the path, which ends with a zero and lives until after the call.
+    let fd = unsafe { bpf(bpf_cmd::BPF_OBJ_GET, &mut attr) }?;
+    // SAFETY: the kernel has just made this descriptor for us and nothing else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Pins what a descriptor stands for at a path.
+pub(super) fn pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = empty_attr();
+    attr.__bindgen_anon_4.pathname = path.as_ptr() as u64;
+    attr.__bindgen_anon_4.bpf_fd = fd.as_raw_fd().cast_unsigned();
+    // SAFETY: the kernel reads the path, which ends with a zero and lives until after the call.
+    unsafe { bpf(bpf_cmd::BPF_OBJ_PIN, &mut attr) }.map(drop)
 }
 
 /// The numbers of the programs at TCX ingress of an interface, at most 64 as the kernel has it (`BPF_MPROG_MAX`).

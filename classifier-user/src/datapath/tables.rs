@@ -15,6 +15,8 @@ pub(super) struct TableMap {
     outer: ArrayOfMaps<MapData, MapData>,
     size: usize,
     current: WordMap,
+    /// A table to fill next, where one is kept ready.
+    spare: Option<WordMap>,
 }
 
 impl TableMap {
@@ -43,7 +45,18 @@ impl TableMap {
             outer,
             size,
             current,
+            spare: None,
         })
+    }
+
+    /// Keeps a second table ready from here on, so that publishing one takes neither memory nor a descriptor.
+    ///
+    /// # Errors
+    ///
+    /// When there is no memory for it.
+    pub(super) fn with_spare(mut self) -> Result<Self> {
+        self.spare = Some(filled(self.name, &[], self.size)?);
+        Ok(self)
     }
 
     /// The size of one table in words.
@@ -54,11 +67,21 @@ impl TableMap {
     /// Replaces the table. When this returns, no program uses the old one any more: the kernel waits for that
     /// in the update of a map in a map (an RCU grace period; `maybe_wait_bpf_programs`, Linux 4.20).
     pub(super) fn publish(&mut self, words: &[u32]) -> Result<()> {
-        let next = filled(self.name, words, self.size)?;
-        self.outer
-            .set(0, next.map(), 0)
-            .with_context(|| format!("cannot switch to the new {} table", self.name))?;
-        self.current = next;
+        let spare = self.spare.take();
+        let is_kept_ready = spare.is_some();
+        let next = match spare {
+            Some(spare) => refilled(spare, self.name, words)?,
+            None => filled(self.name, words, self.size)?,
+        };
+        let outcome = self.outer.set(0, next.map(), 0);
+        if let Err(error) = outcome {
+            self.spare = is_kept_ready.then_some(next);
+            return Err(error)
+                .with_context(|| format!("cannot switch to the new {} table", self.name));
+        }
+        let former = std::mem::replace(&mut self.current, next);
+        // No program reads it any more.
+        self.spare = is_kept_ready.then_some(former);
         Ok(())
     }
 
@@ -73,7 +96,11 @@ impl TableMap {
 fn filled(name: &str, words: &[u32], size: usize) -> Result<WordMap> {
     let map = WordMap::create(name, size)
         .with_context(|| format!("cannot allocate {} bytes for a {name} table", size * 4))?;
+    refilled(map, name, words)
+}
+
+fn refilled(map: WordMap, name: &str, words: &[u32]) -> Result<WordMap> {
     map.write(words)
-        .with_context(|| format!("cannot fill a {name} table of {} bytes", size * 4))?;
+        .with_context(|| format!("cannot fill a {name} table with {} words", words.len()))?;
     Ok(map)
 }

@@ -2,19 +2,19 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 use super::{Finding, Level};
 use crate::config::Config;
+use crate::tool;
 
-pub(super) fn examine(config: &Config) -> Vec<Finding> {
+pub(super) async fn examine(config: &Config) -> Vec<Finding> {
     let mut findings = forwarding(config);
     findings.extend(reverse_path(config));
     findings.extend(conntrack(
         number("net/netfilter/nf_conntrack_count"),
         number("net/netfilter/nf_conntrack_max"),
     ));
-    findings.extend(offloads(config));
+    findings.extend(offloads(config).await);
     findings.extend(vrf(config));
     findings
 }
@@ -107,21 +107,21 @@ fn conntrack(count: Option<u64>, most: Option<u64>) -> Option<Finding> {
 }
 
 /// Interfaces on which XDP redirects.
-fn offloads(config: &Config) -> Vec<Finding> {
+async fn offloads(config: &Config) -> Vec<Finding> {
     let asks_for_vlans = config.policy.iter().any(|rule| !rule.vlan.is_empty());
     let lans = config.lan.iter().map(|lan| &lan.interface);
     let replies = config.egress.values().filter(|egress| egress.returns);
     let interfaces = lans.chain(replies.map(|egress| &egress.interface));
     let mut findings = Vec::new();
     for interface in interfaces.filter(|_| config.needs_xdp()) {
-        match Command::new("ethtool").args(["-k", interface]).output() {
+        match tool::output("ethtool", &["-k", interface]).await {
             Ok(features) => {
                 let features = String::from_utf8_lossy(&features.stdout);
                 findings.extend(offloads_of(interface, &features, asks_for_vlans));
             }
             Err(error) => findings.push(Finding::new(
                 Level::Note,
-                format!("the offloads of {interface} were not looked at: ethtool: {error}"),
+                format!("the offloads of {interface} were not looked at: {error:#}"),
                 "Install ethtool to have them looked at",
             )),
         }

@@ -62,7 +62,7 @@ impl fmt::Display for Finding {
 /// When the kernel does not answer.
 pub async fn examine(config: &Config, ruleset: &Ruleset) -> Result<Vec<Finding>> {
     let links = Links::open()?;
-    let mut findings = kernel::examine(config);
+    let mut findings = kernel::examine(config).await;
     findings.extend(routing::examine(&links, config, ruleset).await?);
     findings.extend(netfilter::examine(&links, config).await);
     let lans = config

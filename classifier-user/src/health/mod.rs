@@ -18,5 +18,5 @@ mod target;
 pub use defaults::default_targets;
 pub use judge::{Judge, Standing, State, Verdict};
 pub use meter::{Measure, TargetReport};
-pub use prober::{Path, Probers, Report};
+pub use prober::{Path, Probers, Report, Reports};
 pub use target::{Kind, Target};

@@ -1,11 +1,12 @@
 //! The probes of each egress and address family: when which target is tried.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::net::lookup_host;
-use tokio::sync::mpsc;
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -57,19 +58,9 @@ pub struct Report {
 /// All probers that run.
 pub struct Probers {
     running: Vec<(Arc<Path>, AbortHandle)>,
-    sender: mpsc::Sender<Report>,
-    reports: mpsc::Receiver<Report>,
-}
-
-impl Default for Probers {
-    fn default() -> Self {
-        let (sender, reports) = mpsc::channel(64);
-        Probers {
-            running: Vec::new(),
-            sender,
-            reports,
-        }
-    }
+    /// Where they run.
+    runtime: Handle,
+    reports: Arc<Reports>,
 }
 
 impl Drop for Probers {
@@ -79,7 +70,16 @@ impl Drop for Probers {
 }
 
 impl Probers {
-    /// Probes these paths, and no others. Those that stay the same go on as they are. Must be called within a tokio runtime.
+    /// Probers that run on a runtime of their own choice, so that nothing else there can hold them up.
+    pub fn new(runtime: Handle) -> Self {
+        Probers {
+            running: Vec::new(),
+            runtime,
+            reports: Arc::default(),
+        }
+    }
+
+    /// Probes these paths, and no others. Those that stay the same go on as they are.
     pub fn set(&mut self, paths: Vec<Path>) {
         self.running.retain(|(path, task)| {
             let stays = paths.contains(path);
@@ -91,8 +91,8 @@ impl Probers {
         for path in paths {
             if !self.running.iter().any(|(running, _)| **running == path) {
                 let path = Arc::new(path);
-                let prober = Prober::new(Arc::clone(&path), self.sender.clone());
-                let task = tokio::spawn(prober.run());
+                let prober = Prober::new(Arc::clone(&path), Arc::clone(&self.reports));
+                let task = self.runtime.spawn(prober.run());
                 self.running.push((path, task.abort_handle()));
             }
         }
@@ -103,9 +103,39 @@ impl Probers {
         self.running.iter().any(|(path, _)| *path == report.path)
     }
 
-    /// The next report. May be dropped at any time without losing one.
-    pub async fn next(&mut self) -> Option<Report> {
-        self.reports.recv().await
+    /// Where the reports are.
+    pub fn reports(&self) -> Arc<Reports> {
+        Arc::clone(&self.reports)
+    }
+}
+
+/// The latest report of each prober. A newer one takes the place of one that nobody has read, so none is read late.
+#[derive(Default)]
+pub struct Reports {
+    latest: Mutex<Vec<Report>>,
+    arrived: Notify,
+}
+
+impl Reports {
+    fn put(&self, report: Report) {
+        let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+        latest.retain(|other| other.path != report.path);
+        latest.push(report);
+        self.arrived.notify_one();
+    }
+
+    /// Waits for reports and takes those that are there. May be dropped at any time without losing one.
+    pub async fn next(&self) -> Vec<Report> {
+        loop {
+            let latest = {
+                let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+                std::mem::take(&mut *latest)
+            };
+            if !latest.is_empty() {
+                return latest;
+            }
+            self.arrived.notified().await;
+        }
     }
 }
 
@@ -139,11 +169,11 @@ struct Prober {
     silence: u32,
     /// Whether a slow target has answered in that silence.
     door_opened: bool,
-    reports: mpsc::Sender<Report>,
+    reports: Arc<Reports>,
 }
 
 impl Prober {
-    fn new(path: Arc<Path>, reports: mpsc::Sender<Report>) -> Self {
+    fn new(path: Arc<Path>, reports: Arc<Reports>) -> Self {
         let now = Instant::now();
         let meters: Vec<Meter> = path.targets.iter().cloned().map(Meter::new).collect();
         Prober {
@@ -204,13 +234,10 @@ impl Prober {
                 }
                 Some(Ok(outcome)) = tries.join_next(), if !tries.is_empty() => self.note(outcome),
             }
-            let report = Report {
+            self.reports.put(Report {
                 path: Arc::clone(&self.path),
                 measure: Measure::of(&self.known(), self.silence, self.door_opened),
-            };
-            if self.reports.send(report).await.is_err() {
-                return;
-            }
+            });
         }
     }
 

@@ -13,16 +13,25 @@ pub(super) fn put(attributes: &mut Vec<u8>, kind: u16, value: &[u8]) {
 }
 
 /// The value of the first attribute of a kind.
-pub(super) fn find(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
-    while let [l0, l1, k0, k1, ..] = *attributes {
-        let length = usize::from(u16::from_ne_bytes([l0, l1]));
-        let value = attributes.get(4..length)?;
-        if u16::from_ne_bytes([k0, k1]) & TYPE_MASK == wanted {
-            return Some(value);
+pub(super) fn find(attributes: &[u8], wanted: u16) -> Option<&[u8]> {
+    all(attributes, wanted).next()
+}
+
+/// The values of all attributes of a kind.
+pub(super) fn all(mut attributes: &[u8], wanted: u16) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
+        while let [l0, l1, k0, k1, ..] = *attributes {
+            let length = usize::from(u16::from_ne_bytes([l0, l1]));
+            let value = attributes.get(4..length)?;
+            attributes = attributes
+                .get(length.next_multiple_of(4)..)
+                .unwrap_or_default();
+            if u16::from_ne_bytes([k0, k1]) & TYPE_MASK == wanted {
+                return Some(value);
+            }
         }
-        attributes = attributes.get(length.next_multiple_of(4)..)?;
-    }
-    None
+        None
+    })
 }
 
 #[cfg(test)]

@@ -75,6 +75,33 @@ pub fn connections() -> Result<Vec<Connection>> {
     Ok(found)
 }
 
+/// Looks connections up one by one, which is cheaper than listing all where there are few. Those that the kernel does not track
+/// are left out.
+///
+/// # Errors
+///
+/// When the kernel does not answer.
+pub fn look_up(connections: impl IntoIterator<Item = Connection>) -> Result<Vec<Connection>> {
+    let socket = open().context("cannot open a netfilter socket")?;
+    let mut found = Vec::new();
+    for wanted in connections {
+        let v6 = wanted.source.0.is_ipv6();
+        let request = message(GET, NLM_F_REQUEST, v6, &tuple(&wanted));
+        let answer = socket
+            .send(&request, 0)
+            .and_then(|_| socket.recv_from_full())
+            .context("cannot look up a tracked connection")?
+            .0;
+        let mut rest = answer.as_slice();
+        while let Some((kind, one)) = next(&mut rest) {
+            if kind != NLMSG_ERROR && kind != NLMSG_DONE {
+                found.extend(one.get(HEADER + GENERIC..).and_then(connection));
+            }
+        }
+    }
+    Ok(found)
+}
+
 /// Has the kernel forget connections, so that their next packets are translated afresh. Those that are not there are fine.
 ///
 /// # Errors

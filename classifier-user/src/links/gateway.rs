@@ -3,16 +3,13 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context, Result};
-use futures_util::TryStreamExt;
 use ipnet::IpNet;
-use rtnetlink::RouteMessageBuilder;
-use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteNextHop, RouteNextHopFlags,
     RouteType,
 };
 
-use super::{Interface, Links};
+use super::{Interface, Links, is_errno};
 
 /// The way out over an interface for one address family.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -115,10 +112,8 @@ impl Links {
             }
             .into());
         }
-        let dump = RouteMessageBuilder::<Ipv4Addr>::new().build();
-        let v4 = self.way_out(interface, v4.map(IpAddr::V4), dump).await?;
-        let dump = RouteMessageBuilder::<Ipv6Addr>::new().build();
-        let v6 = self.way_out(interface, v6.map(IpAddr::V6), dump).await?;
+        let v4 = self.way_out(interface, v4.map(IpAddr::V4), false).await?;
+        let v6 = self.way_out(interface, v6.map(IpAddr::V6), true).await?;
         if v4 == Ok(Gateway::None) && v6 == Ok(Gateway::None) {
             return Err(NoWayOut::Unknown {
                 interface: interface.name.clone(),
@@ -128,35 +123,39 @@ impl Links {
         Ok(Gateways { v4, v6 })
     }
 
-    /// The configured gateway if there is one, else one that is learnt. `dump` asks for all routes of the address family.
+    /// The configured gateway if there is one, else one that is learnt.
     async fn way_out(
         &self,
         interface: &Interface,
         configured: Option<IpAddr>,
-        dump: RouteMessage,
+        v6: bool,
     ) -> Result<Result<Gateway, NoWayOut>> {
         match configured {
             Some(address) if is_near(interface, address) => Ok(on_link(interface, address, &[])),
             Some(address) => {
-                let routes = self.routes_over(interface, dump).await?;
+                let routes = self.routes_over(interface, v6).await?;
                 Ok(on_link(interface, address, &routes.direct))
             }
             None => {
-                let v6 = dump.header.address_family == AddressFamily::Inet6;
-                let routes = self.routes_over(interface, dump).await?;
+                let routes = self.routes_over(interface, v6).await?;
                 Ok(Ok(learnt(interface, v6, routes)))
             }
         }
     }
 
     /// The routes over an interface, of all tables but ours.
-    async fn routes_over(&self, interface: &Interface, dump: RouteMessage) -> Result<RoutesOver> {
-        let mut routes = self.handle.route().get(dump).execute();
+    async fn routes_over(&self, interface: &Interface, v6: bool) -> Result<RoutesOver> {
         let mut over = RoutesOver::default();
-        while let Some(route) = routes.try_next().await.context("cannot list the routes")? {
+        let filter = RouteAttribute::Oif(interface.index);
+        let listed = self.filtered_routes(v6, filter, |route| {
             if route.header.protocol != super::routing::PROTOCOL {
                 over.add(interface, &route);
             }
+        });
+        match listed.await {
+            // The interface has gone since it was looked at.
+            Err(error) if is_errno(&error, libc::ENODEV) => {}
+            other => other.context("cannot list the routes")?,
         }
         Ok(over)
     }

@@ -22,14 +22,17 @@ pub use gateway::{Gateway, Gateways, NoWayOut};
 pub use interface::{Interface, network_namespace};
 pub use neighbour::Neighbour;
 pub use nftables::Removals;
-pub use routing::{RouteRule, RoutingPlan};
+pub use routing::{RouteRule, RoutingOutcome, RoutingPlan};
 pub use survey::{RouteFound, RuleFound};
-pub use watch::Changes;
+pub use watch::{Changes, Fact, Facts, Interest};
 
 /// A connection to the kernel's routing.
 #[derive(Clone)]
 pub struct Links {
     handle: Handle,
+    /// Another one, on which the kernel filters what it lists (`NETLINK_GET_STRICT_CHK`, Linux 4.20), so that a large routing
+    /// table is not copied for a few routes of it.
+    filtering: Handle,
 }
 
 impl Links {
@@ -42,7 +45,10 @@ impl Links {
         let (connection, handle, _) =
             rtnetlink::new_connection().context("cannot open a netlink socket")?;
         tokio::spawn(connection);
-        Ok(Links { handle })
+        let (connection, filtering, _) = rtnetlink::new_connection_with_strict_check()
+            .context("cannot open a netlink socket for filtered lists")?;
+        tokio::spawn(connection);
+        Ok(Links { handle, filtering })
     }
 }
 

@@ -3,13 +3,14 @@
 use std::net::IpAddr;
 
 use anyhow::{Context, Result};
-use futures_util::TryStreamExt;
-use rtnetlink::packet_route::AddressFamily;
+use futures_util::StreamExt;
+use rtnetlink::packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourState,
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::Links;
+use super::{Links, is_errno};
 
 /// What the kernel knows of a neighbour.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -33,6 +34,17 @@ impl Neighbour {
     }
 }
 
+impl Neighbour {
+    /// By the state (`NUD_*`) and the address in a message about an entry.
+    pub(super) fn of_state(state: u16, mac: Option<[u8; 6]>) -> Self {
+        match NeighbourState::from(state) {
+            NeighbourState::Failed => Neighbour::Failed,
+            state if is_valid(state) => Neighbour::Known(mac),
+            _ => Neighbour::Unknown,
+        }
+    }
+}
+
 impl Links {
     /// What the kernel knows of a neighbour.
     ///
@@ -40,41 +52,35 @@ impl Links {
     ///
     /// When the kernel does not answer.
     pub async fn neighbour(&self, index: u32, address: IpAddr) -> Result<Neighbour> {
-        let family = match address {
-            IpAddr::V4(_) => AddressFamily::Inet,
-            IpAddr::V6(_) => AddressFamily::Inet6,
+        let mut message = NeighbourMessage::default();
+        message.header.family = family_of(address);
+        message.header.ifindex = index;
+        let destination = match address {
+            IpAddr::V4(v4) => NeighbourAddress::Inet(v4),
+            IpAddr::V6(v6) => NeighbourAddress::Inet6(v6),
         };
-        let request = self.handle.neighbours().get().set_address_family(family);
-        let entries: Vec<_> = request
-            .execute()
-            .try_collect()
-            .await
-            .context("cannot list the neighbours")?;
-        for entry in entries {
-            if entry.header.ifindex != index {
-                continue;
-            }
-            let (mut same, mut mac) = (false, None);
-            for attribute in &entry.attributes {
-                match attribute {
-                    NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => {
-                        same = address == IpAddr::V4(*v4);
-                    }
-                    NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => {
-                        same = address == IpAddr::V6(*v6);
-                    }
-                    NeighbourAttribute::LinkLayerAddress(bytes) => {
-                        mac = bytes.as_slice().try_into().ok();
-                    }
-                    _ => {}
+        message
+            .attributes
+            .push(NeighbourAttribute::Destination(destination));
+        let mut request = NetlinkMessage::from(RouteNetlinkMessage::GetNeighbour(message));
+        request.header.flags = NLM_F_REQUEST;
+        let failed = || format!("cannot look up the neighbour {address}");
+        // One entry by its address (Linux 5.0), and not the table, which a neighbouring host can fill.
+        let mut answers = self.handle.clone().request(request).with_context(failed)?;
+        while let Some(answer) = answers.next().await {
+            match answer.payload {
+                NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNeighbour(entry)) => {
+                    return Ok(of_entry(&entry));
                 }
-            }
-            if same {
-                return Ok(match entry.header.state {
-                    NeighbourState::Failed => Neighbour::Failed,
-                    state if is_valid(state) => Neighbour::Known(mac),
-                    _ => Neighbour::Unknown,
-                });
+                NetlinkPayload::Error(error) => {
+                    let error = rtnetlink::Error::NetlinkError(error);
+                    // The interface may have gone since it was looked at.
+                    return match is_errno(&error, libc::ENOENT) || is_errno(&error, libc::ENODEV) {
+                        true => Ok(Neighbour::Unknown),
+                        false => Err(error).with_context(failed),
+                    };
+                }
+                _ => {}
             }
         }
         Ok(Neighbour::Unknown)
@@ -97,6 +103,22 @@ impl Links {
             .await
             .with_context(|| format!("cannot have {address} resolved"))
     }
+}
+
+fn family_of(address: IpAddr) -> AddressFamily {
+    match address {
+        IpAddr::V4(_) => AddressFamily::Inet,
+        IpAddr::V6(_) => AddressFamily::Inet6,
+    }
+}
+
+fn of_entry(entry: &NeighbourMessage) -> Neighbour {
+    let mut attributes = entry.attributes.iter();
+    let mac = attributes.find_map(|attribute| match attribute {
+        NeighbourAttribute::LinkLayerAddress(bytes) => Some(bytes.as_slice().try_into().ok()),
+        _ => None,
+    });
+    Neighbour::of_state(entry.header.state.into(), mac.flatten())
 }
 
 /// The states in which the kernel itself would send to the entry's address (NUD_VALID).

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context, Result};
 use futures_util::TryStreamExt;
+use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::route::{RouteAttribute, RouteFlags, RouteMessage, RouteProtocol};
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use rtnetlink::{IpVersion, RouteMessageBuilder};
@@ -46,6 +47,25 @@ pub struct RoutingPlan {
     pub entries: Vec<RouteRule>,
 }
 
+/// What became of a plan.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RoutingOutcome {
+    /// Entries that the kernel refuses.
+    pub refused: Vec<RouteRule>,
+    /// How many rules and routes were not there.
+    pub added: usize,
+}
+
+impl RoutingOutcome {
+    fn note(&mut self, entry: &RouteRule, added: Result<()>) -> Result<()> {
+        match added {
+            Ok(()) => self.added += 1,
+            Err(_) => self.refused.push(*entry),
+        }
+        added
+    }
+}
+
 impl Links {
     /// Makes the kernel's rules and routes as planned: adds what is missing, then removes what is ours but not
     /// planned. Doing it twice changes nothing.
@@ -54,10 +74,11 @@ impl Links {
     ///
     /// When the kernel refuses a rule or route; all others are as planned all the same.
     pub async fn apply_routing(&self, plan: &RoutingPlan) -> Result<()> {
-        self.apply_possible(plan, &mut Vec::new()).await
+        let mut outcome = RoutingOutcome::default();
+        self.apply_possible(plan, &mut outcome).await
     }
 
-    /// The same. Entries that the kernel refuses are noted in `refused`.
+    /// The same. What becomes of it is noted in `outcome`, also when it fails.
     ///
     /// # Errors
     ///
@@ -65,47 +86,45 @@ impl Links {
     pub async fn apply_possible(
         &self,
         plan: &RoutingPlan,
-        refused: &mut Vec<RouteRule>,
+        outcome: &mut RoutingOutcome,
     ) -> Result<()> {
-        let v4 = self.apply_family(plan, false, refused).await;
-        v4.and(self.apply_family(plan, true, refused).await)
+        let v4 = self.apply_family(plan, false, outcome).await;
+        v4.and(self.apply_family(plan, true, outcome).await)
     }
 
     async fn apply_family(
         &self,
         plan: &RoutingPlan,
         v6: bool,
-        refused: &mut Vec<RouteRule>,
+        outcome: &mut RoutingOutcome,
     ) -> Result<()> {
         let wanted: Vec<&RouteRule> = plan.entries.iter().filter(|e| e.v6 == v6).collect();
-        let mut outcome = Ok(());
+        let mut applied = Ok(());
         let routes = self.own_routes(v6, plan).await?;
         for entry in &wanted {
             if !routes.iter().any(|route| route_is(route, entry)) {
                 let added = self.add_route(entry).await;
-                refused.extend(added.is_err().then_some(**entry));
-                outcome = outcome.and(added);
+                applied = applied.and(outcome.note(entry, added));
             }
         }
         let rules = self.own_rules(v6, plan).await?;
         for entry in &wanted {
             if !rules.iter().any(|rule| rule_is(rule, entry, plan)) {
                 let added = self.add_rule(entry, plan).await;
-                refused.extend(added.is_err().then_some(**entry));
-                outcome = outcome.and(added);
+                applied = applied.and(outcome.note(entry, added));
             }
         }
         for rule in rules {
             if !wanted.iter().any(|entry| rule_is(&rule, entry, plan)) {
-                outcome = outcome.and(self.delete_rule(rule).await);
+                applied = applied.and(self.delete_rule(rule).await);
             }
         }
         for route in routes {
             if !wanted.iter().any(|entry| route_is(&route, entry)) {
-                outcome = outcome.and(self.delete_route(route).await);
+                applied = applied.and(self.delete_route(route).await);
             }
         }
-        outcome
+        applied
     }
 
     /// Whether there are rules that look like ours within the plan's mask and tables.
@@ -205,19 +224,41 @@ impl Links {
     }
 
     async fn own_routes(&self, v6: bool, plan: &RoutingPlan) -> Result<Vec<RouteMessage>> {
-        let dump = if v6 {
-            RouteMessageBuilder::<Ipv6Addr>::new().build()
-        } else {
-            RouteMessageBuilder::<Ipv4Addr>::new().build()
-        };
-        let mut routes = self.handle.route().get(dump).execute();
         let mut own = Vec::new();
-        while let Some(route) = routes.try_next().await.context("cannot list the routes")? {
-            if route.header.protocol == PROTOCOL && plan.tables.contains(&table(&route)) {
-                own.push(route);
+        for table in plan.tables.clone() {
+            let of_table = RouteAttribute::Table(table);
+            let routes = self.filtered_routes(v6, of_table, |route| {
+                let is_own = route.header.protocol == PROTOCOL && self::table(&route) == table;
+                own.extend(is_own.then_some(route));
+            });
+            match routes.await {
+                // There is no such table.
+                Err(error) if is_errno(&error, libc::ENOENT) => {}
+                other => other.with_context(|| format!("cannot list the routes of table {table}"))?,
             }
         }
         Ok(own)
+    }
+
+    /// Lists the routes of an address family that have an attribute, by which the kernel filters: their table, or their interface.
+    pub(super) async fn filtered_routes(
+        &self,
+        v6: bool,
+        filter: RouteAttribute,
+        mut each: impl FnMut(RouteMessage),
+    ) -> Result<(), rtnetlink::Error> {
+        let mut dump = RouteMessage::default();
+        dump.header.address_family = if v6 {
+            AddressFamily::Inet6
+        } else {
+            AddressFamily::Inet
+        };
+        dump.attributes.push(filter);
+        let mut routes = self.filtering.route().get(dump).execute();
+        while let Some(route) = routes.try_next().await? {
+            each(route);
+        }
+        Ok(())
     }
 
     async fn delete_route(&self, route: RouteMessage) -> Result<()> {

@@ -1,6 +1,6 @@
 //! What decides the packets of a capture: the kernel's program, or the same function here.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 
 use anyhow::{Context, Result};
 use breakout_common::classify::{decide_unpinned, rule};
@@ -43,7 +43,6 @@ impl Decider {
             image,
             paths: &paths,
             pins: None,
-            former: &BTreeSet::new(),
             pinned: &Vec::new,
             trace: false,
         };

@@ -28,21 +28,14 @@ pub(in crate::controller) fn routing(config: &Config, states: &[EgressState]) ->
     plan
 }
 
-/// Notes what the kernel has refused of their plan. Returns whether that was not known.
-pub(in crate::controller) fn note_refused(
-    states: &mut [EgressState],
-    refused: &[RouteRule],
-) -> bool {
-    let mut is_news = false;
+/// Notes what the kernel has refused of their plan.
+pub(in crate::controller) fn note_refused(states: &mut [EgressState], refused: &[RouteRule]) {
     for state in states {
-        let is_refused = [false, true].map(|v6| {
+        state.is_refused = [false, true].map(|v6| {
             let mut entries = refused.iter();
             entries.any(|entry| entry.table == state.table && entry.v6 == v6)
         });
-        is_news |= state.is_refused != is_refused;
-        state.is_refused = is_refused;
     }
-    is_news
 }
 
 /// The plan by which everything of ours is removed.

@@ -12,7 +12,7 @@ fn path(targets: &[&str]) -> Path {
 }
 
 fn prober(targets: &[&str]) -> Prober {
-    let mut prober = Prober::new(Arc::new(path(targets)), mpsc::channel(1).0);
+    let mut prober = Prober::new(Arc::new(path(targets)), Arc::default());
     prober.look_up(&mut JoinSet::new());
     prober
 }
@@ -125,7 +125,7 @@ async fn what_another_link_was_like_says_nothing() {
         path: Arc::new(before.clone()),
         measure: Measure::default(),
     };
-    let mut probers = Probers::default();
+    let mut probers = Probers::new(Handle::current());
     probers.set(vec![before]);
     assert!(probers.is_current(&report));
     probers.set(vec![after]);

@@ -1,0 +1,318 @@
+//! The paths in force: the path table with everything that it is computed from. The fail-over thread and the controller share
+//! it, and nobody else writes the table.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use anyhow::Result;
+use breakout_common::path::PathTable;
+use tokio::runtime::Handle;
+
+use super::egress::EgressState;
+use super::ways::{Changed, EgressVerdict, Health, changes_ways};
+use crate::config::Config;
+use crate::datapath::{PathMaps, Paths};
+use crate::health::{Report, Reports, Target};
+use crate::links::Fact;
+
+/// Facts that are remembered while the controller looks at the egresses.
+const REMEMBERED: usize = 1024;
+
+/// What is to be chosen from, and by which limits.
+#[derive(Clone)]
+pub(super) struct Intent {
+    pub(super) config: Config,
+    /// The index of each preference, by its text.
+    pub(super) preferences: BTreeMap<String, u8>,
+    /// What is probed where the configuration names nothing.
+    pub(super) targets: Vec<Target>,
+}
+
+/// The paths in force, and what is known of the egresses.
+pub(super) struct ActivePaths {
+    intent: Intent,
+    egresses: Vec<EgressState>,
+    pub(super) health: Health,
+    published: Paths,
+    /// Where the table is published, once there is an installation.
+    maps: Option<PathMaps>,
+    /// The latest facts, and how many there were before them.
+    facts: VecDeque<Fact>,
+    forgotten: u64,
+    news: News,
+    /// Why the table could not be published last.
+    problem: Option<String>,
+}
+
+/// What the controller has to do after the fail-over thread.
+#[derive(Default)]
+pub(super) struct News {
+    /// Egresses whose state has changed.
+    pub(super) changes: Vec<Changed>,
+    /// The table before the choices changed.
+    pub(super) before: Option<PathTable>,
+    /// Whether links, neighbours or addresses have changed.
+    pub(super) look: bool,
+}
+
+impl ActivePaths {
+    /// Nothing is known yet, and nothing published.
+    pub(super) fn new(intent: Intent, egresses: Vec<EgressState>, runtime: Handle) -> Self {
+        ActivePaths {
+            intent,
+            egresses,
+            health: Health::new(runtime),
+            published: Paths::default(),
+            maps: None,
+            facts: VecDeque::new(),
+            forgotten: 0,
+            news: News::default(),
+            problem: None,
+        }
+    }
+
+    /// Goes on from the verdicts of an earlier controller, if there are any.
+    pub(super) fn begin(&mut self, verdicts: &[EgressVerdict], pins_beyond_ruleset: bool) {
+        self.health.resume(verdicts);
+        self.set_probes();
+        let Intent {
+            config,
+            preferences,
+            ..
+        } = &self.intent;
+        self.health.look(config, &self.egresses);
+        self.published = self.health.paths(config, &self.egresses, preferences);
+        // What an earlier controller wrote into pins shall not look like ours.
+        self.published.table.epoch = fastrand::u32(..);
+        self.published.table.pins_beyond_ruleset = u32::from(pins_beyond_ruleset);
+    }
+
+    /// The same paths for another installation.
+    pub(super) fn again(&self) -> Exchanged {
+        Exchanged {
+            intent: self.intent.clone(),
+            egresses: self.egresses.clone(),
+            published: self.published.clone(),
+            maps: None,
+        }
+    }
+
+    pub(super) fn egresses(&self) -> &[EgressState] {
+        &self.egresses
+    }
+
+    pub(super) fn published(&self) -> &Paths {
+        &self.published
+    }
+
+    pub(super) fn reports(&self) -> std::sync::Arc<Reports> {
+        self.health.probers.reports()
+    }
+
+    /// The number of the next fact, for [`set_egresses`](Self::set_egresses).
+    pub(super) fn fact_number(&self) -> u64 {
+        self.forgotten + self.facts.len() as u64
+    }
+
+    /// Takes in what the kernel tells. Returns whether it concerns any interface of ours.
+    pub(super) fn take_in(&mut self, fact: Fact) -> bool {
+        let concerns = match &fact {
+            Fact::Lost | Fact::Address => return true,
+            Fact::Link { name, .. } => self.is_ours(name),
+            Fact::Neighbour { .. } => false,
+        };
+        let egresses = self.egresses.iter_mut();
+        let changes = egresses.fold(false, |changes, egress| egress.take_in(&fact) || changes);
+        if changes {
+            if self.facts.len() == REMEMBERED {
+                self.facts.pop_front();
+                self.forgotten += 1;
+            }
+            self.facts.push_back(fact);
+        }
+        concerns || changes
+    }
+
+    fn is_ours(&self, interface: &str) -> bool {
+        let config = &self.intent.config;
+        config.lan.iter().any(|lan| lan.interface == interface)
+            || config
+                .egress
+                .values()
+                .any(|egress| egress.interface == interface)
+    }
+
+    /// Takes in what probes tell.
+    pub(super) fn note(&mut self, report: Report) {
+        self.health.note(report);
+    }
+
+    /// Has the controller look at the links.
+    pub(super) fn want_look(&mut self) {
+        self.news.look = true;
+    }
+
+    /// Takes in how the egresses are, looked at since the fact with this number; later facts hold against it.
+    pub(super) fn set_egresses(&mut self, mut egresses: Vec<EgressState>, since: u64) {
+        let late = usize::try_from(since.saturating_sub(self.forgotten)).unwrap_or(usize::MAX);
+        for fact in self.facts.iter().skip(late) {
+            for egress in &mut egresses {
+                egress.take_in(fact);
+            }
+        }
+        self.egresses = egresses;
+        self.set_probes();
+    }
+
+    /// Probes what is configured by the links that there are.
+    fn set_probes(&mut self) {
+        let Intent {
+            config, targets, ..
+        } = &self.intent;
+        self.health.set_probes(config, &self.egresses, targets);
+    }
+
+    /// Probes these where the configuration names nothing.
+    pub(super) fn set_targets(&mut self, targets: Vec<Target>) {
+        self.intent.targets = targets;
+        self.set_probes();
+    }
+
+    /// Evaluates the egresses by what is known of them, and publishes what follows from that.
+    pub(super) fn settle(&mut self) {
+        let changes = self
+            .health
+            .look(&self.intent.config, &self.egresses);
+        self.news.changes.extend(changes);
+        match self.publish() {
+            Ok(()) => self.problem = None,
+            Err(error) => {
+                let problem = format!("{error:#}");
+                if self.problem.as_ref() != Some(&problem) {
+                    tracing::error!("cannot update the path table, keeping the previous one: {problem}");
+                }
+                self.problem = Some(problem);
+            }
+        }
+    }
+
+    /// Brings the path table up to date.
+    fn publish(&mut self) -> Result<()> {
+        let Intent {
+            config,
+            preferences,
+            ..
+        } = &self.intent;
+        let mut paths = self.health.paths(config, &self.egresses, preferences);
+        let before = self.published.table;
+        let step = u32::from(changes_ways(&before, &paths.table));
+        paths.table.epoch = before.epoch.wrapping_add(step);
+        paths.table.pins_beyond_ruleset = before.pins_beyond_ruleset;
+        self.store(paths)?;
+        if step != 0 {
+            self.news.before.get_or_insert(before);
+        }
+        Ok(())
+    }
+
+    /// Publishes a path table, unless it is the one in force.
+    fn store(&mut self, paths: Paths) -> Result<()> {
+        if paths != self.published {
+            if let Some(maps) = &mut self.maps {
+                maps.publish(&paths)?;
+            }
+            self.published = paths;
+        }
+        Ok(())
+    }
+
+    /// Publishes a table for a ruleset that follows, in a new epoch: what it prefers, and whether there may be pinned flows that
+    /// it does not steer.
+    pub(super) fn prefer(
+        &mut self,
+        preferences: &BTreeMap<String, u8>,
+        pins_beyond_ruleset: bool,
+    ) -> Result<()> {
+        let Intent { config, .. } = &self.intent;
+        let mut paths = self.health.paths(config, &self.egresses, preferences);
+        paths.table.epoch = self.published.table.epoch.wrapping_add(1);
+        paths.table.pins_beyond_ruleset = u32::from(pins_beyond_ruleset);
+        self.store(paths)?;
+        self.intent.preferences.clone_from(preferences);
+        Ok(())
+    }
+
+    /// Publishes that no pinned flow is left that the ruleset does not steer.
+    pub(super) fn end_pins_beyond_ruleset(&mut self) -> Result<()> {
+        let mut paths = self.published.clone();
+        paths.table.pins_beyond_ruleset = 0;
+        self.store(paths)
+    }
+
+    /// The table for another intent, before it is in force.
+    pub(super) fn staged(
+        &self,
+        intent: &Intent,
+        egresses: &[EgressState],
+        pins_beyond_ruleset: bool,
+    ) -> Paths {
+        let Intent {
+            config,
+            preferences,
+            ..
+        } = intent;
+        let mut paths = self.health.paths(config, egresses, preferences);
+        paths.table.epoch = self.published.table.epoch.wrapping_add(1);
+        paths.table.pins_beyond_ruleset = u32::from(pins_beyond_ruleset);
+        paths
+    }
+
+    /// Goes over to another intent, or back to the one before, with the maps of the installation that carries it out. Returns
+    /// what was there.
+    ///
+    /// # Errors
+    ///
+    /// When its table cannot be published. The intent has changed all the same.
+    pub(super) fn exchange(&mut self, next: Exchanged) -> Result<Exchanged> {
+        let before = Exchanged {
+            intent: std::mem::replace(&mut self.intent, next.intent),
+            egresses: std::mem::replace(&mut self.egresses, next.egresses),
+            published: std::mem::replace(&mut self.published, next.published),
+            maps: std::mem::replace(&mut self.maps, next.maps),
+        };
+        self.set_probes();
+        // What has happened since the table was staged.
+        let changes = self
+            .health
+            .look(&self.intent.config, &self.egresses);
+        self.news.changes.extend(changes);
+        self.publish()?;
+        Ok(before)
+    }
+
+    /// Whether there is something for the controller to do.
+    pub(super) fn has_news(&self) -> bool {
+        !self.news.changes.is_empty() || self.news.before.is_some() || self.news.look
+    }
+
+    /// Takes what there is to do.
+    pub(super) fn take_news(&mut self) -> News {
+        std::mem::take(&mut self.news)
+    }
+}
+
+/// What changes with an installation.
+pub(super) struct Exchanged {
+    pub(super) intent: Intent,
+    pub(super) egresses: Vec<EgressState>,
+    pub(super) published: Paths,
+    pub(super) maps: Option<PathMaps>,
+}
+
+impl Exchanged {
+    pub(super) fn with_maps(self, maps: PathMaps) -> Self {
+        Exchanged {
+            maps: Some(maps),
+            ..self
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! The path table in force, with the devices that it redirects to.
+//!
+//! It is apart from everything else, so that fail-over can write it whatever else the data path is busy with.
+
+use anyhow::{Context, Result};
+use aya::maps::{DevMap, MapData};
+
+use super::bpffs::PinDirectory;
+use super::tables::TableMap;
+use super::{Paths, open_map};
+
+/// The maps that a [`Paths`] is published in.
+pub struct PathMaps {
+    table: TableMap,
+    devices: DevMap<MapData>,
+}
+
+impl PathMaps {
+    /// Makes the table and pins it for the loader, which makes the map of devices.
+    pub(super) fn create(pins: &PinDirectory, paths: &Paths) -> Result<TableMap> {
+        let words = paths.words();
+        let table = TableMap::create("PATHS", &words, words.len(), &pins.path("PATHS"))?;
+        table.with_spare()
+    }
+
+    /// The maps, once the loader has made that of devices.
+    pub(super) fn open(pins: &PinDirectory, table: TableMap, paths: &Paths) -> Result<Self> {
+        let mut maps = PathMaps {
+            table,
+            devices: open_map(&pins.path("DEVICES"))?.try_into()?,
+        };
+        maps.set_devices(paths)?;
+        Ok(maps)
+    }
+
+    /// Replaces the path table in one atomic switch. Needs no new memory and no new descriptor.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses the new table or a device.
+    pub fn publish(&mut self, paths: &Paths) -> Result<()> {
+        // An egress is redirected to only once its device is there.
+        self.set_devices(paths)?;
+        self.table.publish(&paths.words())
+    }
+
+    fn set_devices(&mut self, paths: &Paths) -> Result<()> {
+        for (index, device) in &paths.devices {
+            self.devices
+                .set(u32::from(*index), *device, None, 0)
+                .with_context(|| format!("interface {device} cannot be redirected to"))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,37 @@
+//! Other programs that are asked or told something. Each has only so long: one that hangs must not hang the controller.
+
+use std::process::Output;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use tokio::process::Command;
+use tokio::time::timeout;
+
+/// How long a program may take.
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// A program took too long, and was ended.
+#[derive(Debug, thiserror::Error)]
+#[error("{program} did not answer within {} s, and was ended", LIMIT.as_secs())]
+pub struct TimedOut {
+    program: String,
+}
+
+/// Runs a program and waits for its end.
+///
+/// # Errors
+///
+/// When it cannot be started; [`TimedOut`] when it takes too long.
+pub async fn output(program: &str, arguments: &[&str]) -> Result<Output> {
+    let output = Command::new(program)
+        .args(arguments)
+        .kill_on_drop(true)
+        .output();
+    match timeout(LIMIT, output).await {
+        Ok(output) => output.with_context(|| format!("cannot run {program}")),
+        Err(_) => Err(TimedOut {
+            program: program.to_owned(),
+        }
+        .into()),
+    }
+}
