@@ -116,3 +116,9 @@ pub(crate) fn line(command: &Command) -> String {
     );
     words.join(" ")
 }
+
+/// The number behind a word in a text.
+pub(crate) fn number_behind(text: &str, word: &str) -> Option<u64> {
+    let (_, behind) = text.split_once(word)?;
+    behind.split_whitespace().next()?.parse().ok()
+}
