@@ -1,6 +1,6 @@
 //! The one place that touches packet memory.
 
-use breakout_common::frame::{Frame, FrameMut, MAX_OFFSET};
+use breakout_common::frame::{Frame, FrameMut, MAX_OFFSET, folded};
 
 use crate::globals;
 use crate::opaque::opaque;
@@ -67,11 +67,46 @@ impl Frame for Packet {
     }
 
     #[inline(always)]
+    fn sum_of_20(&self, offset: u32) -> Option<u16> {
+        let bytes = self.at::<20>(offset)?;
+        let mut sum = 0u64;
+        for word in 0..5 {
+            // SAFETY: `at` has compared the end of the 20 bytes with `data_end`; see `read`.
+            sum += unsafe { load_word(bytes.cast::<u8>().add(word * 4)) };
+        }
+        Some(folded(sum))
+    }
+
+    #[inline(always)]
     fn read<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
         // SAFETY: `at` has compared the end of the `N` bytes with `data_end`; the kernel keeps them valid
         // until the program changes the packet's size, after which no `Packet` made before is used. The verifier
         // proves the same at load. `[u8; N]` has alignment 1.
         self.at(offset).map(|bytes| unsafe { *bytes })
+    }
+}
+
+/// Four bytes as the machine reads them, by one instruction: the compiler takes packets for unaligned and would load each byte,
+/// but the kernel aligns the accesses of machines that need that.
+///
+/// # Safety
+///
+/// The four bytes must be readable.
+#[inline(always)]
+unsafe fn load_word(bytes: *const u8) -> u64 {
+    #[cfg(target_arch = "bpf")]
+    {
+        let word: u64;
+        // SAFETY: the caller answers for the bytes; the instruction only loads them.
+        unsafe {
+            core::arch::asm!("{0} = *(u32 *)({1} + 0)", out(reg) word, in(reg) bytes, options(pure, readonly, nostack, preserves_flags));
+        }
+        word
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    // SAFETY: the caller answers for the bytes, and no alignment is asked for.
+    unsafe {
+        u64::from(bytes.cast::<u32>().read_unaligned())
     }
 }
 

@@ -76,7 +76,8 @@ fn is_reply(packet: &Packet, headers: &Headers) -> bool {
 /// Asks the kernel's own routes where the packet goes. `None` leaves it to the kernel, unchanged.
 #[inline(always)]
 fn forward_reply(ctx: &XdpContext, packet: &mut Packet, headers: &Headers) -> Option<u32> {
-    if headers.marks & (TAGGED | FIRST_FRAGMENT | OPTIONS) != 0 || headers.ttl <= 1 {
+    let is_plain = headers.marks & (TAGGED | FIRST_FRAGMENT | OPTIONS) == 0 && headers.ttl > 1;
+    if !is_plain || !forward::is_whole(packet, headers) {
         return None;
     }
     // SAFETY: the struct is plain numbers and unions of them, for which zeros are valid.

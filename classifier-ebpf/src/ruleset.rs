@@ -77,7 +77,7 @@ pub(crate) extern "C" fn breakout_ask(high: u64, low: u64, question: u64) -> u32
 }
 
 /// The bit of a question that says its addresses are IPv6 ones. Below it is the key.
-const V6: u64 = 1 << 17;
+pub(crate) const V6: u64 = 1 << 17;
 /// Where the number of the LAN interface is in a question, in 8 bits.
 const LAN: u32 = 24;
 /// Where the VLAN id is in a question.

@@ -8,6 +8,7 @@ use breakout_common::egress::Egress;
 use breakout_common::forward;
 use breakout_common::frame::Frame;
 use breakout_common::packet::Headers;
+use breakout_common::table::{Destination, OWN, may_be_own};
 use breakout_common::verdict::{Decision, Reason};
 
 use crate::count::count;
@@ -15,6 +16,7 @@ use crate::decide::{Decided, decide_frame};
 use crate::globals;
 use crate::maps::DEVICES;
 use crate::reader::Packet;
+use crate::ruleset::{LiveTable, V6, breakout_ask};
 
 /// Entry point. Everything that is not redirected goes on to the kernel, where `breakout_tc` marks what is steered.
 #[xdp]
@@ -70,12 +72,26 @@ fn redirect(
     egress: &Egress,
     index: u8,
 ) -> Result<u32, Reason> {
-    let destination_mac = forward::plan(headers, egress)?;
+    let destination_mac = forward::plan(packet, headers, egress, is_own)?;
     DEVICES
         .redirect(u32::from(index), u64::from(XDP_PASS))
         .map_err(|_| Reason::KernelDevice)?;
     match forward::rewrite(packet, headers, destination_mac, egress.source_mac) {
         Some(()) => Ok(XDP_REDIRECT),
         None => Ok(XDP_DROP),
+    }
+}
+
+/// Whether an address is one of the gateway's own.
+#[inline(always)]
+fn is_own(address: Destination) -> bool {
+    let (high, low) = address.to_halves();
+    match LiveTable::current() {
+        Some(table) if may_be_own(&table, low) => {
+            let family = if address.is_v6() { V6 } else { 0 };
+            breakout_ask(high, low, family) == OWN
+        }
+        Some(_) => false,
+        None => true,
     }
 }

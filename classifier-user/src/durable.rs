@@ -2,8 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, fchown};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde::Serialize;
@@ -13,6 +12,7 @@ use sha2::{Digest, Sha256};
 use tempfile::NamedTempFile;
 
 use crate::hex::hex;
+use crate::rights::{self, as_owner};
 
 /// What temporary files start with.
 const TEMPORARY: &str = ".new-";
@@ -65,6 +65,10 @@ impl Disk {
     ///
     /// When it cannot be written.
     pub fn write(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        as_owner(path, || self.replace(path, bytes))
+    }
+
+    fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
         let directory = path.parent().unwrap_or(Path::new("."));
         self.step()?;
         let mut file = tempfile::Builder::new()
@@ -89,7 +93,6 @@ impl Disk {
         self.step()?;
         file.write_all(second)?;
         self.step()?;
-        own_like(file.as_file(), file.path().parent())?;
         file.as_file().sync_all()?;
         self.step()
     }
@@ -115,11 +118,64 @@ impl Disk {
     /// When it is there and cannot be removed.
     pub fn remove(&self, path: &Path) -> io::Result<()> {
         self.step()?;
-        match fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        }
+        remove(path)
     }
+}
+
+/// Removes a file.
+///
+/// # Errors
+///
+/// When it is there and cannot be removed.
+pub fn remove(path: &Path) -> io::Result<()> {
+    match as_owner(path, || fs::remove_file(path)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Reads a file.
+///
+/// # Errors
+///
+/// When it cannot be read, or is larger than any file of ours.
+pub fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let file = rights::open(path, File::options().read(true))?;
+    let mut bytes = Vec::new();
+    file.take(MAX_FILE).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Reads a file of text.
+///
+/// # Errors
+///
+/// As [`read`], and when it is not UTF-8.
+pub fn read_text(path: &Path) -> io::Result<String> {
+    String::from_utf8(read(path)?)
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+}
+
+/// The files in a directory.
+///
+/// # Errors
+///
+/// When it cannot be read.
+pub fn files(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    as_owner(directory, || {
+        let entries = fs::read_dir(directory)?.flatten();
+        Ok(entries.map(|entry| entry.path()).collect())
+    })
+}
+
+/// Whether an error says that nothing can be written where something could be: the disk is full, or may only be read.
+pub fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull
+            | io::ErrorKind::QuotaExceeded
+            | io::ErrorKind::ReadOnlyFilesystem
+    )
 }
 
 /// Opens a file to add to it, and makes it if need be.
@@ -128,13 +184,7 @@ impl Disk {
 ///
 /// When it cannot be opened.
 pub fn open_to_append(path: &Path) -> io::Result<File> {
-    let file = File::options()
-        .create(true)
-        .read(true)
-        .append(true)
-        .open(path)?;
-    own_like(&file, path.parent())?;
-    Ok(file)
+    rights::open(path, File::options().create(true).read(true).append(true))
 }
 
 /// Makes a directory and those above it that are missing.
@@ -149,17 +199,7 @@ pub fn create_directory(path: &Path) -> io::Result<()> {
     if let Some(parent) = path.parent() {
         create_directory(parent)?;
     }
-    fs::create_dir(path)?;
-    own_like(&File::open(path)?, path.parent())
-}
-
-/// What root makes in a directory of the service's user is to be that user's.
-pub fn own_like(file: &File, directory: Option<&Path>) -> io::Result<()> {
-    let owner = fs::metadata(directory.unwrap_or(Path::new(".")))?;
-    if owner.uid() == 0 || !nix::unistd::geteuid().is_root() {
-        return Ok(());
-    }
-    fchown(file, Some(owner.uid()), Some(owner.gid()))
+    as_owner(path, || fs::create_dir(path))
 }
 
 /// Reads what [`Disk::write_sealed`] has written.
@@ -173,8 +213,7 @@ pub fn read_sealed<T: DeserializeOwned>(path: &Path) -> io::Result<T> {
         sha256: String,
         content: Box<RawValue>,
     }
-    let mut text = String::new();
-    File::open(path)?.take(MAX_FILE).read_to_string(&mut text)?;
+    let text = read_text(path)?;
     let sealed: Sealed = serde_json::from_str(&text)?;
     let found = hex(&Sha256::digest(sealed.content.get()));
     if found != sealed.sha256 {
@@ -191,10 +230,10 @@ pub fn read_sealed<T: DeserializeOwned>(path: &Path) -> io::Result<T> {
 
 /// Removes what writes that were broken off have left in a directory.
 pub fn remove_unfinished(directory: &Path) {
-    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-    for entry in entries {
-        if entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
-            let _ = fs::remove_file(entry.path());
+    for file in files(directory).unwrap_or_default() {
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with(TEMPORARY) {
+            let _ = remove(&file);
         }
     }
 }

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::durable::open_to_append;
+use crate::durable::{open_to_append, read_text};
+use crate::rights::as_owner;
 use crate::timestamp::Timestamp;
 
 /// How many events can be asked for.
@@ -47,7 +48,7 @@ impl Events {
         let path = state_directory.join("events.jsonl");
         let mut newest = VecDeque::new();
         for file in [aside(&path), path.clone()] {
-            let text = fs::read_to_string(file).unwrap_or_default();
+            let text = read_text(&file).unwrap_or_default();
             // A line that a crash has cut off is left out.
             newest.extend(
                 text.lines()
@@ -97,7 +98,7 @@ impl Events {
     fn append(&self, event: &Event) -> io::Result<()> {
         let mut file = open_to_append(&self.path)?;
         if file.metadata()?.len() > FILE_BYTES {
-            fs::rename(&self.path, aside(&self.path))?;
+            as_owner(&self.path, || fs::rename(&self.path, aside(&self.path)))?;
             file = open_to_append(&self.path)?;
         }
         let mut line = serde_json::to_vec(event)?;

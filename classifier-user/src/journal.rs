@@ -1,4 +1,4 @@
-//! The journal: a line for every change that was put into force, never changed afterwards.
+//! The journal: a line for every change that was put into force, never changed afterwards. The oldest go once there are many.
 
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::durable::open_to_append;
+use crate::durable::{open_to_append, read_text};
+use crate::rights::as_owner;
 use crate::timestamp::Timestamp;
 
 /// Who made a change.
@@ -49,6 +50,9 @@ pub fn path(state_directory: &Path) -> PathBuf {
     state_directory.join("journal.jsonl")
 }
 
+/// The file is put aside, in place of the one before, when it is as long as this: some ten thousand changes.
+const FILE_BYTES: u64 = 4 << 20;
+
 /// Adds a line.
 ///
 /// # Errors
@@ -56,6 +60,10 @@ pub fn path(state_directory: &Path) -> PathBuf {
 /// When it cannot be written.
 pub fn append(path: &Path, entry: &Entry) -> io::Result<()> {
     let mut file = open_to_append(path)?;
+    if file.metadata()?.len() > FILE_BYTES {
+        as_owner(path, || std::fs::rename(path, aside(path)))?;
+        file = open_to_append(path)?;
+    }
     let mut line = Vec::new();
     if file.seek(SeekFrom::End(0))? > 0 {
         file.seek(SeekFrom::End(-1))?;
@@ -78,18 +86,24 @@ pub fn append(path: &Path, entry: &Entry) -> io::Result<()> {
 ///
 /// When the file is there and cannot be read.
 pub fn read(path: &Path) -> io::Result<(Vec<Entry>, usize)> {
-    let text = match std::fs::read_to_string(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
-        text => text?,
-    };
     let (mut entries, mut damaged) = (Vec::new(), 0);
-    for line in text.lines() {
-        match serde_json::from_str(line) {
-            Ok(entry) => entries.push(entry),
-            Err(_) => damaged += 1,
+    for file in [&aside(path), path] {
+        let text = match read_text(file) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            text => text?,
+        };
+        for line in text.lines() {
+            match serde_json::from_str(line) {
+                Ok(entry) => entries.push(entry),
+                Err(_) => damaged += 1,
+            }
         }
     }
     Ok((entries, damaged))
+}
+
+fn aside(path: &Path) -> PathBuf {
+    path.with_extension("jsonl.1")
 }
 
 #[cfg(test)]
@@ -116,6 +130,13 @@ mod tests {
         let text = std::fs::read_to_string(&path).unwrap();
         std::fs::write(&path, format!("{text}{}", &text[..20])).unwrap();
         append(&path, &entry).unwrap();
-        assert_eq!(read(&path).unwrap(), (vec![entry.clone(), entry], 1));
+        let both = (vec![entry.clone(), entry.clone()], 1);
+        assert_eq!(read(&path).unwrap(), both);
+        // However much happens, it does not grow.
+        let full = "x\n".repeat(usize::try_from(FILE_BYTES).unwrap() / 2 + 1);
+        std::fs::write(&path, full).unwrap();
+        append(&path, &entry).unwrap();
+        assert!(std::fs::metadata(&path).unwrap().len() < 1000);
+        assert_eq!(read(&path).unwrap().0, [entry]);
     }
 }

@@ -28,12 +28,15 @@ pub mod journal;
 pub mod lab;
 pub mod links;
 pub mod list;
+pub mod memory;
+pub mod mounts;
 pub mod nat;
 pub mod policy;
 pub mod private;
 #[cfg(test)]
 mod reference;
 pub mod replay;
+pub mod rights;
 pub mod ruleset;
 pub mod secrets;
 pub mod sysdump;

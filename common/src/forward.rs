@@ -1,16 +1,26 @@
 //! Redirect mode: which steered packets XDP may forward itself, and what it writes into them.
 
+use crate::classify::source;
 use crate::egress::{Egress, NextHop};
-use crate::frame::FrameMut;
+use crate::frame::{Frame, FrameMut};
 use crate::packet::{FIRST_FRAGMENT, Headers, OPTIONS, TAGGED};
 use crate::table::Destination;
 use crate::verdict::Reason;
 
-/// The link-layer addresses for a packet that XDP may forward, or why it is left to the kernel.
+/// The shortest Ethernet frame without its check sequence (IEEE 802.3). Shorter packets have padding behind them.
+const SHORTEST_FRAME: u32 = 60;
+
+/// The link-layer addresses for a packet that XDP may forward, or why it is left to the kernel. `is_own` says whether an address
+/// is one of the gateway's.
 ///
-/// The packet's way is decided already; the kernel sends it by the same egress.
+/// The packet's way is decided already; the kernel sends it by the same egress, if it sends it at all.
 #[inline(always)]
-pub fn plan(headers: &Headers, egress: &Egress) -> Result<[u8; 6], Reason> {
+pub fn plan<F: Frame + ?Sized>(
+    frame: &F,
+    headers: &Headers,
+    egress: &Egress,
+    is_own: impl FnOnce(Destination) -> bool,
+) -> Result<[u8; 6], Reason> {
     let NextHop::Mac(destination_mac) = egress.next_hop(headers.is_v6()) else {
         return Err(Reason::KernelNextHop);
     };
@@ -29,7 +39,42 @@ pub fn plan(headers: &Headers, egress: &Egress) -> Result<[u8; 6], Reason> {
     if headers.ip_len > u32::from(egress.mtu) {
         return Err(Reason::KernelMtu);
     }
+    if !is_whole(frame, headers) {
+        return Err(Reason::KernelDamaged);
+    }
+    match source(frame, headers) {
+        Some((high, low)) if is_clients(headers.is_v6(), high, low) => {
+            if is_own(Destination::from_halves(headers.is_v6(), high, low)) {
+                return Err(Reason::KernelSource);
+            }
+        }
+        _ => return Err(Reason::KernelSource),
+    }
     Ok(destination_mac)
+}
+
+/// Whether the IPv4 header without options has the right checksum (RFC 1812, section 5.2.2), and nothing but padding stands
+/// behind the packet, which the kernel would cut off.
+#[inline(always)]
+pub fn is_whole<F: Frame + ?Sized>(frame: &F, headers: &Headers) -> bool {
+    let len = frame.len();
+    if len > SHORTEST_FRAME && len > headers.ip_offset + headers.ip_len {
+        return false;
+    }
+    headers.is_v6() || frame.sum_of_20(headers.ip_offset) == Some(0xffff)
+}
+
+/// Whether an address can be a client's. Of those that cannot the kernel drops most (`ip_route_input_slow`, `ip6_forward`).
+#[inline(always)]
+pub const fn is_clients(v6: bool, high: u64, low: u64) -> bool {
+    if v6 {
+        // 2000::/3 (RFC 4291, section 2.4) and fc00::/7 (RFC 4193).
+        high >> 61 == 1 || high >> 57 == 0xfc >> 1
+    } else {
+        // Not 0.0.0.0/8, 127.0.0.0/8, nor what is above 223.255.255.255.
+        let first = low >> 24 & 0xff;
+        first != 0 && first != 127 && first < 224
+    }
 }
 
 /// Writes the next hop's and the egress's MAC addresses and takes one from the TTL or hop limit.
@@ -92,6 +137,7 @@ mod tests {
         frame[12..14].copy_from_slice(&[0x08, 0]);
         frame[14..24].copy_from_slice(&[0x45, 0, 0, 28, 0, 0, 0, 0, ttl, 17]);
         frame[18..20].copy_from_slice(&identification.to_be_bytes());
+        frame[26..30].copy_from_slice(&[10, 1, 0, 2]);
         frame[30..34].copy_from_slice(&[52, 113, 0, 1]);
         frame[36..40].copy_from_slice(&[0x0d, 0x96, 0, 8]);
         let sum = checksum(&frame[14..34]);
@@ -126,6 +172,7 @@ mod tests {
             v4: NextHop::Mac([1; 6]),
             ..Egress::default()
         };
+        let plan = |headers: &Headers, egress: &Egress| plan(frame, headers, egress, |_| false);
         assert_eq!(plan(&headers, &egress), Ok([1; 6]));
         let kernel = Egress {
             v4: NextHop::Kernel,
@@ -171,5 +218,67 @@ mod tests {
             ..headers
         };
         assert_eq!(plan(&longest, &egress), Ok([1; 6]));
+    }
+
+    #[test]
+    fn what_the_kernel_would_not_forward_as_it_is_is_left_to_it() {
+        let egress = Egress {
+            redirect: true,
+            mtu: 1500,
+            v4: NextHop::Mac([1; 6]),
+            ..Egress::default()
+        };
+        let planned = |bytes: &[u8], is_own: bool| {
+            let headers = walk(bytes).unwrap();
+            plan(bytes, &headers, &egress, |_| is_own)
+        };
+        let bytes = udp(64, 7);
+        assert_eq!(planned(&bytes, false), Ok([1; 6]));
+        assert_eq!(planned(&bytes, true), Err(Reason::KernelSource));
+        for byte in [14 + 1, 14 + 5, 14 + 10, 14 + 15] {
+            let mut damaged = bytes;
+            damaged[byte] ^= 1;
+            assert_eq!(
+                planned(&damaged, false),
+                Err(Reason::KernelDamaged),
+                "{byte}"
+            );
+        }
+        let with_tail = |length: usize| {
+            let mut bytes = bytes.to_vec();
+            bytes.resize(length, 0);
+            planned(&bytes, false)
+        };
+        assert_eq!(with_tail(60), Ok([1; 6]));
+        assert_eq!(with_tail(61), Err(Reason::KernelDamaged));
+        for (source, is_clients) in [
+            ([0, 1, 2, 3], false),
+            ([10, 0, 0, 1], true),
+            ([127, 0, 0, 1], false),
+            ([223, 255, 255, 255], true),
+            ([224, 0, 0, 1], false),
+            ([255, 255, 255, 255], false),
+        ] {
+            let mut bytes = bytes;
+            bytes[26..30].copy_from_slice(&source);
+            bytes[24..26].fill(0);
+            let sum = checksum(&bytes[14..34]);
+            bytes[24..26].copy_from_slice(&sum.to_be_bytes());
+            assert_eq!(planned(&bytes, false).is_ok(), is_clients, "{source:?}");
+        }
+        for (source, expected) in [
+            ("::", false),
+            ("::1", false),
+            ("::ffff:10.0.0.1", false),
+            ("64:ff9b::1", false),
+            ("2001:db8::1", true),
+            ("fd00:1::2", true),
+            ("fe80::1", false),
+            ("ff02::1", false),
+        ] {
+            let source: core::net::IpAddr = source.parse().unwrap();
+            let (high, low) = Destination::from(source).to_halves();
+            assert_eq!(is_clients(true, high, low), expected, "{source}");
+        }
     }
 }

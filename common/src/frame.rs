@@ -34,10 +34,31 @@ pub trait Frame {
         value
     }
 
+    /// The ones' complement sum (RFC 1071) of the 20 bytes at `offset`, in any byte order: 0xffff where a checksum among them is
+    /// right. `None` where [`read`](Self::read) is.
+    #[inline(always)]
+    fn sum_of_20(&self, offset: u32) -> Option<u16> {
+        let bytes = self.read::<20>(offset)?;
+        let (words, _) = bytes.as_chunks::<4>();
+        let mut sum = 0;
+        for word in words {
+            sum += u64::from(u32::from_ne_bytes(*word));
+        }
+        Some(folded(sum))
+    }
+
     /// Whether the frame has no bytes.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
+}
+
+/// A ones' complement sum of 32-bit words, in 16 bits.
+#[inline(always)]
+pub const fn folded(sum: u64) -> u16 {
+    let sum = (sum & 0xffff) + (sum >> 16 & 0xffff) + (sum >> 32);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    ((sum + (sum >> 16)) & 0xffff) as u16
 }
 
 /// A frame that can be changed in place.

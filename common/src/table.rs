@@ -6,6 +6,7 @@
 //! word 2        words in use
 //! word 3        number of classes
 //! word 4        word offset and number of source intervals for IPv4, then for IPv6 (see `condition`)
+//! word 8        64 bits, by which most addresses are known not to be the gateway's own (see `own_bit`)
 //! word 16       IPv4 root: 65,536 entries, indexed by the upper 16 bits of the destination
 //! word 65552    IPv6 root: 8,192 entries for 2000::/3, indexed by bits 3 to 15; one entry for all other addresses
 //! word 73760    class pages: 512 offsets, indexed by the upper 9 bits of a key
@@ -52,6 +53,8 @@ pub const USED: u32 = 2;
 pub const CLASS_COUNT: u32 = 3;
 /// Index of the two words that say where the source intervals for IPv4 are; those for IPv6 follow.
 pub const SOURCES: u32 = 4;
+/// Index of the two words, the lower half first, that have a bit for each of the gateway's own addresses; see [`own_bit`].
+pub const OWN_BITS: u32 = 8;
 /// Index of the first entry of the IPv4 root.
 pub const V4_ROOT: u32 = 16;
 /// Entries of the IPv4 root.
@@ -224,6 +227,21 @@ pub const fn v6_root(high: u64) -> u32 {
         V6_ROOT + ((high >> 48) as u32 & (V6_ENTRIES - 1))
     } else {
         V6_OTHERS
+    }
+}
+
+/// The bit of an address, by its lower half, in the words at [`OWN_BITS`]. Where it is not set the address is not the gateway's own.
+#[inline(always)]
+pub const fn own_bit(low: u64) -> u64 {
+    1 << ((low ^ low >> 32) & 63)
+}
+
+/// Whether an address may be the gateway's own; if so, the table itself is to be asked.
+#[inline(always)]
+pub fn may_be_own<T: Table + ?Sized>(table: &T, low: u64) -> bool {
+    match table.words::<2>(OWN_BITS) {
+        Some([lower, upper]) => (u64::from(upper) << 32 | u64::from(lower)) & own_bit(low) != 0,
+        None => true,
     }
 }
 

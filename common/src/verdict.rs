@@ -77,6 +77,8 @@ reasons! {
     Shadow = 23, "shadow", "matched an endpoint set that the policy would steer, but only shows (shadow)";
     Bypass = 24, "bypass", "matched a steered endpoint set, but steering is switched off (breakout bypass)";
     Pinned = 25, "pinned", "matched a steered endpoint set, but its flow began on the ordinary path and stays there";
+    KernelSource = 26, "kernel_source", "steered; left to the kernel, which drops or forwards it, because its source is no client's address";
+    KernelDamaged = 27, "kernel_damaged", "steered; left to the kernel, which drops or trims it, because of its header checksum or bytes behind its end";
 }
 
 impl Reason {
@@ -93,6 +95,7 @@ impl Reason {
     /// Whether a packet with this reason leaves by an egress, rather than by the ordinary path.
     pub const fn is_steer(self) -> bool {
         (self as u8) < Reason::NoPrefix as u8
+            || matches!(self, Reason::KernelSource | Reason::KernelDamaged)
     }
 }
 
@@ -247,8 +250,10 @@ mod tests {
     }
 
     #[test]
-    fn steer_reasons_come_first() {
+    fn steer_reasons_are_told_from_the_others() {
         assert!(Reason::KernelDevice.is_steer());
+        assert!(Reason::KernelSource.is_steer());
+        assert!(!Reason::Pinned.is_steer());
         assert!(!Reason::NoPrefix.is_steer());
         assert!(!Reason::EgressDown.is_steer());
     }

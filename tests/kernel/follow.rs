@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 use breakout_tests::daemon::{Daemon, Site};
 use breakout_tests::fake_service::{Credentials, FakeService, Mood};
@@ -485,6 +487,18 @@ fn full_disk() -> Result<()> {
     outcome
 }
 
+fn remount(state: &std::path::Path, flags: nix::mount::MsFlags) -> Result<()> {
+    let none: Option<&str> = None;
+    let flags = flags | nix::mount::MsFlags::MS_REMOUNT;
+    Ok(nix::mount::mount(
+        none,
+        state,
+        none,
+        flags,
+        Some("size=256k"),
+    )?)
+}
+
 fn with_full_disk(office: &Office, state: &std::path::Path) -> Result<()> {
     let daemon = started(office)?;
     let filler = state.join("filler");
@@ -501,13 +515,39 @@ fn with_full_disk(office: &Office, state: &std::path::Path) -> Result<()> {
     );
     ensure!(office.way(ALWAYS)? == "internet" && office.way(LATER)? == "wan");
     daemon.kill()?;
-    let daemon = Daemon::start(&office.site, &office.lab.gateway);
+    // A controller comes back without any room, and says so.
+    let daemon = Daemon::start(&office.site, &office.lab.gateway)?;
+    ensure!(daemon.log().contains("state.json"), "{}", daemon.log());
+    let status = office.site.json(&office.lab.gateway, &["status"])?;
+    ensure!(
+        status["alerts"].to_string().contains("state.json"),
+        "{status}"
+    );
+    daemon.kill()?;
+    // So it does where nothing may be written at all.
+    remount(state, nix::mount::MsFlags::MS_RDONLY)?;
+    let daemon = Daemon::start(&office.site, &office.lab.gateway)?;
+    ensure!(daemon.log().contains("Read-only"), "{}", daemon.log());
+    ensure!(office.way(ALWAYS)? == "internet");
+    office.lab.internet.ip("link set eth0 down")?;
+    let cut = std::time::Instant::now();
+    while office.way(ALWAYS)? != "wan" {
+        ensure!(
+            cut.elapsed() < Duration::from_secs(5),
+            "a dead link is not left"
+        );
+    }
+    office.lab.internet.ip("link set eth0 up")?;
+    // Its routes went with the link.
+    office
+        .lab
+        .internet
+        .ip("route replace 10.1.0.0/24 via 10.3.0.1")?;
+    daemon.kill()?;
+    remount(state, nix::mount::MsFlags::empty())?;
     fs::remove_file(&filler)?;
-    let daemon = match daemon {
-        Ok(daemon) => daemon,
-        // It may not start without room for its state; packets go on as they did.
-        Err(_) => Daemon::start(&office.site, &office.lab.gateway)?,
-    };
+    let mut daemon = Daemon::start(&office.site, &office.lab.gateway)?;
+    daemon.wait_until(|_| office.way(ALWAYS).is_ok_and(|way| way == "internet"))?;
     ensure!(office.version()? == "2026070100" && office.way(ALWAYS)? == "internet");
     ensure!(office.fetch()?["outcome"] == "applied");
     ensure!(office.way(LATER)? == "internet");

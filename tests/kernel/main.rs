@@ -2,8 +2,10 @@
 
 mod adopt;
 mod bad_input;
+mod boundaries;
 mod cleanup;
 mod egress;
+mod failover;
 mod families;
 mod flows;
 mod follow;
@@ -26,6 +28,7 @@ mod replay;
 mod routing;
 mod seeing;
 mod several;
+mod sound;
 mod switch;
 mod thousand;
 mod traffic;
@@ -118,6 +121,8 @@ fn is_shown_elsewhere(name: &str) -> bool {
             follow::TESTS,
             thousand::TESTS,
             messages::TESTS,
+            boundaries::TESTS,
+            failover::TESTS,
             unmoved::TESTS,
             families::TESTS,
             several::TESTS,
@@ -172,9 +177,11 @@ fn main() -> ExitCode {
         questions::TESTS,
         flows::TESTS,
         redirect::TESTS,
+        sound::TESTS,
         egress::TESTS,
         unmoved::TESTS,
         families::TESTS,
+        failover::TESTS,
         translation::TESTS,
         several::TESTS,
         links::TESTS,
@@ -196,6 +203,7 @@ fn main() -> ExitCode {
         upgrade::TESTS,
         watching::TESTS,
         cleanup::TESTS,
+        boundaries::TESTS,
         bad_input::TESTS,
         messages::TESTS,
     ]

@@ -18,6 +18,17 @@ pub(crate) const TESTS: &[Test] = &[
     ("what_a_stop_moves_is_translated_afresh", by_a_stop),
     ("what_a_hard_rule_moves_is_translated_afresh", by_a_rule),
     ("unload_removes_our_table_too", unloaded),
+    ("flows_of_a_gap_of_our_rules_are_translated_again", gap),
+    ("a_rule_that_only_looks_like_ours_is_replaced", lookalike),
+    (
+        "a_call_that_returns_with_its_ports_is_translated",
+        returning,
+    ),
+    ("a_cleared_mark_is_an_alert", cleared_mark),
+    (
+        "somebody_elses_translation_is_an_alert",
+        translated_by_others,
+    ),
 ];
 
 const QUICK: &str = "probes = []\n[health]\nhold_down = \"500ms\"\n";
@@ -162,5 +173,141 @@ fn unloaded() -> Result<()> {
     ensure!(output.status.success(), "{output:?}");
     let tables = lab.gateway.exec("nft list tables")?;
     ensure!(!tables.contains("breakout"), "{tables}");
+    Ok(())
+}
+
+/// As a restart of systemd-networkd deletes them. What leaves by the WAN meanwhile is not translated there.
+fn gap() -> Result<()> {
+    let office = Office::open(QUICK)?;
+    let (lab, site) = (&office.lab, &office.site);
+    let mut daemon = Daemon::start(site, &lab.gateway)?;
+    let calls: Vec<Stream> = (0..20)
+        .map(|_| Stream::start(&lab.client, address(MEDIA)))
+        .collect::<Result<_>>()?;
+    let all_are_at = |end: &str| calls.iter().all(|call| call.now().as_deref() == Some(end));
+    daemon.wait_until(|_| all_are_at("internet"))?;
+    for _ in 0..4 {
+        let _ = lab.gateway.ip("rule del pref 900");
+    }
+    let deleted = Instant::now();
+    daemon.wait_until(|_| deleted.elapsed() > Duration::from_secs(4))?;
+    let now = Instant::now();
+    daemon.wait_until(|_| now.elapsed() > Duration::from_secs(1))?;
+    for call in &calls {
+        let lost = call.lost_since(now);
+        ensure!(lost <= 2, "{lost} packets of a call are lost for good");
+        ensure!(
+            call.who_since(now) == ["internet"],
+            "{:?}",
+            call.who_since(now)
+        );
+    }
+    daemon.stop()?;
+    Ok(())
+}
+
+fn lookalike() -> Result<()> {
+    let office = Office::open(QUICK)?;
+    let (lab, site) = (&office.lab, &office.site);
+    let mut daemon = Daemon::start(site, &lab.gateway)?;
+    ensure!(office.new_way()? == "internet");
+    // As many chains and rules as before.
+    lab.gateway.exec(
+        "nft flush chain inet breakout-5001 postrouting ; add rule inet breakout-5001 postrouting oifname \"inet\" counter accept",
+    )?;
+    daemon.wait_until(|daemon| daemon.log().contains("was made again"))?;
+    daemon.wait_until(|_| office.new_way().is_ok_and(|way| way == "internet"))?;
+    // What is as it was made is left alone.
+    let made = daemon.log().matches("was made again").count();
+    let since = Instant::now();
+    daemon.wait_until(|_| since.elapsed() > Duration::from_secs(12))?;
+    ensure!(
+        daemon.log().matches("was made again").count() == made,
+        "{}",
+        daemon.log()
+    );
+    daemon.stop()?;
+    Ok(())
+}
+
+/// A call begins while the link is down, pauses, and goes on from the same port when the link is back: to the kernel it is the
+/// same connection, which is not translated.
+fn returning() -> Result<()> {
+    let settings = format!("{QUICK}[pinning]\nmedia_hold = \"1s\"\nudp_idle = \"1s\"\n");
+    let office = Office::open(&settings)?;
+    let (lab, site) = (&office.lab, &office.site);
+    lab.internet.ip("link set eth0 down")?;
+    let mut daemon = Daemon::start(site, &lab.gateway)?;
+    let source = address("10.1.0.2:50004");
+    let call = Stream::start_from(&lab.client, source, address(MEDIA))?;
+    daemon.wait_until(|_| call.now().as_deref() == Some("wan"))?;
+    drop(call);
+    lab.internet.ip("link set eth0 up")?;
+    daemon.wait_until(office.is_up(true))?;
+    let paused = Instant::now();
+    daemon.wait_until(|_| paused.elapsed() > Duration::from_secs(4))?;
+    let call = Stream::start_from(&lab.client, source, address(MEDIA))?;
+    daemon.wait_until(|_| call.now().as_deref() == Some("internet"))?;
+    daemon.stop()?;
+    Ok(())
+}
+
+fn alerts(office: &Office) -> String {
+    let status = office.site.json(&office.lab.gateway, &["status"]);
+    status.unwrap_or_default()["alerts"].to_string()
+}
+
+/// A rule of somebody else clears the mark before the kernel routes, so that packets leave by the WAN.
+fn cleared_mark() -> Result<()> {
+    for masquerade in ["masquerade = true", ""] {
+        let office = Office::open(QUICK)?;
+        let (lab, site) = (&office.lab, &office.site);
+        site.configure(&config(QUICK).replace("masquerade = true", masquerade))?;
+        lab.internet.ip("route add 10.1.0.0/24 via 10.3.0.1")?;
+        let mut daemon = Daemon::start(site, &lab.gateway)?;
+        let call = Stream::start(&lab.client, address(MEDIA))?;
+        daemon.wait_until(|_| call.now().as_deref() == Some("internet"))?;
+        let calm = Instant::now();
+        daemon.wait_until(|_| calm.elapsed() > Duration::from_secs(8))?;
+        ensure!(alerts(&office) == "[]", "{}", alerts(&office));
+        lab.gateway.exec("nft add table inet qos")?;
+        lab.gateway
+            .exec("nft add chain inet qos pre { type filter hook prerouting priority mangle ; }")?;
+        lab.gateway
+            .exec("nft add rule inet qos pre iifname lan meta mark set 0")?;
+        let cleared = Instant::now();
+        daemon.wait_until(|_| alerts(&office).contains("steered"))?;
+        ensure!(
+            cleared.elapsed() < Duration::from_secs(12),
+            "{:?}",
+            cleared.elapsed()
+        );
+        lab.gateway.exec("nft delete table inet qos")?;
+        let _new = Stream::start(&lab.client, address(MEDIA))?;
+        daemon.wait_until(|_| alerts(&office) == "[]")?;
+        daemon.stop()?;
+    }
+    Ok(())
+}
+
+fn translated_by_others() -> Result<()> {
+    let office = Office::open(QUICK)?;
+    let (lab, site) = (&office.lab, &office.site);
+    let mut daemon = Daemon::start(site, &lab.gateway)?;
+    ensure!(office.new_way()? == "internet");
+    lab.gateway.exec("nft add table ip other")?;
+    lab.gateway
+        .exec("nft add chain ip other post { type nat hook postrouting priority 90 ; }")?;
+    lab.gateway
+        .exec("nft add rule ip other post oifname \"inet\" snat to 192.0.2.77")?;
+    let call = Stream::start(&lab.client, address(MEDIA))?;
+    daemon.wait_until(|_| alerts(&office).contains("192.0.2.77"))?;
+    drop(call);
+    lab.gateway.exec("nft delete table ip other")?;
+    daemon.wait_until(|_| {
+        let _ = office.new_way();
+        alerts(&office) == "[]"
+    })?;
+    daemon.stop()?;
     Ok(())
 }

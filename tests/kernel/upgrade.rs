@@ -6,10 +6,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use breakout::datapath::Asker;
+use breakout::ruleset::{Ruleset, compile};
 use breakout_tests::daemon::{Daemon, Site, binary, packaged};
 use breakout_tests::flow::{Flow, Transport};
 use breakout_tests::lab::{CONFIG, Lab};
 use breakout_tests::netns::run;
+use breakout_tests::programs;
 use breakout_tests::seen::Counter;
 
 use crate::office::{Office, ways};
@@ -26,6 +29,7 @@ pub(crate) const TESTS: &[Test] = &[
     ),
     ("what_a_controller_leaves_is_removed_by_unload", leave),
     ("a_program_that_is_taken_away_is_told_of", taken_away),
+    ("pins_that_are_removed_are_put_back", unpinned),
     ("flows_stay_through_an_upgrade", flows_stay),
 ];
 
@@ -166,6 +170,36 @@ fn flows_stay() -> Result<()> {
 }
 
 /// Somebody detaches the XDP program, which the controller's link to it does not notice.
+/// Somebody tidies up the BPF file system.
+fn unpinned() -> Result<()> {
+    let office = Office::open("probes = []\n")?;
+    let (lab, site) = (&office.lab, &office.site);
+    let mut daemon = Daemon::start(site, &lab.gateway)?;
+    ensure!(office.new_way()? == "internet");
+    let pins = pins(site)?;
+    run(Command::new("rm").arg("-r").arg(&pins))?;
+    for command in ["stats", "flows", "status"] {
+        site.json(&lab.gateway, &[command])?;
+    }
+    ensure!(office.new_way()? == "internet");
+    daemon.wait_until(|daemon| daemon.log().contains("pins were put back"))?;
+    ensure!(pins.join("v2").exists());
+    let events = site.json(&lab.gateway, &["events"])?.to_string();
+    ensure!(events.contains("pinned again"), "{events}");
+    let before = site.json(&lab.gateway, &["flows"])?["pinned"].clone();
+    daemon.kill()?;
+    ensure!(office.new_way()? == "internet", "after a kill");
+    let daemon = Daemon::start(site, &lab.gateway)?;
+    ensure!(daemon.log().contains("took over"), "{}", daemon.log());
+    let after = site.json(&lab.gateway, &["flows"])?["pinned"].clone();
+    ensure!(
+        after.as_u64() >= before.as_u64(),
+        "{after}, before {before}"
+    );
+    daemon.stop()?;
+    Ok(())
+}
+
 fn taken_away() -> Result<()> {
     let lab = Lab::build()?;
     let site = Site::new(&CONFIG.replace("MODE", "redirect"))?;
@@ -194,6 +228,22 @@ fn taken_away() -> Result<()> {
     run(Command::new("bpftool")
         .args(["link", "detach", "pinned"])
         .arg(&link))?;
+    // Nobody else is there, so it is put back.
+    daemon.wait_until(|daemon| {
+        daemon
+            .log()
+            .contains("the xdp program on lan was attached again")
+    })?;
+    // Now there is.
+    run(Command::new("bpftool")
+        .args(["link", "detach", "pinned"])
+        .arg(&link))?;
+    let empty = compile(&Ruleset::default())?;
+    let other = lab.gateway.enter(|| {
+        let mut asker = Asker::load(programs::object(), &empty)?;
+        asker.attach("sink", "lan")?;
+        Ok(asker)
+    })?;
     daemon.wait_until(|_| {
         let status = site.json(&lab.gateway, &["status"]).unwrap_or_default();
         status["alerts"]
@@ -210,7 +260,9 @@ fn taken_away() -> Result<()> {
     ] {
         ensure!(metrics.contains(line), "{line} is not in {metrics}");
     }
-    // The next controller puts it back.
+    // Once the place is free it is put back.
+    drop(other);
+    daemon.wait_until(|daemon| daemon.log().matches("was attached again").count() == 2)?;
     daemon.kill()?;
     let mut daemon = Daemon::start(&site, &lab.gateway)?;
     daemon.wait_until(|_| {

@@ -192,7 +192,10 @@ fn prometheus() -> Result<()> {
     // Metrics of lists are there only for lists that are followed.
     site.configure(&format!(
         "{}[metrics]\nlisten = \"127.0.0.1:9760\"\n",
-        config.replace("source = \"builtin\"", "source = \"http://10.2.0.2:9\"")
+        config.replace(
+            "source = \"builtin\"",
+            "source = \"http://10.2.0.2:9\"\ninsecure = true"
+        )
     ))?;
     let daemon = Daemon::start(&site, &lab.gateway)?;
     let promtool = unpacked("promtool").context("promtool was looked for before")?;

@@ -213,6 +213,42 @@ exposure() {
     [ "$(echo "$line" | sed -n 's/.*: \([0-9]*\)\.\([0-9]\).*/\1\2/p')" -le 20 ]
 }
 
+# In the service's own sandbox, what it was not given is refused: by the capabilities, by the file system, by the filter of system
+# calls.
+sandbox() {
+    local unit=/run/systemd/system/sandboxed.service
+    sed -e '/^\(Type\|ExecStartPre\|ExecReload\|Restart\|RestartSec\|WatchdogSec\|RuntimeDirectory\)=/d' -e '/^\[Install\]/,$d' \
+        -e 's|^ExecStart=.*|Type=oneshot\nExecStart=/bin/bash /run/tries|' /lib/systemd/system/breakout.service >$unit
+    cat >/run/tries <<'END'
+granted() { "$@" || { echo "REFUSED: $*"; exit 1; }; }
+refused() { ! "$@" 2>/dev/null || { echo "NOT REFUSED: $*"; exit 1; }; }
+granted touch /var/lib/breakout/tried
+granted rm /var/lib/breakout/tried
+granted ip link show lan
+granted ip rule add pref 31999 lookup main
+granted ip rule del pref 31999
+refused touch /etc/tried
+refused touch /usr/tried
+refused cat /etc/shadow
+refused mount -t tmpfs tmpfs /mnt
+refused unshare --net true
+refused chroot / true
+refused nice -n 5 true
+refused kill -0 1
+refused date --set 2020-01-01
+refused setpriv --reuid 0 true
+refused ls /sys/fs/bpf/breakout/..
+echo "what is not granted is refused"
+END
+    systemctl daemon-reload
+    systemctl start sandboxed
+    local code=$?
+    journalctl --unit sandboxed --no-pager --lines 20 --output cat
+    rm $unit /run/tries
+    systemctl daemon-reload
+    return $code
+}
+
 reload_of_nonsense_fails() {
     cp /etc/breakout/breakout.toml /root/saved.toml
     echo nonsense >>/etc/breakout/breakout.toml
@@ -326,6 +362,7 @@ check "docs/branch-office.md's second configuration passes the check" passes_che
 check "docs/configuration.md asks the socket" run_block docs/configuration.md sh 1
 check "it has its own user and few capabilities" is_unprivileged
 check "its exposure is 2.0 at most" exposure
+check "what its sandbox does not grant is refused" sandbox
 check "man breakout" sh -c 'man breakout | grep -i "local internet breakout" && man breakout-list-show >/dev/null'
 check "completions" completes
 check "a reload takes effect" reload_takes_effect

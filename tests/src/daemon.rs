@@ -216,6 +216,27 @@ impl<'a> Daemon<'a> {
         Self::spawn(site, namespace, command)
     }
 
+    /// Starts a controller that finds programs in a directory before it finds others, and waits until it is ready.
+    ///
+    /// # Errors
+    ///
+    /// As [`start`](Self::start).
+    pub fn start_with_programs(
+        site: &'a Site,
+        namespace: &'a Namespace,
+        programs: &Path,
+    ) -> Result<Self> {
+        let mut command = daemon_command(site, namespace, &[])?;
+        let path = std::env::var("PATH").unwrap_or_default();
+        command.env("PATH", format!("{}:{path}", programs.display()));
+        Self::spawn(site, namespace, command)
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     fn spawn(site: &'a Site, namespace: &'a Namespace, mut command: Command) -> Result<Self> {
         let child = command
             .stdin(Stdio::null())

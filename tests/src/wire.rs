@@ -3,6 +3,7 @@
 use std::io;
 use std::mem::{size_of, zeroed};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
@@ -15,6 +16,11 @@ const _: () = assert!(libc::AF_PACKET == 17);
 /// The size of a link-layer address in the type that the calls want.
 const SOCKADDR_LEN: libc::socklen_t = 20;
 const _: () = assert!(size_of::<libc::sockaddr_ll>() == 20);
+
+/// `ETH_P_ALL`: a socket gets frames of every protocol.
+const ALL: u16 = 3;
+/// How long a frame is waited for.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// A raw socket on an interface.
 pub struct Wire {
@@ -32,9 +38,32 @@ impl Wire {
         namespace.enter(move || {
             let index = nix::net::if_::if_nametoindex(interface.as_str())?;
             let socket =
-                raw_socket(index).with_context(|| format!("a raw socket on {interface}"))?;
+                raw_socket(index, 0).with_context(|| format!("a raw socket on {interface}"))?;
             Ok(Wire { socket })
         })
+    }
+
+    /// Opens a raw socket that gets every frame that comes in by an interface of a namespace.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open).
+    pub fn listen(namespace: &Namespace, interface: &str) -> Result<Self> {
+        let interface = interface.to_owned();
+        namespace.enter(move || {
+            let index = nix::net::if_::if_nametoindex(interface.as_str())?;
+            let socket = raw_socket(index, ALL)?;
+            socket2::SockRef::from(&socket).set_read_timeout(Some(PATIENCE))?;
+            Ok(Wire { socket })
+        })
+    }
+
+    /// The next frame that comes in; none if there is none for a while.
+    pub fn receive(&self) -> Option<Vec<u8>> {
+        let mut buffer = vec![0; 64 << 10];
+        let length = nix::unistd::read(&self.socket, &mut buffer).ok()?;
+        buffer.truncate(length);
+        Some(buffer)
     }
 
     /// Sends one frame, from its Ethernet header on.
@@ -59,9 +88,15 @@ impl Wire {
     }
 }
 
-fn raw_socket(index: u32) -> io::Result<OwnedFd> {
+fn raw_socket(index: u32, protocol: u16) -> io::Result<OwnedFd> {
     // SAFETY: the call takes no pointers.
-    let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+    let fd = unsafe {
+        libc::socket(
+            libc::AF_PACKET,
+            libc::SOCK_RAW | libc::SOCK_CLOEXEC,
+            protocol.to_be().into(),
+        )
+    };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
@@ -70,6 +105,7 @@ fn raw_socket(index: u32) -> io::Result<OwnedFd> {
     // SAFETY: sockaddr_ll is integers and an array of bytes, for which all-zero bytes are valid.
     let mut address: libc::sockaddr_ll = unsafe { zeroed() };
     address.sll_family = AF_PACKET;
+    address.sll_protocol = protocol.to_be();
     address.sll_ifindex = index.cast_signed();
     // SAFETY: `address` is a valid sockaddr_ll of the given length for the call.
     let bound = unsafe { libc::bind(fd, (&raw const address).cast(), SOCKADDR_LEN) };
@@ -155,7 +191,8 @@ fn word(value: usize) -> [u8; 2] {
         .to_be_bytes()
 }
 
-fn checksum(header: &[u8]) -> [u8; 2] {
+/// The IPv4 header checksum of a header whose own checksum is zero.
+pub fn checksum(header: &[u8]) -> [u8; 2] {
     let words = header
         .chunks(2)
         .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])));

@@ -1,6 +1,7 @@
 //! Everything a developer types. `cargo xtask --help` lists it.
 
 mod bench;
+mod chaos;
 mod demo;
 mod dist;
 mod fuzz;
@@ -39,11 +40,13 @@ enum Command {
     Demo(demo::Arguments),
     /// Measure Breakout beside what else could be used: about 7 minutes, with --quick 3. Needs root.
     Bench(bench::Arguments),
+    /// Let everything happen to a gateway that happens to gateways, under traffic. Needs root.
+    Chaos(chaos::Arguments),
     /// Build what is installed on gateways: a .deb and a .tar.gz for each kind of machine, in target/dist.
     Dist(dist::Arguments),
     /// Run every check and test. What needs root and has none is skipped, and said so.
-    Test,
-    /// Feed the header walk with damaged packets, guided by which ways they take.
+    Test(test::Arguments),
+    /// Feed the header walk and the parsers with damaged input, guided by which ways it takes.
     Fuzz(fuzz::Arguments),
     /// Run the kernel tests under Debian's 6.1 and 6.12 kernels, in qemu. Needs root to install qemu.
     Vm(vm::Arguments),
@@ -74,8 +77,9 @@ fn run(command: &Command) -> Result<ExitCode> {
         }
         Command::Demo(arguments) => demo::run(arguments),
         Command::Bench(arguments) => bench::run(arguments),
+        Command::Chaos(arguments) => chaos::run(arguments),
         Command::Dist(arguments) => dist::run(arguments),
-        Command::Test => test::run(),
+        Command::Test(arguments) => test::run(arguments),
         Command::Fuzz(arguments) => fuzz::run(arguments),
         Command::Vm(arguments) => vm::run(arguments),
     }

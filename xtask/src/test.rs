@@ -3,11 +3,15 @@
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, ExitCode, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
 
+use crate::fuzz;
 use crate::object::compile;
 use crate::paths;
 use crate::process::{cargo, line, output};
@@ -62,6 +66,12 @@ const STAGES: &[Stage] = &[
         tests(&["test", "--package", "breakout-tests", "--locked"])
     }),
     ("eBPF by each toolchain", toolchains),
+    ("fuzz targets, 20 s each", || {
+        Ok(Outcome {
+            passed: fuzz::all(20)?,
+            ..Outcome::default()
+        })
+    }),
 ];
 
 /// Machines that run at the same time, because they wait most of it.
@@ -71,7 +81,18 @@ const MACHINES: &[(&str, Prepare)] = &[
     ("under Linux 6.12", || vm::kernel("6.12", None)),
 ];
 
-pub(crate) fn run() -> Result<ExitCode> {
+/// What `cargo xtask test` takes.
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// Run the namespace tests alone, three times, beside two busy threads for each processor: what depends on time shows.
+    #[arg(long)]
+    stress: bool,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    if arguments.stress {
+        return stress();
+    }
     let started = Instant::now();
     setup::ensure(Purpose::Test)?;
     let mut report = vec![("set-up", started.elapsed(), Outcome::default())];
@@ -82,6 +103,40 @@ pub(crate) fn run() -> Result<ExitCode> {
         println!("{error:#}");
     }
     report.extend(run_machines());
+    Ok(summarise(&report))
+}
+
+fn stress() -> Result<ExitCode> {
+    setup::ensure(Purpose::Test)?;
+    let processors = thread::available_parallelism()?.get();
+    let stop = Arc::new(AtomicBool::new(false));
+    let busy: Vec<_> = (0..2 * processors)
+        .map(|_| {
+            let stop = Arc::clone(&stop);
+            thread::spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            })
+        })
+        .collect();
+    let rounds = ["first round", "second round", "third round"];
+    let report = rounds.map(|name| {
+        run_stage(name, || {
+            tests(&[
+                "test",
+                "--package",
+                "breakout-tests",
+                "--test",
+                "kernel",
+                "--locked",
+            ])
+        })
+    });
+    stop.store(true, Ordering::Relaxed);
+    for thread in busy {
+        thread.join().expect("a busy thread does not panic");
+    }
     Ok(summarise(&report))
 }
 

@@ -21,6 +21,8 @@ pub struct ListConfig {
     pub instance: OneOrMany<String>,
     /// The web service or a mirror of it (a URL), a file that is watched (a path), or `builtin`.
     pub source: String,
+    /// Whether a source without TLS (`http://`) may be used: anybody on the way there can change the lists.
+    pub insecure: bool,
     /// A response of the web service that is used as it is, instead of a source.
     pub file: Option<PathBuf>,
     /// Certificates to trust besides the system's, as PEM.
@@ -82,6 +84,7 @@ impl Default for ListConfig {
         ListConfig {
             instance: OneOrMany(vec!["worldwide".to_owned()]),
             source: SERVICE.to_owned(),
+            insecure: false,
             file: None,
             ca_file: None,
             proxy: None,
@@ -113,13 +116,27 @@ impl ListConfig {
         if let Some(file) = &self.file {
             return ListSource::Fixed(file.clone());
         }
-        if self.source.starts_with("https://") || self.source.starts_with("http://") {
+        if ["https", "http"]
+            .iter()
+            .any(|scheme| self.has_scheme(scheme))
+        {
             return ListSource::Service(self.source.trim_end_matches('/').to_owned());
         }
         if self.source == BUILT_IN {
             return ListSource::BuiltIn;
         }
         ListSource::Watched(self.source.clone().into())
+    }
+
+    /// Whether the source is a URL with this scheme, whose case does not matter (RFC 3986, section 3.1).
+    fn has_scheme(&self, scheme: &str) -> bool {
+        let found = self.source.split_once("://");
+        found.is_some_and(|(found, _)| found.eq_ignore_ascii_case(scheme))
+    }
+
+    /// Whether lists are fetched without TLS.
+    pub fn is_plain(&self) -> bool {
+        self.file.is_none() && self.has_scheme("http")
     }
 
     pub(super) fn resolve_paths(&mut self, base: &Path) {

@@ -1,10 +1,15 @@
 //! Reading the configuration file, with errors that name the line and what was probably meant.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use super::Config;
 use super::validate::validate;
+use crate::memory;
+
+/// Memory that a byte of the file takes, where it is one of a long array of prefixes: up to the table in the kernel.
+const MEMORY_PER_BYTE: u64 = 40;
 
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -15,7 +20,7 @@ pub enum ConfigError {
         /// The file.
         path: PathBuf,
         /// What the system said.
-        error: std::io::Error,
+        error: io::Error,
     },
     /// The file is no valid TOML, or has a key or value that means nothing.
     #[error("{name}:{line}: {message}")]
@@ -47,6 +52,9 @@ pub fn load(path: &Path) -> Result<Config, ConfigError> {
         path: path.to_owned(),
         error,
     };
+    let length = fs::metadata(path).map_err(read_error)?.len();
+    memory::require(length * MEMORY_PER_BYTE, || path.display().to_string())
+        .map_err(|error| read_error(io::Error::other(format!("{error:#}"))))?;
     let text = fs::read_to_string(path).map_err(read_error)?;
     let mut config = parse(&text, &path.display().to_string())?;
     let absolute = std::path::absolute(path).map_err(read_error)?;

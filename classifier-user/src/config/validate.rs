@@ -9,6 +9,7 @@ use ipnet::IpNet;
 
 use super::{Config, ListConfig, ListSource, Mode, PASS, Preference, SERVICE, Span};
 use crate::list::{Category, Instance};
+use crate::secrets::masked;
 
 /// The longest interface name the kernel takes (IFNAMSIZ without the closing zero).
 const MAX_INTERFACE: usize = 15;
@@ -43,7 +44,15 @@ fn list(list: &ListConfig) -> Result<(), String> {
     if list.file.is_some() && list.source != SERVICE {
         return Err("list.file and list.source are both given; one of them is enough".to_owned());
     }
-    let is_microsofts = list.source.contains("//endpoints.office.com");
+    if list.is_plain() && !list.insecure {
+        return Err(format!(
+            "list.source = \"{}\" is without TLS, so anybody on the way there can change the lists. Use https://; or, if that \
+             is known and wanted, set list.insecure = true",
+            masked(&list.source)
+        ));
+    }
+    let source = list.source.to_ascii_lowercase();
+    let is_microsofts = source.contains("//endpoints.office.com");
     let shortest = if is_microsofts {
         Span::hours(1)
     } else {

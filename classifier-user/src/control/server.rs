@@ -4,6 +4,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use axum::extract::State;
@@ -16,12 +17,30 @@ use serde::Serialize;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{mpsc, oneshot};
 
+use super::connections::{Limits, serve};
 use super::exposition::{self, Exposition};
 use super::{BypassOrder, EventsQuery, Failure, FlowsQuery, ListOrder, Reply, Request};
+use crate::durable::remove;
 use crate::exit::{Code, WithCode, code_of};
 use crate::explain::Query;
+use crate::rights::as_owner;
 
 type Requests = mpsc::Sender<Request>;
+
+/// Root and the service's user ask here, also by connections that they keep, and wait for what takes minutes.
+const CONTROL: Limits = Limits {
+    connections: 128,
+    request: Duration::from_secs(300),
+    lifetime: Duration::from_secs(24 * 3600),
+    keep_alive: true,
+};
+/// Anybody who reaches the address.
+const METRICS: Limits = Limits {
+    connections: 16,
+    request: Duration::from_secs(5),
+    lifetime: Duration::from_secs(30),
+    keep_alive: false,
+};
 
 /// A listening control socket. It is removed when this is dropped.
 pub struct Server {
@@ -39,7 +58,7 @@ impl Server {
     /// When the socket cannot be made, or another process listens on it.
     pub fn start(path: &Path, requests: Requests) -> Result<Self> {
         if let Some(directory) = path.parent() {
-            fs::create_dir_all(directory)
+            as_owner(directory, || fs::create_dir_all(directory))
                 .with_context(|| format!("cannot make the directory {}", directory.display()))?;
         }
         if std::os::unix::net::UnixStream::connect(path).is_ok() {
@@ -50,17 +69,22 @@ impl Server {
             .code(Code::Busy);
         }
         match fs::symlink_metadata(path) {
-            Ok(metadata) if metadata.file_type().is_socket() => fs::remove_file(path)
-                .with_context(|| format!("cannot replace {}", path.display()))?,
+            Ok(metadata) if metadata.file_type().is_socket() => {
+                remove(path).with_context(|| format!("cannot replace {}", path.display()))?;
+            }
             Ok(_) => bail!(
                 "[control] socket: {} is there and is no socket",
                 path.display()
             ),
             Err(_) => {}
         }
-        let listener = UnixListener::bind(path)
+        let listen = || {
+            let listener = UnixListener::bind(path)?;
+            fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+            Ok(listener)
+        };
+        let listener = as_owner(path, listen)
             .with_context(|| format!("cannot listen on the control socket {}", path.display()))?;
-        fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
         let router = Router::new()
             .route("/v1/status", get(status))
             .route("/v1/stats", get(stats))
@@ -76,11 +100,7 @@ impl Server {
             .route("/v1/list/fetch", post(fetch))
             .route("/v1/list/change", post(change_list))
             .with_state(requests);
-        let task = tokio::spawn(async move {
-            if let Err(error) = axum::serve(listener, router).await {
-                tracing::error!("the control socket failed: {error}");
-            }
-        });
+        let task = tokio::spawn(serve(listener, router, CONTROL));
         Ok(Server {
             path: path.to_owned(),
             task,
@@ -91,7 +111,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.task.abort();
-        let _ = fs::remove_file(&self.path);
+        let _ = remove(&self.path);
     }
 }
 
@@ -114,11 +134,7 @@ impl MetricsServer {
         let router = Router::new()
             .route("/metrics", get(metrics))
             .with_state(requests);
-        let task = tokio::spawn(async move {
-            if let Err(error) = axum::serve(listener, router).await {
-                tracing::error!("the metrics' address failed: {error}");
-            }
-        });
+        let task = tokio::spawn(serve(listener, router, METRICS));
         Ok(MetricsServer { task })
     }
 }

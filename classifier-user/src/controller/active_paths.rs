@@ -8,7 +8,7 @@ use breakout_common::path::PathTable;
 use tokio::runtime::Handle;
 
 use super::egress::EgressState;
-use super::ways::{Changed, EgressVerdict, Health, changes_ways};
+use super::ways::{Changed, EgressVerdict, Health, Knowledge, changes_ways};
 use crate::config::Config;
 use crate::datapath::{PathMaps, Paths};
 use crate::health::{Report, Reports, Target};
@@ -33,6 +33,8 @@ pub(super) struct ActivePaths {
     egresses: Vec<EgressState>,
     pub(super) health: Health,
     published: Paths,
+    /// The epoch of the table, which none before it had: what pins remember must mean the same for ever.
+    epoch: u32,
     /// Where the table is published, once there is an installation.
     maps: Option<PathMaps>,
     /// The latest facts, and how many there were before them.
@@ -62,6 +64,8 @@ impl ActivePaths {
             egresses,
             health: Health::new(runtime),
             published: Paths::default(),
+            // What an earlier controller wrote into pins shall not look like ours.
+            epoch: fastrand::u32(..),
             maps: None,
             facts: VecDeque::new(),
             forgotten: 0,
@@ -81,8 +85,7 @@ impl ActivePaths {
         } = &self.intent;
         self.health.look(config, &self.egresses);
         self.published = self.health.paths(config, &self.egresses, preferences);
-        // What an earlier controller wrote into pins shall not look like ours.
-        self.published.table.epoch = fastrand::u32(..);
+        self.published.table.epoch = self.epoch;
         self.published.table.pins_beyond_ruleset = u32::from(pins_beyond_ruleset);
     }
 
@@ -93,6 +96,8 @@ impl ActivePaths {
             egresses: self.egresses.clone(),
             published: self.published.clone(),
             maps: None,
+            since: self.fact_number(),
+            knowledge: None,
         }
     }
 
@@ -115,21 +120,24 @@ impl ActivePaths {
 
     /// Takes in what the kernel tells. Returns whether it concerns any interface of ours.
     pub(super) fn take_in(&mut self, fact: Fact) -> bool {
-        let concerns = match &fact {
+        let is_ours = match &fact {
             Fact::Lost | Fact::Address => return true,
             Fact::Link { name, .. } => self.is_ours(name),
             Fact::Neighbour { .. } => false,
         };
-        let egresses = self.egresses.iter_mut();
-        let changes = egresses.fold(false, |changes, egress| egress.take_in(&fact) || changes);
-        if changes {
+        let mut changes = false;
+        for egress in &mut self.egresses {
+            changes |= egress.take_in(&fact);
+        }
+        // What changes nothing now may do so against an older look that is still being taken.
+        if is_ours || changes {
             if self.facts.len() == REMEMBERED {
                 self.facts.pop_front();
                 self.forgotten += 1;
             }
             self.facts.push_back(fact);
         }
-        concerns || changes
+        is_ours || changes
     }
 
     fn is_ours(&self, interface: &str) -> bool {
@@ -152,15 +160,20 @@ impl ActivePaths {
     }
 
     /// Takes in how the egresses are, looked at since the fact with this number; later facts hold against it.
-    pub(super) fn set_egresses(&mut self, mut egresses: Vec<EgressState>, since: u64) {
+    pub(super) fn set_egresses(&mut self, egresses: Vec<EgressState>, since: u64) {
+        self.egresses = self.brought_up_to_date(egresses, since);
+        self.set_probes();
+    }
+
+    /// Egresses with what has happened since the fact with this number.
+    fn brought_up_to_date(&self, mut egresses: Vec<EgressState>, since: u64) -> Vec<EgressState> {
         let late = usize::try_from(since.saturating_sub(self.forgotten)).unwrap_or(usize::MAX);
         for fact in self.facts.iter().skip(late) {
             for egress in &mut egresses {
                 egress.take_in(fact);
             }
         }
-        self.egresses = egresses;
-        self.set_probes();
+        egresses
     }
 
     /// Probes what is configured by the links that there are.
@@ -171,32 +184,32 @@ impl ActivePaths {
         self.health.set_probes(config, &self.egresses, targets);
     }
 
-    /// Probes these where the configuration names nothing.
-    pub(super) fn set_targets(&mut self, targets: Vec<Target>) {
-        self.intent.targets = targets;
+    /// Goes by another configuration of the same egresses, and probes these targets where it names none.
+    pub(super) fn set_config(&mut self, config: Config, targets: Vec<Target>) {
+        (self.intent.config, self.intent.targets) = (config, targets);
         self.set_probes();
     }
 
     /// Evaluates the egresses by what is known of them, and publishes what follows from that.
     pub(super) fn settle(&mut self) {
-        let changes = self
-            .health
-            .look(&self.intent.config, &self.egresses);
+        let changes = self.health.look(&self.intent.config, &self.egresses);
         self.news.changes.extend(changes);
-        match self.publish() {
+        match self.publish(false) {
             Ok(()) => self.problem = None,
             Err(error) => {
                 let problem = format!("{error:#}");
                 if self.problem.as_ref() != Some(&problem) {
-                    tracing::error!("cannot update the path table, keeping the previous one: {problem}");
+                    tracing::error!(
+                        "cannot update the path table, keeping the previous one: {problem}"
+                    );
                 }
                 self.problem = Some(problem);
             }
         }
     }
 
-    /// Brings the path table up to date.
-    fn publish(&mut self) -> Result<()> {
+    /// Brings the path table up to date, in a new epoch if its choices change or `is_new`.
+    fn publish(&mut self, is_new: bool) -> Result<()> {
         let Intent {
             config,
             preferences,
@@ -204,14 +217,23 @@ impl ActivePaths {
         } = &self.intent;
         let mut paths = self.health.paths(config, &self.egresses, preferences);
         let before = self.published.table;
-        let step = u32::from(changes_ways(&before, &paths.table));
-        paths.table.epoch = before.epoch.wrapping_add(step);
+        let is_change = changes_ways(&before, &paths.table);
+        paths.table.epoch = if is_new || is_change {
+            self.next_epoch()
+        } else {
+            before.epoch
+        };
         paths.table.pins_beyond_ruleset = before.pins_beyond_ruleset;
         self.store(paths)?;
-        if step != 0 {
+        if is_change {
             self.news.before.get_or_insert(before);
         }
         Ok(())
+    }
+
+    fn next_epoch(&mut self) -> u32 {
+        self.epoch = self.epoch.wrapping_add(1);
+        self.epoch
     }
 
     /// Publishes a path table, unless it is the one in force.
@@ -234,7 +256,7 @@ impl ActivePaths {
     ) -> Result<()> {
         let Intent { config, .. } = &self.intent;
         let mut paths = self.health.paths(config, &self.egresses, preferences);
-        paths.table.epoch = self.published.table.epoch.wrapping_add(1);
+        paths.table.epoch = self.next_epoch();
         paths.table.pins_beyond_ruleset = u32::from(pins_beyond_ruleset);
         self.store(paths)?;
         self.intent.preferences.clone_from(preferences);
@@ -261,32 +283,31 @@ impl ActivePaths {
             ..
         } = intent;
         let mut paths = self.health.paths(config, egresses, preferences);
-        paths.table.epoch = self.published.table.epoch.wrapping_add(1);
+        paths.table.epoch = self.epoch;
         paths.table.pins_beyond_ruleset = u32::from(pins_beyond_ruleset);
         paths
     }
 
     /// Goes over to another intent, or back to the one before, with the maps of the installation that carries it out. Returns
-    /// what was there.
-    ///
-    /// # Errors
-    ///
-    /// When its table cannot be published. The intent has changed all the same.
-    pub(super) fn exchange(&mut self, next: Exchanged) -> Result<Exchanged> {
+    /// what was there, and whether its table could be published.
+    pub(super) fn exchange(&mut self, next: Exchanged) -> (Exchanged, Result<()>) {
         let before = Exchanged {
+            since: self.fact_number(),
+            knowledge: Some(self.health.knowledge()),
             intent: std::mem::replace(&mut self.intent, next.intent),
-            egresses: std::mem::replace(&mut self.egresses, next.egresses),
+            egresses: std::mem::take(&mut self.egresses),
             published: std::mem::replace(&mut self.published, next.published),
             maps: std::mem::replace(&mut self.maps, next.maps),
         };
-        self.set_probes();
-        // What has happened since the table was staged.
-        let changes = self
-            .health
-            .look(&self.intent.config, &self.egresses);
+        if let Some(knowledge) = next.knowledge {
+            self.health.know(knowledge);
+        }
+        // What has happened since it was staged.
+        self.set_egresses(next.egresses, next.since);
+        let changes = self.health.look(&self.intent.config, &self.egresses);
         self.news.changes.extend(changes);
-        self.publish()?;
-        Ok(before)
+        let published = self.publish(true);
+        (before, published)
     }
 
     /// Whether there is something for the controller to do.
@@ -306,6 +327,10 @@ pub(super) struct Exchanged {
     pub(super) egresses: Vec<EgressState>,
     pub(super) published: Paths,
     pub(super) maps: Option<PathMaps>,
+    /// The number of the first fact that the egresses do not know of.
+    pub(super) since: u64,
+    /// What was known of the egresses' health, if that is to be gone back to.
+    pub(super) knowledge: Option<Knowledge>,
 }
 
 impl Exchanged {

@@ -4,13 +4,12 @@
 //! rulesets/0000000012-2be4a1f0c3d5-2026033100.json   generation, hash, versions of the lists
 //! ```
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::durable::{Disk, create_directory, read_sealed, remove_unfinished};
+use crate::durable::{Disk, create_directory, files, is_full, read_sealed, remove_unfinished};
 use crate::journal::Who;
 use crate::list::{EndpointSet, Instance};
 use crate::timestamp::Timestamp;
@@ -71,14 +70,22 @@ impl AppliedRulesets {
     /// Opens what is kept, and makes place for it. What is damaged is left out.
     pub(super) fn open(state_directory: &Path) -> Result<Self> {
         let directory = state_directory.join("rulesets");
-        create_directory(&directory)
-            .with_context(|| format!("cannot make the directory {}", directory.display()))?;
+        match create_directory(&directory) {
+            Err(error) if is_full(&error) => {
+                tracing::warn!("cannot make the directory {}: {error}", directory.display());
+                let all = Vec::new();
+                return Ok(AppliedRulesets { directory, all });
+            }
+            made => {
+                made.with_context(|| format!("cannot make the directory {}", directory.display()))?;
+            }
+        }
         remove_unfinished(&directory);
         let mut all: Vec<Applied> = Vec::new();
-        for entry in fs::read_dir(&directory)?.flatten() {
-            match read_sealed(&entry.path()) {
+        for file in files(&directory)? {
+            match read_sealed(&file) {
                 Ok(applied) => all.push(applied),
-                Err(error) => tracing::warn!("{}: {error}", entry.path().display()),
+                Err(error) => tracing::warn!("{}: {error}", file.display()),
             }
         }
         all.sort_by_key(|applied| (applied.at, applied.generation));

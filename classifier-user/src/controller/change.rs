@@ -261,7 +261,10 @@ impl Controller {
             self.commit(from_generation.wrapping_add(1));
         } else {
             let indices = &persistent.egresses;
-            let former = self.failover.paths().egresses().to_vec();
+            let (former, since) = {
+                let paths = self.failover.paths();
+                (paths.egresses().to_vec(), paths.fact_number())
+            };
             let egresses = egress::look(&self.links, &config, indices, &former).await?;
             // A change of something else shall not wait for a link that is gone just now.
             let is_new = |egress: &&EgressState| {
@@ -291,6 +294,8 @@ impl Controller {
                 egresses,
                 published,
                 maps: None,
+                since,
+                knowledge: None,
             };
             self.replace(setup, paths, image).await?;
         }
@@ -301,7 +306,7 @@ impl Controller {
         forget_beside(moving);
         {
             let mut paths = self.failover.paths();
-            paths.set_targets(default_targets(&self.lists));
+            paths.set_config(self.config.clone(), default_targets(&self.lists));
             paths.settle();
         }
         self.after_failover();

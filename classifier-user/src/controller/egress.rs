@@ -221,12 +221,6 @@ impl EgressState {
         self.addresses.iter().any(|net| net.addr() == address)
     }
 
-    /// The index of its interface, if that is there.
-    pub(super) fn interface_index(&self) -> Option<u32> {
-        let ways = self.way_out.as_ref().ok();
-        ways.map(|ways| ways.interface.index)
-    }
-
     /// Takes in what the kernel tells, as far as it takes a way out away or gives it another MAC address; what comes back is
     /// looked at with everything that belongs to it. Returns whether that changes anything.
     pub(super) fn take_in(&mut self, fact: &Fact) -> bool {

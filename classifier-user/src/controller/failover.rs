@@ -10,7 +10,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use tokio::runtime::{Builder, Handle};
+use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::{oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -33,13 +33,16 @@ pub(super) struct Failover {
     thread: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
 }
 
-impl Failover {
-    /// Starts the thread in this network namespace. `make` gets the runtime that probers shall run on.
+/// What the thread will run on, with a subscription to link events: those that come before it runs wait.
+pub(super) struct Watching(Option<(Runtime, Facts)>);
+
+impl Watching {
+    /// Subscribes in this network namespace.
     ///
     /// # Errors
     ///
-    /// When the kernel gives no thread or no netlink socket.
-    pub(super) fn start(make: impl FnOnce(Handle) -> ActivePaths) -> Result<Self> {
+    /// When the kernel gives no netlink socket.
+    pub(super) fn start() -> Result<Self> {
         let runtime = Builder::new_current_thread()
             .enable_all()
             .thread_name("failover")
@@ -49,6 +52,31 @@ impl Failover {
             let _within = runtime.enter();
             Facts::watch()?
         };
+        Ok(Watching(Some((runtime, facts))))
+    }
+}
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        // A runtime must not be waited for within another one.
+        if let Some((runtime, _)) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl Failover {
+    /// Starts the thread. `make` gets the runtime that probers shall run on.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel gives no thread.
+    pub(super) fn start(
+        mut watching: Watching,
+        make: impl FnOnce(Handle) -> ActivePaths,
+    ) -> Result<Self> {
+        let taken = watching.0.take();
+        let (runtime, facts) = taken.context("the subscription is used once")?;
         let paths = make(runtime.handle().clone());
         let reports = paths.reports();
         let paths = Arc::new(Mutex::new(paths));

@@ -1,11 +1,12 @@
 //! Following what changes around the controller: egresses, the gateway's own addresses, and LAN interfaces.
 
 use anyhow::Result;
+use nix::net::if_::if_nametoindex;
 
-use super::egress::EgressState;
 use super::lans::{Lans, look_at_lans};
 use super::ways::Changed;
 use super::{Controller, egress};
+use crate::config::EgressConfig;
 use crate::health::State;
 use crate::links::{Interest, RoutingOutcome};
 use crate::ruleset::{Ruleset, compile};
@@ -19,6 +20,8 @@ impl Controller {
     }
 
     async fn try_follow(&mut self) -> Result<()> {
+        // Before they are looked at, so that what changes meanwhile is told of.
+        self.note_interest();
         let (before, since) = {
             let paths = self.failover.paths();
             (paths.egresses().to_vec(), paths.fact_number())
@@ -48,29 +51,29 @@ impl Controller {
         // The interfaces first: a table that outgrows its place is installed on those that are there now.
         let lans = self.follow_lans().await;
         let own = self.follow_own_addresses().await;
-        self.note_interest();
         routing.and(lans).and(own)
     }
 
     /// Has the kernel tell of those routes that the egresses are looked at for.
-    pub(super) fn note_interest(&self) {
-        let paths = self.failover.paths();
-        let interfaces = paths.egresses().iter();
+    fn note_interest(&self) {
+        let egresses = self.config.egress.values();
+        // Also where there is no way out yet: its route may be what comes next.
+        let index = |egress: &EgressConfig| if_nametoindex(egress.interface.as_str()).ok();
         self.changes.set_interest(Interest {
-            interfaces: interfaces.filter_map(EgressState::interface_index).collect(),
+            interfaces: egresses.filter_map(index).collect(),
             tables: egress::empty_routing(&self.config.routing).tables,
         });
     }
 
-    /// Does what remains to be done once the path table has changed: events, and flows that have moved. Returns whether the
-    /// links are to be looked at.
-    pub(super) fn after_failover(&mut self) -> bool {
+    /// Does what remains to be done once the path table has changed: events, flows that have moved, and a look at
+    /// the links soon if they have changed.
+    pub(super) fn after_failover(&mut self) {
         let news = self.failover.paths().take_news();
         self.tell_of(news.changes);
         if let Some(before) = news.before {
             self.translate_moved(before);
         }
-        news.look
+        self.wants_look |= news.look;
     }
 
     fn tell_of(&mut self, changes: Vec<Changed>) {

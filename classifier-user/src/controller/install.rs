@@ -10,8 +10,9 @@ use super::active_paths::{ActivePaths, Exchanged, Intent};
 use super::applied::AppliedRulesets;
 use super::change::Cause;
 use super::egress::{self, EgressState};
-use super::failover::Failover;
+use super::failover::{Failover, Watching};
 use super::lans::{Lans, look_at_lans, refuse_missing};
+use super::leaving::Leaving;
 use super::nat::{NatKeeper, nat_plan};
 use super::pinning::{connections, ordinary_pins};
 use super::sources::Sources;
@@ -47,6 +48,8 @@ impl Controller {
         state: StateDirectory,
         changes: Changes,
     ) -> Result<Self> {
+        // From here on what happens to links is noted, also before anything is known of them.
+        let watching = Watching::start().code(Code::System)?;
         let lists = sources.lists();
         let applied = AppliedRulesets::open(&config.state.directory).code(Code::System)?;
         let links = Links::open().code(Code::System)?;
@@ -103,7 +106,14 @@ impl Controller {
         persistent.installed = true;
         persistent.namespace = network_namespace()?;
         persistent.boot = boot_id();
-        state.save(&persistent)?;
+        let unsaved = unsaved(
+            &state,
+            &persistent,
+            "after a crash, what is installed now may have to be removed by hand",
+        );
+        if let Some(problem) = &unsaved {
+            tracing::warn!("{problem}");
+        }
         let intent = Intent {
             config: config.clone(),
             preferences: persistent.preferences.clone(),
@@ -111,7 +121,7 @@ impl Controller {
         };
         let verdicts: &[EgressVerdict] = if adopted { &persistent.verdicts } else { &[] };
         let pins_beyond_ruleset = adopted && !ruleset.bypass;
-        let failover = Failover::start(|runtime| {
+        let failover = Failover::start(watching, |runtime| {
             let mut paths = ActivePaths::new(intent, egresses, runtime);
             paths.begin(verdicts, pins_beyond_ruleset);
             paths
@@ -125,6 +135,7 @@ impl Controller {
             changes,
             translation: Translation::default(),
             nat_keeper: NatKeeper::default(),
+            leaving: Leaving::default(),
             events: Events::open(&events),
             told: String::new(),
             options,
@@ -144,7 +155,8 @@ impl Controller {
             state,
             persistent,
             adopted,
-            unsaved: None,
+            wants_look: false,
+            unsaved,
             retry_at: None,
             trace_readers: JoinSet::new(),
             missing_lans: missing,
@@ -238,7 +250,8 @@ impl Controller {
             trace: self.options.trace,
         };
         let (prepared, maps) = self.datapath.prepare(&plan).code(Code::System)?;
-        self.attach(prepared, paths.with_maps(maps)).code(Code::System)?;
+        self.attach(prepared, paths.with_maps(maps))
+            .code(Code::System)?;
         self.persistent.lans = lans;
         self.commit(generation);
         // The new programs are in force, with a log or without.
@@ -252,24 +265,31 @@ impl Controller {
     /// Lets an installation take over. From here on fail-over writes its path table; if it cannot be attached, again that of
     /// the one before.
     fn attach(&mut self, prepared: Prepared, paths: Exchanged) -> Result<()> {
-        let before = self.failover.paths().exchange(paths)?;
-        let clsact = &mut self.persistent.clsact;
-        let attached =
-            self.datapath
-                .attach(prepared, &self.lans, &self.persistent.lans, clsact);
-        clsact.dedup();
-        if attached.is_err() {
-            self.failover.paths().exchange(before)?;
+        let (before, published) = self.failover.paths().exchange(paths);
+        let attached = match published {
+            Ok(()) => {
+                let clsact = &mut self.persistent.clsact;
+                let (lans, former) = (&self.lans, &self.persistent.lans);
+                let attached = self.datapath.attach(prepared, lans, former, clsact);
+                clsact.dedup();
+                attached
+            }
+            Err(error) => {
+                self.datapath.discard(prepared);
+                Err(error)
+            }
+        };
+        if attached.is_err()
+            && let (_, Err(error)) = self.failover.paths().exchange(before)
+        {
+            tracing::error!("cannot go back to the path table before: {error:#}");
         }
         attached
     }
 
     /// Writes the state down. The data path does not depend on that, so a full disk is no reason to fail; what it means is said.
     pub(super) fn save(&mut self, otherwise: &str) {
-        let problem = match self.state.save(&self.persistent) {
-            Ok(()) => None,
-            Err(error) => Some(format!("{error:#}; {otherwise}")),
-        };
+        let problem = unsaved(&self.state, &self.persistent, otherwise);
         if let Some(problem) = problem.as_ref().filter(|_| problem != self.unsaved) {
             tracing::warn!("{problem}");
         }
@@ -285,7 +305,8 @@ impl Controller {
     }
 
     /// Removes everything: first the programs, so that no packet has a mark whose rule is gone.
-    pub(super) async fn stop(self) -> Result<()> {
+    pub(super) async fn stop(mut self) -> Result<()> {
+        self.nat_keeper.stop().await;
         let moving = connections(self.steered_connections());
         let removed = remove(
             self.datapath,
@@ -298,6 +319,12 @@ impl Controller {
         translate_afresh(&moving);
         outcome
     }
+}
+
+/// Writes the state down. Returns why not, if so, and what follows from that.
+fn unsaved(state: &StateDirectory, persistent: &Persistent, otherwise: &str) -> Option<String> {
+    let error = state.save(persistent).err()?;
+    Some(format!("{error:#}; {otherwise}"))
 }
 
 /// How many flows are pinned, if they are.

@@ -9,6 +9,7 @@ mod failover;
 mod follow;
 mod install;
 mod lans;
+mod leaving;
 mod lists;
 mod nat;
 mod offline;
@@ -28,6 +29,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
@@ -38,6 +40,7 @@ use crate::config::Config;
 use crate::control::{EventsReport, MetricsServer, ProgramStatus, Request, Server};
 use crate::datapath::{DataPath, LanPlan};
 use crate::doctor::{Level, examine};
+use crate::durable::is_full;
 use crate::events::Events;
 use crate::exit::{Code, WithCode};
 use crate::links::{Changes, Links, Removals};
@@ -46,6 +49,7 @@ use crate::ruleset::{Ruleset, Slots};
 use crate::timestamp::Timestamp;
 use applied::AppliedRulesets;
 use failover::Failover;
+use leaving::Leaving;
 use nat::NatKeeper;
 use sources::Sources;
 use state::{Persistent, StateDirectory};
@@ -74,6 +78,9 @@ const RETRY: Duration = Duration::from_secs(30);
 /// How long it is looked for what stands in the way, and how long of that the start waits for it.
 const EXAMINE: Duration = Duration::from_secs(30);
 const EXAMINE_FIRST: Duration = Duration::from_secs(2);
+
+/// How many descriptors are enough: each LAN interface takes about thirty.
+const DESCRIPTORS: u64 = 65_536;
 
 /// How often the programs' log is read with `--trace`.
 const TRACE_INTERVAL: Duration = Duration::from_millis(50);
@@ -115,6 +122,7 @@ struct Controller {
     failover: Failover,
     translation: Translation,
     nat_keeper: NatKeeper,
+    leaving: Leaving,
     events: Events,
     /// What the service manager was told last.
     told: String,
@@ -122,6 +130,8 @@ struct Controller {
     state: StateDirectory,
     persistent: Persistent,
     adopted: bool,
+    /// Whether the links are to be looked at.
+    wants_look: bool,
     /// Why the state could not be written down last, and what follows from that.
     unsaved: Option<String>,
     /// Before then nothing that has failed is tried again.
@@ -141,6 +151,7 @@ struct Controller {
 /// When it cannot start; then nothing is left behind. When it cannot remove something at the end.
 pub async fn run(options: Options) -> Result<()> {
     require_privileges().code(Code::Permission)?;
+    raise_descriptor_limit();
     let mut stop = Stop::new()?;
     let mut hangup = signal(SignalKind::hangup())?;
     let changes = Changes::watch().code(Code::System)?;
@@ -149,7 +160,15 @@ pub async fn run(options: Options) -> Result<()> {
     let state = StateDirectory::lock(&config.state.directory)?;
     let sources = Sources::open(&config, options.list.as_deref())?;
     change::warn_of_problems(&sources.lists());
-    let server = Server::start(&config.control.socket, sender.clone()).code(Code::System)?;
+    let server = match Server::start(&config.control.socket, sender.clone()) {
+        Err(error) if error.downcast_ref().is_some_and(is_full) => {
+            tracing::error!(
+                "{error:#}; no command is answered until there is room and breakout is restarted"
+            );
+            None
+        }
+        started => Some(started.code(Code::System)?),
+    };
     let metrics = match config.metrics.listen {
         Some(address) => Some(
             MetricsServer::start(address, sender)
@@ -180,6 +199,15 @@ pub async fn run(options: Options) -> Result<()> {
     }
     tracing::info!("stopping: removing programs, rules and routes");
     controller.stop().await
+}
+
+/// Allows this process as many descriptors as it may allow itself, if it may. Programs by `select` are not run here.
+fn raise_descriptor_limit() {
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard.min(DESCRIPTORS)
+    {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard.min(DESCRIPTORS), hard);
+    }
 }
 
 /// Tells the service manager, if there is one that wants to know.
@@ -239,8 +267,7 @@ impl Controller {
         refresh.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut clock = interval(CLOCK);
         clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // When the links may be looked at next, and whether they are to be.
-        let (mut next_look, mut wants_look) = (time::Instant::now(), false);
+        let mut next_look = time::Instant::now();
         loop {
             tokio::select! {
                 () = stop.wait() => return,
@@ -251,13 +278,13 @@ impl Controller {
                     }
                 }
                 () = self.failover.woken() => {
-                    wants_look |= self.after_failover();
+                    self.after_failover();
                     self.look_at_translation();
                 }
-                () = self.changes.wait(), if !wants_look => wants_look = true,
-                () = time::sleep_until(next_look), if wants_look => {
+                () = self.changes.wait(), if !self.wants_look => self.wants_look = true,
+                () = time::sleep_until(next_look), if self.wants_look => {
                     self.changes.gather().await;
-                    wants_look = false;
+                    self.wants_look = false;
                     let started = time::Instant::now();
                     self.follow().await;
                     // A large routing table that changes all the time takes a part of the time only.
@@ -324,24 +351,29 @@ impl Controller {
             Request::Flows(query, reply) => drop(reply.send(self.flows(query.limit))),
             Request::Metrics(reply) => drop(reply.send(self.snapshot())),
             Request::Explain(query, reply) => drop(reply.send(self.explain(query))),
-            Request::Reload(reply) => {
+            Request::Reload(reply) if !reply.is_closed() => {
                 let outcome = self.reload().await;
                 drop(reply.send(outcome));
             }
             Request::Plan(reply) => drop(reply.send(self.plan())),
-            Request::Apply(reply) => {
+            Request::Apply(reply) if !reply.is_closed() => {
                 let outcome = self.apply().await;
                 drop(reply.send(outcome));
             }
-            Request::Bypass(order, reply) => {
+            Request::Bypass(order, reply) if !reply.is_closed() => {
                 let outcome = self.bypass(order).await;
                 drop(reply.send(outcome));
             }
             Request::Fetch(reply) => self.look_now(reply),
-            Request::ChangeList(order, reply) => {
+            Request::ChangeList(order, reply) if !reply.is_closed() => {
                 let outcome = self.change_list(order).await;
                 drop(reply.send(outcome));
             }
+            // Who gave the order has gone, and was told that it was not carried out.
+            Request::Reload(_)
+            | Request::Apply(_)
+            | Request::Bypass(..)
+            | Request::ChangeList(..) => {}
         }
     }
 
@@ -369,6 +401,7 @@ impl Controller {
         // What does not answer may come back; what was bad may have been good for long enough.
         egress::refresh_neighbours(&self.links, &self.egresses(), true).await;
         self.look_at_translation();
+        self.look_at_leaving();
         self.tell_status();
     }
 

@@ -26,6 +26,7 @@ impl Controller {
 
     /// Makes the table as the configuration wants it; none if no egress wants anything of it.
     pub(super) async fn apply_nat(&mut self, egresses: &[EgressState]) -> Result<()> {
+        self.nat_keeper.stop().await;
         let plan = self.nat(egresses);
         if !self.persistent.nat && plan.egresses.is_empty() {
             return Ok(());
@@ -78,6 +79,12 @@ impl NatKeeper {
             true => None,
             false => listed(plan).await.ok(),
         };
+    }
+
+    /// Ends a look that runs: it would put back what is about to be changed.
+    pub(super) async fn stop(&mut self) {
+        self.again = None;
+        self.running.shutdown().await;
     }
 
     fn look(&mut self, plan: NatPlan) {

@@ -277,9 +277,7 @@ impl Controller {
         };
         // Written down before it is in force: a bypass must survive a crash, and so must its end.
         let before = std::mem::replace(&mut self.persistent.bypass, bypass);
-        if let Err(error) = self.state.save(&self.persistent) {
-            tracing::warn!("{error:#}; after a restart the bypass may be as it was before");
-        }
+        self.save("after a restart the bypass may be as it was before");
         let mut done = self.put_into_force(wanted, &cause).await;
         match &mut done {
             Ok(done) => {
@@ -288,9 +286,7 @@ impl Controller {
             }
             Err(_) => {
                 self.persistent.bypass = before;
-                if let Err(error) = self.state.save(&self.persistent) {
-                    tracing::warn!("{error:#}");
-                }
+                self.save("after a restart the bypass may be another");
             }
         }
         done

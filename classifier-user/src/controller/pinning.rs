@@ -140,7 +140,7 @@ impl Controller {
         found
     }
 
-    /// Those of them that nothing keeps on their way.
+    /// Those of them that nothing keeps on their way, as far as can be told: of which client a connection is is not known.
     pub(super) fn unpinned_connections(&self) -> Vec<(Connection, u8)> {
         let Ok(now) = self.ways_now() else {
             return Vec::new();
@@ -149,7 +149,11 @@ impl Controller {
             return Vec::new();
         }
         let clients = Clients::of(&self.config);
-        let found = tracked().into_iter().filter_map(|connection| {
+        // The gateway's own connections are not steered.
+        let is_own = |connection: &Connection| self.ruleset.own.contains(&connection.source.0);
+        let connections = tracked().into_iter();
+        let found = connections.filter(|connection| !is_own(connection));
+        let found = found.filter_map(|connection| {
             let key = key_of(&connection);
             let mut words = clients.words(&now.words, &key);
             let egress = words.find_map(|word| way(&now.paths, &key, word))?;
@@ -225,10 +229,12 @@ pub(super) fn ordinary_pins(
     after: &[u32],
 ) -> Vec<(PinKey, Pin)> {
     let now = Clock::of_kernel().now();
-    // One that leaves with an egress's address is not on the ordinary path.
+    // One that has the address that we translate to is not on the ordinary path. Without our translation the address says nothing:
+    // the ordinary path may lead over the egress's interface.
     let is_elsewhere = |connection: &Connection| {
+        let mut egresses = egresses.iter().filter(|egress| egress.config.masquerade);
         let leaves_as = connection.leaves_as;
-        leaves_as.is_some_and(|address| egresses.iter().any(|egress| egress.has_address(address)))
+        leaves_as.is_some_and(|address| egresses.any(|egress| egress.has_address(address)))
     };
     let clients = Clients::of(config);
     let connections = tracked()

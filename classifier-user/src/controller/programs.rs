@@ -1,12 +1,23 @@
-//! Whether somebody else has taken a program of ours away.
+//! Whether somebody else has taken a program or a pin of ours away; puts back what can be.
 
 use super::Controller;
 use crate::control::ProgramStatus;
 use crate::datapath::{Attachment, FILTER_PRIORITY, Hook};
 
+/// Where a program of ours should be.
+enum Place {
+    /// It is there.
+    Ours,
+    /// Nothing is there.
+    Free,
+    /// Another program is there.
+    Taken,
+}
+
 impl Controller {
-    /// Looks at each program, and notes those that are no longer where they belong, and those that are again.
+    /// Looks at each program and each pin, puts back what somebody has removed, and tells of it.
     pub(super) async fn look_at_programs(&mut self) {
+        self.look_at_pins();
         let attachments = match self.datapath.attachments() {
             Ok(attachments) => attachments,
             Err(error) => {
@@ -17,8 +28,13 @@ impl Controller {
         let mut programs = Vec::with_capacity(attachments.len());
         for attachment in &attachments {
             // Of one that cannot be looked at now, as on an interface that is just going, nothing is said.
-            let Ok(Some(in_place)) = self.is_in_place(attachment).await else {
+            let Ok(Some(place)) = self.place(attachment).await else {
                 continue;
+            };
+            let in_place = match place {
+                Place::Ours => true,
+                Place::Free => self.attach_again(attachment),
+                Place::Taken => false,
             };
             programs.push(ProgramStatus {
                 interface: attachment.interface.clone(),
@@ -37,15 +53,61 @@ impl Controller {
         self.programs = programs;
     }
 
-    async fn is_in_place(&self, attachment: &Attachment) -> anyhow::Result<Option<bool>> {
+    fn look_at_pins(&mut self) {
+        match self.datapath.pin_again() {
+            Ok(names) if names.is_empty() => {}
+            Ok(names) => {
+                let why = "somebody had removed them; without them a successor would find nothing";
+                tracing::warn!("pins were put back ({}): {why}", names.join(", "));
+                let subject = format!("{} pins", names.len());
+                self.events.note("program", subject, "pinned again", why);
+            }
+            Err(error) => tracing::error!("pins are gone and cannot be put back: {error:#}"),
+        }
+    }
+
+    /// Attaches a program where there is none. Returns whether that has worked.
+    fn attach_again(&mut self, attachment: &Attachment) -> bool {
+        let name = format!("{} program", hook(attachment.hook));
+        match self.datapath.attach_again(attachment) {
+            Ok(()) => {
+                if attachment.hook == Hook::Filter {
+                    self.persistent.clsact.push(attachment.interface.clone());
+                    self.persistent.clsact.dedup();
+                    self.save("after a crash, a clsact qdisc may have to be removed by hand");
+                }
+                let why = "somebody had detached it";
+                tracing::warn!(
+                    "the {name} on {} was attached again: {why}",
+                    attachment.interface
+                );
+                let (subject, what) = (&attachment.interface, format!("{name} attached again"));
+                self.events.note("program", subject, what, why);
+                true
+            }
+            Err(error) => {
+                tracing::warn!(
+                    "cannot attach the {name} to {} again: {error:#}",
+                    attachment.interface
+                );
+                false
+            }
+        }
+    }
+
+    async fn place(&self, attachment: &Attachment) -> anyhow::Result<Option<Place>> {
         let Some(interface) = self.links.interface(&attachment.interface).await? else {
             return Ok(None);
         };
         if interface.index != attachment.index {
             return Ok(None);
         }
-        Ok(Some(match attachment.hook {
-            Hook::Xdp => interface.xdp_program == Some(attachment.program),
+        let is_there = match attachment.hook {
+            Hook::Xdp => match interface.xdp_program {
+                Some(program) if program != attachment.program => return Ok(Some(Place::Taken)),
+                found => found.is_some(),
+            },
+            // Others may be beside it.
             Hook::Tcx => attachment.is_in_tcx()?,
             // Of the filter it is only known that it is there.
             Hook::Filter => {
@@ -54,7 +116,8 @@ impl Controller {
                     .has_ingress_filter(index, FILTER_PRIORITY)
                     .await?
             }
-        }))
+        };
+        Ok(Some(if is_there { Place::Ours } else { Place::Free }))
     }
 }
 
@@ -69,7 +132,7 @@ fn hook(hook: Hook) -> &'static str {
 pub(super) fn displaced(program: &ProgramStatus) -> String {
     format!(
         "the {} program on {} was detached or replaced by somebody else: packets from there are not steered, or not by us. \
-         Restart breakout to put it back",
+         Remove what is in its place; it is then put back within ten seconds",
         program.hook, program.interface
     )
 }

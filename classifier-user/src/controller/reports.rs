@@ -15,8 +15,8 @@ use super::{Controller, name_of, preference_names, summary, tell};
 use crate::config::{Lan, XdpAttach};
 use crate::control::metrics::Snapshot;
 use crate::control::{
-    EgressStatus, FlowsReport, FollowStatus, LanStatus, PinnedFlow, ReasonCount, RefusedList, RepliesCount,
-    RulesetStatus, SetCount, SetReport, Stats, Status,
+    EgressStatus, FlowsReport, FollowStatus, LanStatus, PinnedFlow, ReasonCount, RefusedList,
+    RepliesCount, RulesetStatus, SetCount, SetReport, Stats, Status,
 };
 use crate::datapath::Clock;
 use crate::explain::{Context, Explanation, Query, explain};
@@ -148,6 +148,12 @@ impl Controller {
         if self.config.shadow {
             alerts.push("SHADOW: nothing is steered, it is only shown what would be".to_owned());
         }
+        if self.config.list.is_plain() && self.sources.is_followed() {
+            alerts.push(format!(
+                "the lists are fetched without TLS from {}: anybody on the way there can change them",
+                self.sources.name()
+            ));
+        }
         if let Some(problem) = &self.sources.problem {
             alerts.push(format!("the lists are not followed: {problem}"));
         }
@@ -172,6 +178,8 @@ impl Controller {
         drop(paths);
         alerts.extend(self.missing_lans.values().cloned());
         alerts.extend(self.unsaved.clone());
+        alerts.extend(self.leaving.alert.clone());
+        alerts.extend(self.translation.alert().cloned());
         for program in self.programs.iter().filter(|program| !program.in_place) {
             alerts.push(displaced(program));
         }

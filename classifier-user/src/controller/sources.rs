@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result, anyhow};
 
 use crate::config::{Config, ListSource};
-use crate::durable::Disk;
+use crate::durable::{Disk, is_full, read_text};
 use crate::exit::{Code, WithCode};
 use crate::list::{
     FetchError, Fetched, Instance, Kept, Limits, List, Schedule, Service, check, embedded,
@@ -305,14 +305,20 @@ fn read_watched(
 /// The GUID by which the service tells this machine from others: made at the first use, and kept.
 pub(super) fn client_id(state_directory: &Path) -> Result<String> {
     let path = state_directory.join("client-id");
-    if let Ok(text) = fs::read_to_string(&path)
+    if let Ok(text) = read_text(&path)
         && let Ok(id) = text.trim().parse::<uuid::Uuid>()
     {
         return Ok(id.to_string());
     }
     let id = uuid::Uuid::new_v4().to_string();
-    Disk::reliable()
-        .write(&path, format!("{id}\n").as_bytes())
-        .with_context(|| format!("cannot write {}", path.display()))?;
+    match Disk::reliable().write(&path, format!("{id}\n").as_bytes()) {
+        Err(error) if is_full(&error) => {
+            tracing::warn!(
+                "cannot write {}: {error}; the service is asked with another id after a restart",
+                path.display()
+            );
+        }
+        written => written.with_context(|| format!("cannot write {}", path.display()))?,
+    }
     Ok(id)
 }

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, TryLockError};
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -15,9 +15,10 @@ use serde::{Deserialize, Serialize};
 use super::ways::EgressVerdict;
 use crate::config::{Config, Routing};
 use crate::control::BypassStatus;
-use crate::durable::{Disk, create_directory, own_like, remove_unfinished};
+use crate::durable::{Disk, create_directory, is_full, read, remove_unfinished};
 use crate::exit::{Code, WithCode};
 use crate::list::SetKey;
+use crate::rights;
 use crate::ruleset::Slots;
 
 /// The state directory, locked for this process.
@@ -80,7 +81,7 @@ pub(super) struct Slot {
 impl Persistent {
     /// Reads the state of a controller, running or not, if there is any that can be read.
     pub(super) fn read(directory: &Path) -> Option<Self> {
-        serde_json::from_slice(&fs::read(directory.join(FILE)).ok()?).ok()
+        serde_json::from_slice(&read(&directory.join(FILE)).ok()?).ok()
     }
 
     /// Gives each egress and each preference of a configuration an index that no other one has.
@@ -145,18 +146,14 @@ impl StateDirectory {
             create_directory(path)
                 .with_context(|| format!("cannot make the state directory {}", path.display()))
                 .code(Code::System)?;
-            fs::set_permissions(path, fs::Permissions::from_mode(0o700))?;
+            rights::as_owner(path, || {
+                fs::set_permissions(path, fs::Permissions::from_mode(0o700))
+            })?;
         }
         let file = path.join("lock");
-        let mut lock = File::options()
-            .create(true)
-            .read(true)
-            .write(true)
-            .truncate(false)
-            .open(&file)
+        let mut lock = open_lock(path, &file)
             .with_context(|| format!("cannot open {}", file.display()))
             .code(Code::System)?;
-        own_like(&lock, Some(path))?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -175,8 +172,13 @@ impl StateDirectory {
             }
         }
         remove_unfinished(path);
-        lock.set_len(0)?;
-        write!(lock, "{}", std::process::id())?;
+        // Only for people; the lock holds without.
+        let noted = lock
+            .set_len(0)
+            .and_then(|()| write!(lock, "{}", std::process::id()));
+        if let Err(error) = noted {
+            tracing::warn!("cannot write {}: {error}", file.display());
+        }
         Ok(StateDirectory {
             path: path.to_owned(),
             _lock: lock,
@@ -185,7 +187,7 @@ impl StateDirectory {
 
     /// Reads the state. `None` if there is none, or none that can be understood.
     pub(super) fn load(&self) -> Option<Persistent> {
-        let text = fs::read(self.file()).ok()?;
+        let text = read(&self.file()).ok()?;
         match serde_json::from_slice::<Persistent>(&text) {
             Ok(mut state) => {
                 if state.boot != boot_id() {
@@ -221,6 +223,20 @@ impl StateDirectory {
 
     fn file(&self) -> PathBuf {
         self.path.join(FILE)
+    }
+}
+
+/// Opens the file that is locked, or what can be locked in its place where nothing can be written: it as it is, or the
+/// directory.
+fn open_lock(directory: &Path, file: &Path) -> io::Result<File> {
+    let mut options = File::options();
+    options.create(true).read(true).write(true).truncate(false);
+    match rights::open(file, &mut options) {
+        Err(error) if is_full(&error) => {
+            tracing::warn!("cannot write {}: {error}", file.display());
+            rights::open(file, File::options().read(true)).or_else(|_| File::open(directory))
+        }
+        opened => opened,
     }
 }
 

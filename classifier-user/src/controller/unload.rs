@@ -9,6 +9,7 @@ use super::state::{Persistent, StateDirectory};
 use super::translation::translate_afresh;
 use crate::config::Config;
 use crate::datapath::DataPath;
+use crate::durable;
 use crate::exit::{Code, WithCode};
 use crate::links::{Links, network_namespace};
 
@@ -42,12 +43,8 @@ pub async fn unload(config: &Config) -> Result<()> {
     let moving = connections(pinned_to_egresses(&datapath));
     remove(datapath, &links, config, &state, persistent).await?;
     translate_afresh(&moving);
-    match std::fs::remove_file(&config.control.socket) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("cannot remove {}", config.control.socket.display()))
-        }
-        _ => Ok(()),
-    }
+    let socket = &config.control.socket;
+    durable::remove(socket).with_context(|| format!("cannot remove {}", socket.display()))
 }
 
 pub(super) async fn remove(

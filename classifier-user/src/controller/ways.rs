@@ -20,6 +20,12 @@ pub(super) struct Health {
     pub(super) probers: Probers,
 }
 
+/// What is known of the egresses, for going back to it.
+pub(super) struct Knowledge {
+    judges: BTreeMap<(String, bool), (String, Judge)>,
+    measures: BTreeMap<(String, bool), Measure>,
+}
+
 /// A verdict on an egress and address family.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct EgressVerdict {
@@ -47,6 +53,19 @@ impl Health {
             measures: BTreeMap::new(),
             probers: Probers::new(runtime),
         }
+    }
+
+    /// What is known now.
+    pub(super) fn knowledge(&self) -> Knowledge {
+        Knowledge {
+            judges: self.judges.clone(),
+            measures: self.measures.clone(),
+        }
+    }
+
+    /// Goes back to what was known.
+    pub(super) fn know(&mut self, knowledge: Knowledge) {
+        (self.judges, self.measures) = (knowledge.judges, knowledge.measures);
     }
 
     /// Probes what is configured, or else `default_targets`, through those links that could work.

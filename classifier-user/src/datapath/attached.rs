@@ -61,6 +61,22 @@ impl DataPath {
     }
 }
 
+impl DataPath {
+    /// Attaches a program again that somebody has detached.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses, as where another program is in its place.
+    pub fn attach_again(&mut self, attachment: &Attachment) -> Result<()> {
+        let live = self.live.as_mut().context("nothing is installed")?;
+        let mut programs = live.programs.iter_mut();
+        let programs = programs.find(|programs| programs.lan().index == attachment.index);
+        let programs = programs.context("the interface has no programs")?;
+        programs.attach_again(&self.pins, attachment.hook)?;
+        self.keep_pinned()
+    }
+}
+
 impl Attachment {
     /// Whether the program is among those that TCX runs for the interface's incoming packets.
     ///

@@ -2,15 +2,19 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2, renameat};
 use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+use nix::unistd::{UnlinkatFlags, unlinkat};
 use sha2::{Digest, Sha256};
+
+use crate::mounts::{foreign_namespaces, within};
 
 const MOUNT_POINT: &str = "/sys/fs/bpf";
 /// The directory of all controllers below it.
@@ -82,51 +86,115 @@ impl PinDirectory {
         self.shown.join(LAYOUT).join(name).display().to_string()
     }
 
+    /// Opens a directory of the controller, or its own. None if there is none.
+    ///
+    /// The directory is the service's user's, who must not lead root, as at the removal of the package, to the pins of others:
+    /// no link is followed.
+    fn open_directory(&self, name: &str) -> io::Result<Option<OwnedFd>> {
+        let how = OpenHow::new()
+            .flags(OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC)
+            .resolve(ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_BENEATH);
+        match openat2(&self.root, &self.site.join(name), how) {
+            Ok(directory) => Ok(Some(directory)),
+            Err(Errno::ENOENT) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The names in a directory of the controller, or its own.
+    fn names_in(&self, directory: &str) -> Result<Vec<String>> {
+        let what = || {
+            format!(
+                "cannot look at the pins in {}",
+                self.shown.join(directory).display()
+            )
+        };
+        let Some(opened) = self.open_directory(directory).with_context(what)? else {
+            return Ok(Vec::new());
+        };
+        let path = format!("/proc/self/fd/{}", opened.as_raw_fd());
+        let mut names = Vec::new();
+        for entry in fs::read_dir(path).with_context(what)? {
+            names.push(
+                entry
+                    .with_context(what)?
+                    .file_name()
+                    .to_string_lossy()
+                    .into_owned(),
+            );
+        }
+        Ok(names)
+    }
+
+    /// Removes what has a name in a directory of the controller, or its own. What does not exist is fine.
+    fn remove_in(&self, directory: &str, name: &str, flag: UnlinkatFlags) -> Result<()> {
+        let what = || {
+            format!(
+                "cannot remove the pin {}",
+                self.shown.join(directory).join(name).display()
+            )
+        };
+        let Some(opened) = self.open_directory(directory).with_context(what)? else {
+            return Ok(());
+        };
+        match unlinkat(&opened, name, flag) {
+            Ok(()) | Err(Errno::ENOENT) => Ok(()),
+            Err(error) => Err(error).with_context(what),
+        }
+    }
+
     /// The names of all pins; none if there is no directory.
     pub(super) fn names(&self) -> Result<Vec<String>> {
-        names(&self.path(""))
-            .with_context(|| format!("cannot look at the pins in {}", self.display("")))
+        self.names_in(LAYOUT)
     }
 
     /// Removes a pin; one that does not exist is fine.
     pub(super) fn remove(&self, name: &str) -> Result<()> {
-        remove(&self.path(name), &self.display(name))
+        self.remove_in(LAYOUT, name, UnlinkatFlags::NoRemoveDir)
     }
 
     /// Gives a pin another name.
     pub(super) fn rename(&self, name: &str, other: &str) -> Result<()> {
-        fs::rename(self.path(name), self.path(other))
-            .with_context(|| format!("cannot rename the pin {}", self.display(name)))
+        self.move_pin(LAYOUT, name, other)
     }
 
-    /// The directories that programs of other versions pinned in.
-    fn other_layouts(&self) -> Vec<PathBuf> {
-        let entries = fs::read_dir(self.site()).into_iter().flatten().flatten();
-        entries
-            .map(|entry| entry.path())
-            .filter(|path| path.file_name().is_some_and(|name| name != LAYOUT))
-            .collect()
+    /// Moves a pin of a layout to another name in ours, or gives one of ours another name.
+    fn move_pin(&self, layout: &str, name: &str, other: &str) -> Result<()> {
+        let what = || {
+            format!(
+                "cannot rename the pin {}",
+                self.shown.join(layout).join(name).display()
+            )
+        };
+        let from = self.open_directory(layout).with_context(what)?;
+        let to = self.open_directory(LAYOUT).with_context(what)?;
+        let (Some(from), Some(to)) = (from, to) else {
+            bail!("{}: there is no such directory", what());
+        };
+        renameat(&from, name, &to, other).with_context(what)
+    }
+
+    /// The names of the directories that programs of other versions pinned in.
+    fn other_layouts(&self) -> Result<Vec<String>> {
+        let mut names = self.names_in("")?;
+        names.retain(|name| name != LAYOUT);
+        Ok(names)
     }
 
     /// Takes the links of another layout into this one, where programs find them to take over. Returns whether there is
     /// another layout.
     pub(super) fn adopt_links(&self, is_link: impl Fn(&str) -> bool) -> Result<bool> {
-        let others = self.other_layouts();
+        let others = self.other_layouts()?;
         for layout in &others {
             tracing::info!(
                 "pins of another version of Breakout are there ({}); its programs are replaced, and its counters and pinned \
                  flows are not used",
-                self.shown
-                    .join(layout.file_name().unwrap_or_default())
-                    .display()
+                self.shown.join(layout).display()
             );
             self.create()?;
-            for name in names(layout)?.iter().filter(|name| is_link(name)) {
-                let target = self.path(name);
-                if !target.exists() {
-                    fs::rename(layout.join(name), target).with_context(|| {
-                        format!("cannot take over the pin {}", self.display(name))
-                    })?;
+            for name in self.names_in(layout)?.iter().filter(|name| is_link(name)) {
+                if !self.path(name).exists() {
+                    self.move_pin(layout, name, name)?;
                 }
             }
         }
@@ -135,25 +203,18 @@ impl PinDirectory {
 
     /// Removes what other layouts have, once nothing uses it any more.
     pub(super) fn remove_other_layouts(&self) -> Result<()> {
-        for layout in self.other_layouts() {
-            for name in names(&layout)? {
-                remove(&layout.join(&name), &name)?;
+        for layout in self.other_layouts()? {
+            for name in self.names_in(&layout)? {
+                self.remove_in(&layout, &name, UnlinkatFlags::NoRemoveDir)?;
             }
-            fs::remove_dir(&layout)
-                .with_context(|| format!("cannot remove {}", layout.display()))?;
+            self.remove_in("", &layout, UnlinkatFlags::RemoveDir)?;
         }
         Ok(())
     }
 
     /// Removes the directory, which must be empty, and those above it that nobody else uses.
     pub(super) fn remove_directory(&self) -> Result<()> {
-        match fs::remove_dir(self.path("")) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(error)
-                    .with_context(|| format!("cannot remove the directory {}", self.display("")));
-            }
-            _ => {}
-        }
+        self.remove_in("", LAYOUT, UnlinkatFlags::RemoveDir)?;
         let root = format!("/proc/self/fd/{}", self.root.as_raw_fd());
         for parent in self.site.ancestors() {
             // Other controllers may still need these, and a service its place; the last one is the root itself.
@@ -164,27 +225,6 @@ impl PinDirectory {
             }
         }
         Ok(())
-    }
-}
-
-fn names(directory: &Path) -> Result<Vec<String>> {
-    let entries = match fs::read_dir(directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        other => other.with_context(|| format!("cannot read {}", directory.display()))?,
-    };
-    let mut names = Vec::new();
-    for entry in entries {
-        names.push(entry?.file_name().to_string_lossy().into_owned());
-    }
-    Ok(names)
-}
-
-fn remove(path: &Path, shown: &str) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("cannot remove the pin {shown}"))
-        }
-        _ => Ok(()),
     }
 }
 
@@ -217,7 +257,7 @@ fn open_root(relative: &Path) -> Result<File> {
         return mount_and_open();
     }
     let mut first = None;
-    for (number, namespace) in foreign_mount_namespaces().into_iter().enumerate() {
+    for (number, namespace) in foreign_namespaces().into_iter().enumerate() {
         // Only the oldest process's namespace is the system's own, where a missing file system may be mounted.
         let Ok(root) = open_root_in(&namespace, number == 0) else {
             continue;
@@ -236,43 +276,12 @@ fn open_root(relative: &Path) -> Result<File> {
     }
 }
 
-/// The mount namespaces of other processes that differ from ours, oldest process first, each once.
-fn foreign_mount_namespaces() -> Vec<File> {
-    let inode = |pid: &str| fs::metadata(format!("/proc/{pid}/ns/mnt")).map(|data| data.ino());
-    let mut seen: Vec<u64> = inode("self").into_iter().collect();
-    let mut pids: Vec<u32> = fs::read_dir("/proc")
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .collect();
-    pids.sort_unstable();
-    let mut namespaces = Vec::new();
-    for pid in pids {
-        if let Ok(inode) = inode(&pid.to_string())
-            && !seen.contains(&inode)
-            && let Ok(namespace) = File::open(format!("/proc/{pid}/ns/mnt"))
-        {
-            seen.push(inode);
-            namespaces.push(namespace);
-        }
-    }
-    namespaces
-}
-
 fn open_root_in(namespace: &File, may_mount: bool) -> Result<File> {
-    std::thread::scope(|scope| {
-        let thread = scope.spawn(|| {
-            // A thread needs its own working directory and root before it may change namespaces.
-            unshare(CloneFlags::CLONE_FS).context("cannot unshare the file system context")?;
-            setns(namespace, CloneFlags::CLONE_NEWNS).context("cannot enter a mount namespace")?;
-            if !may_mount && !is_bpffs(Path::new(MOUNT_POINT)) {
-                bail!("no BPF file system is mounted there");
-            }
-            mount_and_open()
-        });
-        thread
-            .join()
-            .unwrap_or_else(|_| bail!("the thread that opens the pins failed"))
+    within(namespace, || {
+        if !may_mount && !is_bpffs(Path::new(MOUNT_POINT)) {
+            bail!("no BPF file system is mounted there");
+        }
+        mount_and_open()
     })
 }
 

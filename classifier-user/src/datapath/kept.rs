@@ -14,7 +14,10 @@ pub(super) struct Kept(Vec<(String, OwnedFd)>);
 
 impl Kept {
     /// Opens the pins with these names.
-    pub(super) fn open(pins: &PinDirectory, names: impl IntoIterator<Item = String>) -> Result<Self> {
+    pub(super) fn open(
+        pins: &PinDirectory,
+        names: impl IntoIterator<Item = String>,
+    ) -> Result<Self> {
         let opened = names.into_iter().map(|name| {
             let fd = sys::open_pin(&pins.path(&name))
                 .with_context(|| format!("cannot open the pin {}", pins.display(&name)))?;

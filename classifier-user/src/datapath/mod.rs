@@ -205,6 +205,12 @@ impl DataPath {
         Ok(())
     }
 
+    /// Lets go of what was prepared and is not to take over.
+    pub fn discard(&self, prepared: Prepared) {
+        drop(prepared);
+        self.keep_former_pins();
+    }
+
     /// Opens what is pinned, so that it does not depend on its pins.
     fn keep_pinned(&mut self) -> Result<()> {
         let links = self.pins.names()?.into_iter().filter(|name| is_link(name));

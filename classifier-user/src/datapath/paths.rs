@@ -2,7 +2,7 @@
 //!
 //! It is apart from everything else, so that fail-over can write it whatever else the data path is busy with.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use aya::maps::{DevMap, MapData};
 
 use super::bpffs::PinDirectory;
@@ -29,7 +29,7 @@ impl PathMaps {
             table,
             devices: open_map(&pins.path("DEVICES"))?.try_into()?,
         };
-        maps.set_devices(paths)?;
+        maps.set_devices(paths);
         Ok(maps)
     }
 
@@ -37,19 +37,20 @@ impl PathMaps {
     ///
     /// # Errors
     ///
-    /// When the kernel refuses the new table or a device.
+    /// When the kernel refuses the new table.
     pub fn publish(&mut self, paths: &Paths) -> Result<()> {
         // An egress is redirected to only once its device is there.
-        self.set_devices(paths)?;
+        self.set_devices(paths);
         self.table.publish(&paths.words())
     }
 
-    fn set_devices(&mut self, paths: &Paths) -> Result<()> {
+    /// Notes the devices. One that has just gone must not keep the others from failing over; without its device an egress's packets
+    /// are left to the kernel.
+    fn set_devices(&mut self, paths: &Paths) {
         for (index, device) in &paths.devices {
-            self.devices
-                .set(u32::from(*index), *device, None, 0)
-                .with_context(|| format!("interface {device} cannot be redirected to"))?;
+            if let Err(error) = self.devices.set(u32::from(*index), *device, None, 0) {
+                tracing::warn!("interface {device} cannot be redirected to: {error}");
+            }
         }
-        Ok(())
     }
 }

@@ -4,8 +4,8 @@ use anyhow::{Context, Result};
 use aya::maps::{HashMap, Map, MapData, PerCpuArray};
 use breakout_common::path::{PIN_EVENTS, Pin, PinKey};
 
-use super::sys::entries;
 use super::DataPath;
+use super::sys::entries;
 
 /// The maps of this module, as the eBPF object names them.
 pub(super) const PINS: &str = "PINS";
@@ -130,7 +130,9 @@ impl DataPath {
     fn pin_map(&self) -> Result<PinMap> {
         // While another installation is prepared, the pin is its map already.
         let map = match self.has_pins() {
-            true => MapData::from_pin(self.pins.path(PINS)).context("cannot open the map of pins")?,
+            true => {
+                MapData::from_pin(self.pins.path(PINS)).context("cannot open the map of pins")?
+            }
             false => self.lasting_map(PINS)?,
         };
         Ok(Map::from_map_data(map)?.try_into()?)

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::mem;
+use std::os::fd::AsFd;
 
 use anyhow::{Context, Result};
 use aya::programs::links::{FdLink, PinnedLink};
@@ -18,7 +19,8 @@ use super::bpffs::PinDirectory;
 use super::clock::Clock;
 use super::object::object;
 use super::pins::PINS;
-use super::{LanPlan, MAPS};
+use super::sys::{self, open_pin};
+use super::{Hook, LanPlan, MAPS};
 use crate::config::XdpAttach;
 use crate::exit::{Code, WithCode};
 
@@ -150,7 +152,7 @@ impl Programs {
     /// XDP comes first, so that packets which it leaves to TC are counted once.
     pub(super) fn attach_new(&mut self, pins: &PinDirectory, added: &mut Added) -> Result<()> {
         if self.lan.xdp.is_some() && !is_attached(pins, &self.lan.xdp_pin()) {
-            pins.remove(&self.lan.other_xdp_pin())?;
+            detach(pins, &self.lan.other_xdp_pin())?;
             self.attach_xdp(pins, added)?;
         }
         if self.lan.is_egress {
@@ -207,6 +209,22 @@ impl Programs {
             mem::forget(tc.take_link(id)?);
         }
         Ok(())
+    }
+
+    /// Attaches one of the programs again, by a new link: the one that was detached stays without effect.
+    pub(super) fn attach_again(&mut self, pins: &PinDirectory, hook: Hook) -> Result<()> {
+        let added = &mut Added::default();
+        match hook {
+            Hook::Xdp => {
+                pins.remove(&self.lan.xdp_pin())?;
+                self.attach_xdp(pins, added)
+            }
+            Hook::Tcx => {
+                pins.remove(&self.lan.tc_pin())?;
+                self.attach_tcx(pins, added)
+            }
+            Hook::Filter => self.attach_filter(added),
+        }
     }
 
     fn attach_xdp(&mut self, pins: &PinDirectory, added: &mut Added) -> Result<()> {
@@ -345,6 +363,16 @@ fn pinned_link(pins: &PinDirectory, name: &str) -> Result<Option<FdLink>> {
     let link = PinnedLink::from_pin(pins.path(name))
         .with_context(|| format!("cannot open the pinned link {}", pins.display(name)))?;
     Ok(Some(link.into()))
+}
+
+/// Ends a pinned link, whoever has it open, if there is one.
+fn detach(pins: &PinDirectory, name: &str) -> Result<()> {
+    if pins.path(name).exists() {
+        let what = || format!("cannot detach what is pinned at {}", pins.display(name));
+        let link = open_pin(&pins.path(name)).with_context(what)?;
+        sys::detach(link.as_fd()).with_context(what)?;
+    }
+    pins.remove(name)
 }
 
 /// Whether a link is pinned. Its interface may be gone, and another one have its number; see `take_over`.

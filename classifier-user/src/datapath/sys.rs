@@ -147,6 +147,14 @@ pub(super) fn pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     unsafe { bpf(bpf_cmd::BPF_OBJ_PIN, &mut attr) }.map(drop)
 }
 
+/// Detaches the program of a link, which stays without effect (`BPF_LINK_DETACH`, Linux 5.9).
+pub(super) fn detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = empty_attr();
+    attr.link_detach.link_fd = link.as_raw_fd().cast_unsigned();
+    // SAFETY: this command takes no pointers.
+    unsafe { bpf(bpf_cmd::BPF_LINK_DETACH, &mut attr) }.map(drop)
+}
+
 /// The numbers of the programs at TCX ingress of an interface, at most 64 as the kernel has it (`BPF_MPROG_MAX`).
 pub(super) fn tcx_programs(index: u32) -> io::Result<Vec<u32>> {
     let mut ids = [0u32; 64];

@@ -67,21 +67,17 @@ impl TableMap {
     /// Replaces the table. When this returns, no program uses the old one any more: the kernel waits for that
     /// in the update of a map in a map (an RCU grace period; `maybe_wait_bpf_programs`, Linux 4.20).
     pub(super) fn publish(&mut self, words: &[u32]) -> Result<()> {
-        let spare = self.spare.take();
-        let is_kept_ready = spare.is_some();
-        let next = match spare {
-            Some(spare) => refilled(spare, self.name, words)?,
-            None => filled(self.name, words, self.size)?,
-        };
-        let outcome = self.outer.set(0, next.map(), 0);
-        if let Err(error) = outcome {
-            self.spare = is_kept_ready.then_some(next);
-            return Err(error)
-                .with_context(|| format!("cannot switch to the new {} table", self.name));
+        let switch = || format!("cannot switch to the new {} table", self.name);
+        if let Some(spare) = &mut self.spare {
+            fill(spare, self.name, words)?;
+            self.outer.set(0, spare.map(), 0).with_context(switch)?;
+            // No program reads the one before any more.
+            std::mem::swap(&mut self.current, spare);
+            return Ok(());
         }
-        let former = std::mem::replace(&mut self.current, next);
-        // No program reads it any more.
-        self.spare = is_kept_ready.then_some(former);
+        let next = filled(self.name, words, self.size)?;
+        self.outer.set(0, next.map(), 0).with_context(switch)?;
+        self.current = next;
         Ok(())
     }
 
@@ -96,11 +92,11 @@ impl TableMap {
 fn filled(name: &str, words: &[u32], size: usize) -> Result<WordMap> {
     let map = WordMap::create(name, size)
         .with_context(|| format!("cannot allocate {} bytes for a {name} table", size * 4))?;
-    refilled(map, name, words)
+    fill(&map, name, words)?;
+    Ok(map)
 }
 
-fn refilled(map: WordMap, name: &str, words: &[u32]) -> Result<WordMap> {
+fn fill(map: &WordMap, name: &str, words: &[u32]) -> Result<()> {
     map.write(words)
-        .with_context(|| format!("cannot fill a {name} table with {} words", words.len()))?;
-    Ok(map)
+        .with_context(|| format!("cannot fill a {name} table with {} words", words.len()))
 }

@@ -197,7 +197,16 @@ pub(super) fn next<'a>(rest: &mut &'a [u8]) -> Option<(u16, &'a [u8])> {
 /// The error that a message of the type `NLMSG_ERROR` tells of; number 0 for success.
 fn error_of(message: &[u8]) -> Option<io::Error> {
     let code = i32::from_ne_bytes(message.get(HEADER..HEADER + 4)?.try_into().ok()?);
-    Some(io::Error::from_raw_os_error(-code))
+    Some(io::Error::from_raw_os_error(code.wrapping_neg()))
+}
+
+/// See [`read_any`](super::read_any).
+pub(super) fn read_any(bytes: &[u8]) {
+    let mut rest = bytes;
+    while let Some((_, message)) = next(&mut rest) {
+        let _ = error_of(message);
+        let _ = message.get(HEADER + GENERIC..).and_then(connection);
+    }
 }
 
 fn message(kind: u16, flags: u16, v6: bool, attributes: &[u8]) -> Vec<u8> {

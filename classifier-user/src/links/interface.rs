@@ -106,6 +106,11 @@ impl Links {
         let Some(message) = messages.first() else {
             return Ok(None);
         };
+        // The kernel finds an interface by its alternative names too, which nftables and others do not know.
+        let is_named_so = |attribute: &LinkAttribute| matches!(attribute, LinkAttribute::IfName(own) if own == name);
+        if !message.attributes.iter().any(is_named_so) {
+            return Ok(None);
+        }
         let mut interface = from_message(name, message);
         let index = interface.index;
         let mut addresses = self

@@ -52,6 +52,12 @@ impl Links {
     }
 }
 
+/// Reads bytes as each kind of netlink message that is parsed here, and forgets what they say: for tests with bytes of any kind.
+pub fn read_any(bytes: &[u8]) {
+    watch::read_any(bytes);
+    conntrack::read_any(bytes);
+}
+
 /// Whether the kernel answered with this errno.
 fn is_errno(error: &rtnetlink::Error, errno: i32) -> bool {
     matches!(error, rtnetlink::Error::NetlinkError(ErrorMessage { code: Some(code), .. }) if code.get() == -errno)

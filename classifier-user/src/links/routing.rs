@@ -234,7 +234,9 @@ impl Links {
             match routes.await {
                 // There is no such table.
                 Err(error) if is_errno(&error, libc::ENOENT) => {}
-                other => other.with_context(|| format!("cannot list the routes of table {table}"))?,
+                other => {
+                    other.with_context(|| format!("cannot list the routes of table {table}"))?;
+                }
             }
         }
         Ok(own)

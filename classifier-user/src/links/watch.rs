@@ -46,6 +46,8 @@ const DELRULE: u16 = 33;
 const IFINFO: usize = 16;
 const NDMSG: usize = 12;
 const RTMSG: usize = 12;
+/// `AF_UNSPEC`.
+const UNSPEC: u8 = 0;
 /// `IFF_UP` and `IFF_LOWER_UP`: set up, with a carrier.
 const RUNNING: u32 = 1 | 1 << 16;
 const IFLA_IFNAME: u16 = 3;
@@ -172,10 +174,7 @@ impl Changes {
 
     /// Sets what concerns us from now on.
     pub fn set_interest(&self, interest: Interest) {
-        *self
-            .interest
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = interest;
+        *self.interest.lock().unwrap_or_else(PoisonError::into_inner) = interest;
     }
 
     /// Waits for the next change. May be dropped at any time without losing one.
@@ -219,6 +218,8 @@ async fn receive(socket: &mut TokioSocket) -> io::Result<Option<Vec<u8>>> {
 fn fact(kind: u16, message: &[u8]) -> Option<Fact> {
     let body = message.get(HEADER..)?;
     match kind {
+        // Of another family it is about a bridge: that it has left one is not that it has gone.
+        NEWLINK | DELLINK if body.first() != Some(&UNSPEC) => None,
         NEWLINK | DELLINK => {
             let attributes = body.get(IFINFO..)?;
             let name = find(attributes, IFLA_IFNAME)?.strip_suffix(&[0])?;
@@ -296,6 +297,19 @@ fn route_concerns(message: &[u8], interest: &Interest) -> Option<bool> {
     Some(interfaces.any(is_ours))
 }
 
+/// See [`read_any`](super::read_any).
+pub(super) fn read_any(bytes: &[u8]) {
+    let interest = Interest {
+        interfaces: vec![1],
+        tables: 0..1,
+    };
+    let _ = concerns(bytes, &interest);
+    let mut rest = bytes;
+    while let Some((kind, message)) = next(&mut rest) {
+        let _ = fact(kind, message);
+    }
+}
+
 fn word(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
@@ -335,6 +349,9 @@ mod tests {
         assert!(running(NEWLINK, RUNNING));
         assert!(!running(NEWLINK, 1));
         assert!(!running(DELLINK, RUNNING));
+        let mut of_bridge = link(DELLINK, RUNNING);
+        of_bridge[HEADER] = 7;
+        assert_eq!(fact(DELLINK, &of_bridge), None);
     }
 
     #[test]

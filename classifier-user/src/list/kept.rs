@@ -7,7 +7,6 @@
 //! lists/Worldwide/schedule.json              when the service was asked, and when it is asked again
 //! ```
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -19,7 +18,7 @@ use super::{
     EndpointSet, Fetched, Instance, Judge, List, ParseError, Pending, Record, Schedule, embedded,
     parse, pending,
 };
-use crate::durable::{Disk, create_directory, read_sealed, remove_unfinished};
+use crate::durable::{Disk, create_directory, files, is_full, read_sealed, remove_unfinished};
 use crate::timestamp::Timestamp;
 
 /// Splits `INSTANCE/VERSION`; the instance may be missing.
@@ -79,8 +78,14 @@ impl Kept {
     /// When the directory cannot be made.
     pub fn open(state_directory: &Path, instance: Instance) -> Result<Self> {
         let directory = place(state_directory, instance);
-        create_directory(&directory)
-            .with_context(|| format!("cannot make the directory {}", directory.display()))?;
+        match create_directory(&directory) {
+            Err(error) if is_full(&error) => {
+                tracing::warn!("cannot make the directory {}: {error}", directory.display());
+            }
+            made => {
+                made.with_context(|| format!("cannot make the directory {}", directory.display()))?;
+            }
+        }
         remove_unfinished(&directory);
         let mut kept = Self::read_only(state_directory, instance);
         if !directory.join("in-force.json").exists() && kept.records.is_empty() {
@@ -420,19 +425,15 @@ fn place(state_directory: &Path, instance: Instance) -> PathBuf {
 
 fn read_records(directory: &Path, instance: Instance, damaged: &mut Vec<String>) -> Vec<Record> {
     let mut records = Vec::new();
-    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let name = name.to_string_lossy();
+    for file in files(directory).unwrap_or_default() {
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
         if !name.starts_with(|first: char| first.is_ascii_digit()) || !name.ends_with(".json") {
             continue;
         }
-        match read_sealed::<Record>(&entry.path()) {
+        match read_sealed::<Record>(&file) {
             Ok(record) if record.instance == instance => records.push(record),
-            Ok(_) => damaged.push(format!(
-                "{}: it is of another instance",
-                entry.path().display()
-            )),
-            Err(error) => damaged.push(format!("{}: {error}", entry.path().display())),
+            Ok(_) => damaged.push(format!("{}: it is of another instance", file.display())),
+            Err(error) => damaged.push(format!("{}: {error}", file.display())),
         }
     }
     records

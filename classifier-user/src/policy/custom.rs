@@ -1,6 +1,7 @@
 //! The operator's own endpoint sets.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
@@ -9,6 +10,10 @@ use ipnet::IpNet;
 
 use crate::config::Config;
 use crate::list::{Category, EndpointSet, PortRange, SetKey, parse_prefix};
+use crate::memory;
+
+/// Memory that a prefix takes, from its line to the table in the kernel.
+const BYTES_PER_PREFIX: u64 = 600;
 
 /// The `[[custom]]` sets of a configuration, with the prefixes from their files.
 ///
@@ -48,20 +53,52 @@ pub fn custom_sets(config: &Config) -> Result<Vec<EndpointSet>> {
 
 /// One prefix a line; what follows a `#` is a comment.
 fn read_prefixes(file: &Path) -> Result<Vec<IpNet>> {
-    let text = fs::read_to_string(file).with_context(|| {
+    let failed = || {
         format!(
             "cannot read the prefixes of a [[custom]] set: {}",
             file.display()
         )
+    };
+    let lines = count_lines(file).with_context(failed)?;
+    memory::require(lines * BYTES_PER_PREFIX, || {
+        format!("{} with {lines} prefixes", file.display())
     })?;
+    let text = fs::read_to_string(file).with_context(failed)?;
+    parse_prefixes(&text, &file.display().to_string())
+}
+
+/// Parses one prefix a line; what follows a `#` is a comment. `name` says in errors where the text came from.
+///
+/// # Errors
+///
+/// Names the first line that is neither.
+pub fn parse_prefixes(text: &str, name: &str) -> Result<Vec<IpNet>> {
     let lines = text.lines().enumerate().map(|(number, line)| {
         let line = line.split('#').next().unwrap_or_default().trim();
         let prefix = (!line.is_empty()).then(|| parse_prefix(line));
         prefix
             .transpose()
-            .map_err(|problem| anyhow::anyhow!("{}:{}: {problem}", file.display(), number + 1))
+            .map_err(|problem| anyhow::anyhow!("{name}:{}: {problem}", number + 1))
     });
     lines.filter_map(Result::transpose).collect()
+}
+
+/// How many lines a file has, without having all of it in memory.
+fn count_lines(file: &Path) -> io::Result<u64> {
+    let mut reader = BufReader::new(File::open(file)?);
+    let mut lines = 0;
+    loop {
+        let bytes = reader.fill_buf()?;
+        if bytes.is_empty() {
+            return Ok(lines);
+        }
+        let (count, length) = (
+            bytes.iter().filter(|byte| **byte == b'\n').count(),
+            bytes.len(),
+        );
+        lines += count as u64;
+        reader.consume(length);
+    }
 }
 
 fn every_port() -> Vec<PortRange> {

@@ -15,7 +15,7 @@ use crate::list::{Category, EndpointSet, Instance, PortRange};
 use crate::timestamp::Timestamp;
 
 pub use build::{Build, sign_in_notes};
-pub use custom::custom_sets;
+pub use custom::{custom_sets, parse_prefixes};
 
 /// What is done with packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -132,6 +132,9 @@ impl Capture {
 
     /// Makes room for a block that is longer than those before.
     fn grow(&mut self) -> Result<()> {
+        if self.reader.reader_exhausted() {
+            bail!("the capture is cut off after byte {}", self.position);
+        }
         self.buffer *= 2;
         if self.buffer > MAX_BUFFER || !self.reader.grow(self.buffer) {
             bail!(

@@ -7,10 +7,11 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 
 use breakout_common::condition::{MAX_ENTRIES, MAX_INTERVALS};
+use breakout_common::forward::is_clients;
 use breakout_common::table::{
-    BLOCK, CLASS_COUNT, CLASSES, COUNT_SHIFT, GENERATION, LEAVES, LONG, MAGIC, MAX_LEAVES,
-    MAX_WORDS, NO_PREFIX, OWN, OWN_LEAF, PAGE_KEYS, SEARCH_STEP, UNCOVERED_LEAF, USED, V4_ENTRIES,
-    V4_ROOT, V6_ENTRIES, V6_OTHERS, V6_ROOT,
+    BLOCK, CLASS_COUNT, CLASSES, COUNT_SHIFT, Destination, GENERATION, LEAVES, LONG, MAGIC,
+    MAX_LEAVES, MAX_WORDS, NO_PREFIX, OWN, OWN_BITS, OWN_LEAF, PAGE_KEYS, SEARCH_STEP,
+    UNCOVERED_LEAF, USED, V4_ENTRIES, V4_ROOT, V6_ENTRIES, V6_OTHERS, V6_ROOT, own_bit,
 };
 
 use super::Ruleset;
@@ -116,6 +117,7 @@ pub fn compile(ruleset: &Ruleset) -> Result<Image, TooLarge> {
     write_sources(&ruleset.sources, &mut words)?;
     write_class_pages(&classes, &mut words);
     let (mut own_v4, mut own_v6) = (Vec::new(), Vec::new());
+    write_own_bits(&ruleset.own, &mut words);
     for address in &ruleset.own {
         match address {
             IpAddr::V4(address) => own_v4.push(address.to_bits()),
@@ -134,6 +136,19 @@ pub fn compile(ruleset: &Ruleset) -> Result<Image, TooLarge> {
     words[0] = MAGIC;
     words[USED as usize] = to_word(words.len());
     Ok(Image { words })
+}
+
+/// Notes by which bits the gateway's own addresses are known, as far as clients could have them.
+fn write_own_bits(own: &[IpAddr], words: &mut [u32]) {
+    let halves = own.iter().map(|address| {
+        let (high, low) = Destination::from(*address).to_halves();
+        (address.is_ipv6(), high, low)
+    });
+    let clients = halves.filter(|(v6, high, low)| is_clients(*v6, *high, *low));
+    let bits = clients.fold(0, |bits, (.., low)| bits | own_bit(low));
+    let at = OWN_BITS as usize;
+    words[at] = (bits & 0xffff_ffff) as u32;
+    words[at + 1] = (bits >> 32) as u32;
 }
 
 fn write_class_count(classes: &Classes, words: &mut [u32]) -> Result<(), TooLarge> {

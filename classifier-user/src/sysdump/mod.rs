@@ -22,12 +22,13 @@ use crate::config::Config;
 use crate::control::{Client, EventsQuery, FlowsQuery, in_time};
 use crate::controller::{read_lists, summary};
 use crate::doctor::examine;
+use crate::durable::read_text;
 use crate::events::Events;
 use crate::journal;
 use crate::links::Links;
 use crate::private;
 use crate::ruleset::Ruleset;
-use crate::secrets::masked;
+use crate::secrets::{masked, without_comments};
 use crate::timestamp::Timestamp;
 use mask::Mask;
 
@@ -311,7 +312,7 @@ impl Archive {
     /// What the last controller has left on the disk.
     fn left_behind(&mut self, config: &Config) -> Result<()> {
         let directory = &config.state.directory;
-        let state = fs::read_to_string(directory.join("state.json"));
+        let state = read_text(&directory.join("state.json"));
         self.text("state.json", state.map_err(Into::into))?;
         self.json("events.json", Ok(Events::open(directory).after(0)))?;
         let lists = read_lists(config, None);
@@ -326,7 +327,13 @@ impl Archive {
 
     fn text(&mut self, name: &str, text: Result<String>) -> Result<()> {
         match text {
-            Ok(text) => self.append(name, &self.mask.apply(&masked(&text))),
+            Ok(text) => {
+                let text = match name {
+                    "network/nft.txt" | "network/iptables.txt" => without_comments(&text),
+                    _ => text,
+                };
+                self.append(name, &self.mask.apply(&masked(&text)))
+            }
             Err(error) => {
                 self.summary.missing.push(format!("{name}: {error:#}"));
                 Ok(())

@@ -28,7 +28,7 @@ fuzz_target!(|frame: &[u8]| {
                 v6: NextHop::Mac([4; 6]),
                 ..Egress::default()
             };
-            if let Ok(mac) = plan(&headers, &egress) {
+            if let Ok(mac) = plan(frame, &headers, &egress, |_| false) {
                 let mut forwarded = frame.to_vec();
                 assert!(rewrite(forwarded.as_mut_slice(), &headers, mac, [6; 6]).is_some());
                 let again = walk(forwarded.as_slice()).expect("what is forwarded is as whole as it was");

@@ -1,5 +1,7 @@
 //! What is kept survives whatever happens.
 
+use std::fs;
+
 use super::*;
 use crate::config::ListConfig;
 
