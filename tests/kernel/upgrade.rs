@@ -30,6 +30,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("what_a_controller_leaves_is_removed_by_unload", leave),
     ("a_program_that_is_taken_away_is_told_of", taken_away),
     ("pins_that_are_removed_are_put_back", unpinned),
+    ("a_clsact_qdisc_that_is_deleted_is_put_back", without_clsact),
     ("flows_stay_through_an_upgrade", flows_stay),
 ];
 
@@ -170,6 +171,32 @@ fn flows_stay() -> Result<()> {
 }
 
 /// Somebody detaches the XDP program, which the controller's link to it does not notice.
+/// As scripts for traffic shaping do before they begin.
+fn without_clsact() -> Result<()> {
+    let office = Office::open("probes = []\n")?;
+    let (lab, site) = (&office.lab, &office.site);
+    let mut daemon = Daemon::start(site, &lab.gateway)?;
+    ensure!(office.new_way()? == "internet");
+    for again in 1..=2 {
+        lab.gateway.exec("tc qdisc del dev lan clsact")?;
+        if again == 2 {
+            // Another one is in its place.
+            lab.gateway.exec("tc qdisc add dev lan ingress")?;
+        }
+        ensure!(office.new_way()? == "wan");
+        daemon.wait_until(|daemon| {
+            daemon
+                .log()
+                .matches("the tc program on lan was attached again")
+                .count()
+                == again
+        })?;
+        ensure!(office.new_way()? == "internet");
+    }
+    daemon.stop()?;
+    Ok(())
+}
+
 /// Somebody tidies up the BPF file system.
 fn unpinned() -> Result<()> {
     let office = Office::open("probes = []\n")?;

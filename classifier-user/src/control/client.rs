@@ -22,8 +22,18 @@ use super::{
 use crate::exit::{Code, WithCode};
 use crate::explain::{Explanation, Query};
 
-/// How long a controller may take. A reload of a large list takes seconds, a fetch up to minutes.
+/// How long a controller may take for an order. A reload of a large list takes seconds, a fetch up to minutes.
 const TIMEOUT: Duration = Duration::from_secs(300);
+/// How long it may take for an answer, also while it carries an order out.
+const ANSWER: Duration = Duration::from_secs(60);
+/// What is an order.
+const ORDERS: [&str; 5] = [
+    "/v1/reload",
+    "/v1/apply",
+    "/v1/bypass",
+    "/v1/list/fetch",
+    "/v1/list/change",
+];
 
 /// Why a controller cannot be asked.
 #[derive(Debug, thiserror::Error)]
@@ -226,9 +236,14 @@ impl Client {
             let body = response.into_body().collect().await?.to_bytes();
             Ok::<_, hyper::Error>((status, body))
         };
-        let (status, body) = timeout(TIMEOUT, exchange)
+        let limit = if ORDERS.contains(&path) {
+            TIMEOUT
+        } else {
+            ANSWER
+        };
+        let (status, body) = timeout(limit, exchange)
             .await
-            .with_context(|| format!("the controller did not answer {path} in {TIMEOUT:?}"))?
+            .with_context(|| format!("the controller did not answer {path} in {limit:?}"))?
             .with_context(|| format!("the controller broke off the answer to {path}"))?;
         if !status.is_success() {
             let failure: Failure = serde_json::from_slice(&body)

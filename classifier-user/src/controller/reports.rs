@@ -176,6 +176,12 @@ impl Controller {
             }
         }
         drop(paths);
+        if !self.failover.is_alive() {
+            alerts.push(
+                "fail-over does not answer: restart breakout, and report it with breakout sysdump"
+                    .to_owned(),
+            );
+        }
         alerts.extend(self.missing_lans.values().cloned());
         alerts.extend(self.unsaved.clone());
         alerts.extend(self.leaving.alert.clone());

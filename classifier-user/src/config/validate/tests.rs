@@ -56,6 +56,10 @@ fn every_check_says_what_is_wrong() {
             "is too short: Microsoft asks for one hour or more",
         ),
         (
+            "[list]\nsource = \"HTTP://me:pw@mirror/lists?token=1\"".to_owned(),
+            "list.source = \"HTTP://***@mirror/lists?***\" is without TLS",
+        ),
+        (
             "[list]\nkeep = 1".to_owned(),
             "leaves nothing to go back to",
         ),
