@@ -31,6 +31,7 @@ pub mod list;
 pub mod memory;
 pub mod mounts;
 pub mod nat;
+pub mod plain;
 pub mod policy;
 pub mod private;
 #[cfg(test)]

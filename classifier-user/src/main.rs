@@ -2,20 +2,20 @@
 
 use std::process::ExitCode;
 
+use breakout::commands::{Arguments, Command};
+use clap::Parser;
 use nix::sys::signal::{SigHandler, Signal, signal};
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> ExitCode {
     // A reader that goes away, as in `breakout stats | head`, ends a command silently. The controller writes to no pipe
     // but its log, whose reader it must survive.
-    if std::env::args()
-        .nth(1)
-        .is_none_or(|command| command != "run")
-    {
+    let arguments = Arguments::parse();
+    if !matches!(arguments.command, Command::Run { .. }) {
         // SAFETY: the default action runs no code of ours.
         let _ = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
     }
-    match breakout::commands::main().await {
+    match breakout::commands::main(&arguments).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("breakout: {error:#}");

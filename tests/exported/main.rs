@@ -17,6 +17,16 @@ type Test = (&'static str, fn() -> Result<()>, fn() -> Option<String>);
 
 const TESTS: &[Test] = &[
     ("a_pac_file_says_what_get_pacfile_would", pac, never_missing),
+    (
+        "hostile_text_stays_in_comments",
+        hostile_text,
+        never_missing,
+    ),
+    (
+        "hostile_text_moves_nothing_in_the_kernel",
+        hostile_text_in_the_kernel,
+        requirements::missing,
+    ),
     ("nft_loads_the_table", nft, requirements::missing),
     ("ip_applies_the_routes", iproute2, requirements::missing),
     ("bird_parses_the_routes", bird, || missing("usr/sbin/bird")),
@@ -220,6 +230,93 @@ fn glob(pattern: &str, text: &str) -> bool {
         }
     }
     rest.ends_with(last)
+}
+
+/// What whoever writes a list, or names its file, would like to have run.
+const INJECTED: &str = "x\ndelete table inet other\nroute add 198.51.100.0/24 dev inet\nip route 198.51.100.0/24 inet\n\
+                        /* */ evil = 1; // \r\u{85}\u{2028}}\n\u{1b}]0;x\u{7}\\";
+
+/// A list with [`INJECTED`] wherever it has text, under a name that ends a comment, too.
+fn hostile_list(directory: &Path, injected: &str) -> Result<String> {
+    // A name may be 255 bytes long.
+    let path = directory.join(format!("list{}", injected.replace('/', "")));
+    let set = |id: u32, category: &str| {
+        serde_json::json!({
+            "id": id, "serviceArea": format!("Exchange{injected}"), "category": category, "tcpPorts": "443",
+            "ips": ["40.96.0.0/13"], "urls": ["outlook.office.com", format!("a\"); evil = 1; (\"{injected}")],
+        })
+    };
+    let sets = [
+        set(1, "Optimize"),
+        set(2, "Allow"),
+        set(3, &format!("Other{injected}")),
+    ];
+    fs::write(&path, serde_json::to_vec(&sets)?)?;
+    Ok(path.to_string_lossy().into_owned())
+}
+
+fn hostile_text() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let hostile = hostile_list(directory.path(), INJECTED)?;
+    let harmless = hostile_list(directory.path(), "")?;
+    for format in ["nft", "iproute2", "bird", "frr", "edl", "wireguard"] {
+        let bodies = [&hostile, &harmless].map(|list| -> Result<Vec<String>> {
+            let (_directory, text) = exported(&["--format", format, "--list", list])?;
+            let is_plain = |character: char| character == '\n' || !character.is_control();
+            ensure!(text.chars().all(is_plain), "{format}: {text:?}");
+            ensure!(!text.contains("\\\n"), "{format}: {text:?}");
+            let body = text.lines().map(str::trim);
+            let body = body.filter(|line| !line.starts_with(['#', '!']));
+            Ok(body.map(str::to_owned).collect())
+        });
+        let [hostile, harmless] = bodies;
+        ensure!(hostile? == harmless?, "{format}");
+    }
+    let arguments = [
+        "--format",
+        "pac",
+        "--list",
+        &hostile,
+        "--proxy",
+        "PROXY p\"\n:1",
+    ];
+    let (_directory, text) = exported(&arguments)?;
+    ensure!(text.is_ascii(), "{text:?}");
+    let (runtime, host) = (Runtime::new()?, "outlook.office.com");
+    JsContext::full(&runtime)?.with(|js| {
+        js.eval::<(), _>(SH_EXP_MATCH)?;
+        js.eval::<(), _>(text.as_str())?;
+        let find: Function<'_> = js.globals().get("FindProxyForURL")?;
+        let answer: String = find.call((format!("https://{host}/"), host))?;
+        ensure!(answer == "DIRECT", "{answer}");
+        let answer: String = find.call(("https://example.net/", "example.net"))?;
+        ensure!(answer == "PROXY p\"\n:1", "{answer:?}");
+        ensure!(!js.globals().contains_key("evil")?, "{text}");
+        Ok(())
+    })
+}
+
+fn hostile_text_in_the_kernel() -> Result<()> {
+    let place = Namespace::create(format!("bo{}-hostile", std::process::id()))?;
+    place.ip("link add inet type veth peer name peer")?;
+    place.ip_lines("link set inet up\n link set peer up\n addr add 10.3.0.1/24 dev inet")?;
+    run(place.command("nft").args(["add", "table", "inet", "other"]))?;
+    let directory = tempfile::tempdir()?;
+    let list = hostile_list(directory.path(), INJECTED)?;
+    for (format, program, option) in [("nft", "nft", "-f"), ("iproute2", "ip", "-batch")] {
+        let (directory, _) = exported(&["--format", format, "--list", &list])?;
+        let file = directory.path().join("exported");
+        run(place.command(program).arg(option).arg(&file))?;
+    }
+    let tables = place.exec("nft list tables")?;
+    ensure!(
+        tables.contains("inet other") && tables.contains("breakout_export"),
+        "{tables}"
+    );
+    let routes = place.ip("-4 route show")?;
+    ensure!(routes.contains("40.96.0.0/13 via 10.3.0.2"), "{routes}");
+    ensure!(!routes.contains("198.51.100.0"), "{routes}");
+    Ok(())
 }
 
 fn nft() -> Result<()> {

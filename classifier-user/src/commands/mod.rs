@@ -21,7 +21,6 @@ mod sysdump;
 mod top;
 
 use anyhow::Result;
-use clap::Parser;
 
 use crate::config;
 use crate::control::Client;
@@ -29,14 +28,13 @@ use crate::controller;
 use crate::exit::{Code, WithCode};
 pub use arguments::{Arguments, Command};
 
-/// Parses the command line and does what it says.
+/// Does what the command line says.
 ///
 /// # Errors
 ///
 /// Whatever went wrong, with its exit code.
-pub async fn main() -> Result<()> {
-    let arguments = Arguments::parse();
-    output::start_log(&arguments)?;
+pub async fn main(arguments: &Arguments) -> Result<()> {
+    output::start_log(arguments)?;
     let config = &arguments.config;
     match &arguments.command {
         Command::Run { list, trace, leave } => {

@@ -1,5 +1,6 @@
 //! Checks of the configuration that need nothing but the configuration.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use ipnet::IpNet;
 
 use super::{Config, ListConfig, ListSource, Mode, PASS, Preference, SERVICE, Span};
 use crate::list::{Category, Instance};
+use crate::plain::plain;
 use crate::secrets::masked;
 
 /// The longest interface name the kernel takes (IFNAMSIZ without the closing zero).
@@ -75,6 +77,35 @@ fn list(list: &ListConfig) -> Result<(), String> {
             "list.tenant = \"{tenant}\" is no tenant name: letters, digits and hyphens"
         ));
     }
+    if let Some(area) = list.service_areas.iter().find(|area| !is_label(area)) {
+        return Err(format!(
+            "list.service_areas: \"{}\" is no service area; Microsoft's are Common, Exchange, SharePoint and Skype",
+            plain(area)
+        ));
+    }
+    if list.file.is_none()
+        && matches!(list.list_source(), ListSource::Watched(_))
+        && list.source.contains("://")
+    {
+        return Err(format!(
+            "list.source = \"{}\" is a URL that is not https:// or http://",
+            masked(&list.source)
+        ));
+    }
+    // Anything else is a host with a port: the client would put http:// before it.
+    if let Some((scheme, _)) = list
+        .proxy
+        .as_deref()
+        .and_then(|proxy| proxy.split_once("://"))
+        && !["http", "https"]
+            .iter()
+            .any(|known| scheme.eq_ignore_ascii_case(known))
+    {
+        return Err(format!(
+            "list.proxy: proxies are spoken to by http:// or https://, not by {}://",
+            plain(scheme)
+        ));
+    }
     Ok(())
 }
 
@@ -98,6 +129,7 @@ fn instances(key: &str, names: &[String]) -> Result<(), String> {
 fn policy(config: &Config) -> Result<(), String> {
     let mut names = BTreeSet::new();
     for custom in &config.custom {
+        one_line("[[custom]] name", &custom.name)?;
         if custom.name.is_empty() || !names.insert(&custom.name) {
             return Err(format!(
                 "[[custom]] \"{}\" needs a name of its own",
@@ -109,7 +141,10 @@ fn policy(config: &Config) -> Result<(), String> {
     let mut rules = BTreeSet::new();
     for (number, rule) in (1..).zip(&config.policy) {
         let key = match &rule.name {
-            Some(name) => format!("[[policy]] \"{name}\""),
+            Some(name) => {
+                one_line("[[policy]] name", name)?;
+                format!("[[policy]] \"{name}\"")
+            }
             None => format!("[[policy]] number {number}"),
         };
         if rule.name.as_ref().is_some_and(|name| !rules.insert(name)) {
@@ -324,7 +359,18 @@ fn routing(config: &Config) -> Result<(), String> {
     Ok(())
 }
 
+/// Names are printed, logged and exported.
+fn one_line(key: &str, name: &str) -> Result<(), String> {
+    match plain(name) {
+        Cow::Borrowed(_) => Ok(()),
+        Cow::Owned(shown) => Err(format!(
+            "{key} = \"{shown}\" has characters that do not show, or end a line"
+        )),
+    }
+}
+
 fn interface_name(key: &str, name: &str) -> Result<(), String> {
+    one_line(key, name)?;
     if name.is_empty()
         || name.len() > MAX_INTERFACE
         || name.contains(|c: char| c == '/' || c.is_whitespace())

@@ -14,6 +14,7 @@ use serde::Serialize;
 use crate::config::{Config, EgressConfig, Preference};
 use crate::controller::name_of;
 use crate::list::{List, PortRange};
+use crate::plain::plain;
 use crate::policy::{Action, Choice};
 use crate::ruleset::{Rule, Ruleset};
 
@@ -85,6 +86,9 @@ pub fn export(source: &Source<'_>, format: Format, pac: &Pac) -> Result<String> 
         }
     }
     let lines = source.lines();
+    if matches!(format, Format::Iproute2 | Format::Bird | Format::Frr) {
+        interface_names(&lines)?;
+    }
     Ok(match format {
         Format::Pac => pac.write(source.lists)?,
         Format::Nft => nft::write(source, &lines),
@@ -142,7 +146,9 @@ impl<'a> Source<'a> {
     fn header(&self, comment: &str, lines: &[Line<'_>], format: Format) -> String {
         let mut text = String::new();
         let mut say = |line: &str| {
-            let _ = writeln!(text, "{comment} {line}");
+            // `ip -batch` joins a line that ends with a backslash to the next, also a comment.
+            let end = if line.ends_with('\\') { " " } else { "" };
+            let _ = writeln!(text, "{comment} {}{end}", plain(line));
         };
         say("Written by breakout export.");
         for list in self.lists {
@@ -216,6 +222,22 @@ impl<'a> Source<'a> {
             })
             .collect()
     }
+}
+
+/// The kernel takes nearly every character in the name of a link; the languages of routers do not.
+fn interface_names(lines: &[Line<'_>]) -> Result<()> {
+    let is_ordinary =
+        |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-' | b'+' | b'@');
+    for (name, egress) in lines.iter().filter_map(|line| line.egress) {
+        if !egress.interface.bytes().all(is_ordinary) {
+            bail!(
+                "egress.{name}.interface = \"{}\" has characters that the format cannot hold; rename the link, with letters, \
+                 digits and . _ - + @",
+                egress.interface
+            );
+        }
+    }
+    Ok(())
 }
 
 /// The next hops that routes want and the configuration does not have: Breakout learns them, other programs do not.

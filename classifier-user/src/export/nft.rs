@@ -7,6 +7,7 @@ use ipnet::IpNet;
 
 use super::{Format, Line, Source};
 use crate::controller::mark_of;
+use crate::plain::plain;
 
 /// The table; it replaces an earlier one of its name.
 pub(super) fn write(source: &Source<'_>, lines: &[Line<'_>]) -> String {
@@ -33,9 +34,9 @@ pub(super) fn write(source: &Source<'_>, lines: &[Line<'_>]) -> String {
                 text,
                 "    # {}: {} ({}, {})\n    set {name} {{\n        type {address}v{}_addr . inet_proto . inet_service\n        \
                  flags interval\n        elements = {{\n            {}\n        }}\n    }}",
-                line.policy,
-                line.rule.key,
-                line.rule.service_area,
+                plain(line.policy),
+                plain(&line.rule.key.to_string()),
+                plain(&line.rule.service_area),
                 line.rule.category,
                 if is_v6 { 6 } else { 4 },
                 elements.join(",\n            ")

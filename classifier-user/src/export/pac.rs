@@ -10,6 +10,7 @@ use anyhow::{Result, anyhow};
 
 use crate::exit::{Code, WithCode};
 use crate::list::{Category, EndpointSet, List};
+use crate::plain::plain;
 
 /// How a PAC file is written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,13 +49,13 @@ impl Pac {
         let exceptions: BTreeSet<&str> = others.into_iter().filter(is_covered).collect();
         let mut text = String::from("// Written by breakout export.\n");
         for list in lists {
-            let _ = writeln!(text, "// List {} from {}", list.name(), list.source);
+            let _ = writeln!(text, "// List {} from {}", list.name(), plain(&list.source));
         }
-        let proxy = self.proxy.replace('\\', "\\\\").replace('"', "\\\"");
+        let proxy = literal(&self.proxy);
         text.push_str("function FindProxyForURL(url, host) {\n    var direct = \"DIRECT\";\n");
         let _ = writeln!(
             text,
-            "    var proxy = \"{proxy}\";\n    host = host.toLowerCase();"
+            "    var proxy = {proxy};\n    host = host.toLowerCase();"
         );
         clause(&mut text, &exceptions, "proxy");
         clause(&mut text, &direct, "direct");
@@ -74,7 +75,7 @@ fn clause(text: &mut String, hosts: &BTreeSet<&str>, result: &str) {
     }
     let matches: Vec<String> = hosts
         .iter()
-        .map(|host| format!("shExpMatch(host, {:?})", host.to_ascii_lowercase()))
+        .map(|host| format!("shExpMatch(host, {})", literal(&host.to_ascii_lowercase())))
         .collect();
     let _ = writeln!(
         text,
@@ -83,18 +84,69 @@ fn clause(text: &mut String, hosts: &BTreeSet<&str>, result: &str) {
     );
 }
 
-/// Whether a shell pattern covers a text, `*` standing for any characters and `?` for one.
-fn covers(pattern: &str, text: &str) -> bool {
-    fn rest(pattern: &[u8], text: &[u8]) -> bool {
-        match (pattern, text) {
-            ([], []) => true,
-            ([b'*', others @ ..], _) => (0..=text.len()).any(|skip| rest(others, &text[skip..])),
-            ([b'?', others @ ..], [_, behind @ ..]) => rest(others, behind),
-            ([first, others @ ..], [one, behind @ ..]) => {
-                first.eq_ignore_ascii_case(one) && rest(others, behind)
+/// A string as every JavaScript engine reads it, the old ones too: ASCII, in quotation marks.
+fn literal(text: &str) -> String {
+    let mut literal = String::from('"');
+    for unit in text.encode_utf16() {
+        match u8::try_from(unit).map(char::from) {
+            Ok(quoted @ ('"' | '\\')) => literal.extend(['\\', quoted]),
+            Ok(shown @ ' '..='~') => literal.push(shown),
+            _ => {
+                let _ = write!(literal, "\\u{unit:04x}");
             }
-            _ => false,
         }
     }
-    rest(pattern.as_bytes(), text.as_bytes())
+    literal + "\""
+}
+
+/// Whether a shell pattern covers a text, `*` standing for any characters and `?` for one.
+fn covers(pattern: &str, text: &str) -> bool {
+    let (pattern, text) = (pattern.as_bytes(), text.as_bytes());
+    let (mut at, mut read) = (0, 0);
+    // Where the last `*` was, and how much of the text it stands for so far: going back further changes nothing.
+    let mut star = None;
+    while read < text.len() {
+        match pattern.get(at) {
+            Some(b'*') => {
+                star = Some((at, read));
+                at += 1;
+            }
+            Some(byte) if *byte == b'?' || byte.eq_ignore_ascii_case(&text[read]) => {
+                at += 1;
+                read += 1;
+            }
+            _ => {
+                let Some((before, stands_for)) = star else {
+                    return false;
+                };
+                star = Some((before, stands_for + 1));
+                at = before + 1;
+                read = stands_for + 1;
+            }
+        }
+    }
+    pattern[at..].iter().all(|byte| *byte == b'*')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_cover() {
+        for (pattern, text) in [
+            ("*", ""),
+            ("*.b.c", "a.b.C"),
+            ("a*b*c", "aXbcYbc"),
+            ("?b", "ab"),
+            ("**", "x"),
+        ] {
+            assert!(covers(pattern, text), "{pattern} {text}");
+        }
+        for (pattern, text) in [("*.b", ".bc"), ("a", ""), ("?", ""), ("a*a", "a")] {
+            assert!(!covers(pattern, text), "{pattern} {text}");
+        }
+        // Trying every split of the text between the asterisks would not end.
+        assert!(!covers(&"*a".repeat(60), &("a".repeat(200) + "b")));
+    }
 }

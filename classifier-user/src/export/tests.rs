@@ -60,6 +60,16 @@ fn formats_without_ports_say_what_they_match_beyond() {
 }
 
 #[test]
+fn what_a_format_cannot_hold_is_refused() {
+    let config = "[egress.b]\ninterface = \"a;b#\"\n[[policy]]\nsets = [1]\naction = \"b\"\n";
+    for format in [Format::Iproute2, Format::Bird, Format::Frr] {
+        let error = written(config, &[], format).unwrap_err().to_string();
+        assert!(error.contains("the format cannot hold"), "{error}");
+    }
+    assert!(written(config, &[], Format::Edl).is_ok());
+}
+
+#[test]
 fn routes_have_the_egress() {
     let text = written("", &[], Format::Iproute2).unwrap();
     assert_eq!(

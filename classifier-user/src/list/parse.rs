@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{Category, EndpointSet, Instance, List, PortRange, Problem, SetKey, parse_ports};
+use crate::plain::{into_plain, plain};
 
 /// The largest file that is read as a list. The real ones are below 100 KiB.
 const MAX_FILE: u64 = 64 << 20;
@@ -156,7 +157,7 @@ pub fn parse(text: &[u8], instance: Instance, source_name: &str) -> Result<List,
     Ok(List {
         instance,
         version: None,
-        source: source_name.to_owned(),
+        source: plain(source_name).into_owned(),
         fetched: None,
         record: None,
         sets,
@@ -170,7 +171,7 @@ fn endpoint_set(row: Row, instance: Instance, problems: &mut Vec<Problem>) -> En
     let mut report = |problem: String, is_damage| {
         problems.push(Problem {
             id: Some(id),
-            problem,
+            problem: into_plain(problem),
             is_damage,
         });
     };
@@ -198,20 +199,22 @@ fn endpoint_set(row: Row, instance: Instance, problems: &mut Vec<Problem>) -> En
             false,
         );
     }
-    let category = Category::from(row.category.unwrap_or_default().as_str());
+    let category = row.category.map(into_plain).unwrap_or_default();
+    let category = Category::from(category.as_str());
     if let Category::Other(name) = &category
         && !prefixes.is_empty()
     {
         let problem = format!("category \"{name}\" is not known, so it is not steered");
         report(problem, false);
     }
+    let urls = row.urls.unwrap_or_default();
     EndpointSet {
         key: SetKey::published(instance, id),
-        service_area: row.service_area.unwrap_or_default(),
+        service_area: row.service_area.map(into_plain).unwrap_or_default(),
         category,
         prefixes,
         ports,
-        urls: row.urls.unwrap_or_default(),
+        urls: urls.into_iter().map(into_plain).collect(),
         required: row.required.unwrap_or_default(),
         express_route: row.express_route.unwrap_or_default(),
         withdrawn: None,

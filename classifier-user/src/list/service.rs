@@ -146,7 +146,7 @@ impl Service {
             .read_timeout(limits.read)
             .timeout(limits.total)
             .redirect(redirect::Policy::none())
-            .https_only(base.starts_with("https://"))
+            .https_only(!base.to_ascii_lowercase().starts_with("http:"))
             .pool_max_idle_per_host(0);
         if let Some(file) = &config.ca_file {
             client = client.tls_certs_merge(certificates(file)?);

@@ -67,6 +67,30 @@ fn every_check_says_what_is_wrong() {
             "[list]\ntenant = \"a.b\"".to_owned(),
             "is no tenant name: letters, digits",
         ),
+        (
+            "[list]\nservice_areas = [\"Teams&NoIPv6=true\"]".to_owned(),
+            "\"Teams&NoIPv6=true\" is no service area",
+        ),
+        (
+            "[list]\nsource = \"ftp://mirror/list\"".to_owned(),
+            "is a URL that is not https:// or http://",
+        ),
+        (
+            "[list]\nproxy = \"htp://proxy:3128\"".to_owned(),
+            "not by htp://",
+        ),
+        (
+            "[list]\nsource = \"HTTPS://Endpoints.Office.com\"\ninterval = \"5m\"".to_owned(),
+            "Microsoft asks for one hour or more",
+        ),
+        (
+            rule("name = \"a\\u001b[2J\"\naction = \"pass\""),
+            "[[policy]] name = \"a\\u{1b}[2J\" has characters that do not show",
+        ),
+        (
+            "[[custom]]\nname = \"a\\nb\"\nprefixes = []".to_owned(),
+            "[[custom]] name = \"a\\u{a}b\" has characters",
+        ),
         ("[list]\ngrace = \"7\"".to_owned(), "is no duration, as in"),
         (
             "[[custom]]\nname = \"\"\nprefixes = []".to_owned(),
