@@ -251,7 +251,7 @@ fn refused() -> Result<()> {
         ),
         (
             list(&["42.0.0.0/16"]),
-            "1 of 1 prefixes of all sets are gone at once",
+            "100 % of the IPv4 addresses of category Optimize are gone at once",
         ),
         ("[]".to_owned(), "no usable endpoint set"),
         (
@@ -290,7 +290,7 @@ fn refused() -> Result<()> {
     let history = office.run(&["history"])?;
     let text = history.to_string();
     ensure!(
-        text.contains("accepted in spite of: 1 of 1 prefixes"),
+        text.contains("accepted in spite of: 100 % of the IPv4 addresses"),
         "{text}"
     );
     daemon.stop()?;
@@ -351,7 +351,7 @@ fn rollback() -> Result<()> {
 }
 
 fn grace() -> Result<()> {
-    let office = Office::new("max_removed = \"100 %\"\ngrace = \"20s\"\n")?;
+    let office = Office::new("max_removed = \"100 %\"\ngrace = \"12s\"\n")?;
     let _servers = serve(&office)?;
     let mut daemon = started(&office)?;
     office.service.publish("2026080100", list(&["41.0.0.0/16"]));

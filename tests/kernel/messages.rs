@@ -1,7 +1,7 @@
 //! What commands say when the machine, its files or its kernel is not as they need it, where that needs root.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::Path;
 use std::process::Command;
 
@@ -88,10 +88,14 @@ fn places() -> Result<()> {
         let site =
             Site::new(&route().replace("source = \"builtin\"", "source = \"https://192.0.2.1\""))?;
         let place = site.path().join("state").join(name);
+        let state = site.path().join("state");
+        fs::create_dir(&state)?;
+        // As the site's is, the directory is the controller's user's.
+        let owner = fs::metadata(site.path())?;
+        chown(&state, Some(owner.uid()), Some(owner.gid()))?;
         if name.ends_with('/') {
-            fs::create_dir_all(place)?;
+            fs::create_dir(place)?;
         } else {
-            fs::create_dir_all(site.path().join("state"))?;
             fs::write(place, "")?;
         }
         refused_at(&lab, &site, &[], 7, &[words, name.trim_end_matches('/')])?;

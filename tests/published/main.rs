@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, ensure};
-use breakout::list::{Category, Instance, List, read_file};
+use breakout::config::ListConfig;
+use breakout::list::{Category, Instance, Judge, List, embedded, read_file};
 use breakout_tests::daemon::binary;
 use breakout_tests::golden::GOLDEN;
 use breakout_tests::rulesets::by_default;
@@ -19,6 +20,7 @@ const TESTS: &[Test] = &[
     ("golden_verdicts_by_explain", golden),
     ("every_list_loads", every_list),
     ("worldwide_has_its_optimize_prefixes", worldwide),
+    ("no_step_of_the_years_is_refused", steps),
     (
         "two_answers_with_the_same_rules_are_the_same_ruleset",
         same_ruleset,
@@ -50,6 +52,57 @@ fn main() -> ExitCode {
 
 fn published(name: &str, instance: Instance) -> Result<List> {
     Ok(read_file(&directory().join(name), instance)?)
+}
+
+/// Each list after each earlier one: also a gateway that was on a shelf for years takes the newest.
+fn steps() -> Result<()> {
+    let judge = Judge::new(&ListConfig::default(), Vec::new());
+    let mut judged = 0;
+    for instance in [Instance::Worldwide, Instance::China] {
+        let mut files: Vec<PathBuf> = fs::read_dir(directory().join("history"))?
+            .map(|entry| Ok(entry?.path()))
+            .collect::<Result<_>>()?;
+        let prefix = format!("{instance}-");
+        let name = |path: &PathBuf| {
+            path.file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned()
+        };
+        files.retain(|path| name(path).starts_with(&prefix));
+        files.sort();
+        let mut lists = Vec::new();
+        for file in &files {
+            match read_file(file, instance) {
+                Ok(list) => lists.push(list),
+                // The first ones were published before there were addresses in them.
+                Err(error) => ensure!(error.to_string().contains("no usable"), "{error}"),
+            }
+        }
+        if instance == Instance::Worldwide {
+            lists.push(published("worldwide.2025-11.json", instance)?);
+            lists.push(published(
+                "worldwide.2026-08-14.optimize-allow.json",
+                instance,
+            )?);
+        }
+        lists.push(embedded(instance));
+        for (number, new) in lists.iter().enumerate() {
+            for before in &lists[..number] {
+                let judgement = judge.judge(before, new);
+                ensure!(
+                    judgement.is_passed(),
+                    "{} after {}: {}",
+                    new.source,
+                    before.source,
+                    judgement.refusal()
+                );
+                judged += 1;
+            }
+        }
+    }
+    ensure!(judged > 200, "{judged} steps");
+    Ok(())
 }
 
 /// `breakout explain --list FILE`, with no configuration at all.
@@ -119,7 +172,7 @@ fn same_ruleset() -> Result<()> {
         let list = published(name, Instance::Worldwide)?;
         Ok(by_default(&list)?.hash())
     };
-    let built_in = by_default(&breakout::list::embedded(Instance::Worldwide))?;
+    let built_in = by_default(&embedded(Instance::Worldwide))?;
     let newer = hash("worldwide.2026-08-14.optimize-allow.json")?;
     ensure!(hash("worldwide.2025-11.json")? == newer);
     ensure!(built_in.hash() == newer, "the built-in list differs");

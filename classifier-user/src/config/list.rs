@@ -47,7 +47,7 @@ pub struct ListConfig {
     pub keep: usize,
     /// From what age on a list counts as stale.
     pub stale_after: Span,
-    /// The largest share of prefixes or addresses that may go at once.
+    /// The largest share of the addresses of category Optimize that may go at once.
     pub max_removed: Share,
     /// The shortest IPv4 prefix that is believed.
     pub shortest_v4: u8,
@@ -97,7 +97,7 @@ impl Default for ListConfig {
             grace: Span::hours(7 * 24),
             keep: 20,
             stale_after: Span::hours(7 * 24),
-            max_removed: Share::percent(30),
+            max_removed: Share::percent(40),
             shortest_v4: 10,
             shortest_v6: 28,
         }

@@ -4,12 +4,13 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2, renameat};
+use nix::fcntl::{OFlag, openat, renameat};
 use nix::mount::{MsFlags, mount};
+use nix::sys::stat::Mode;
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use sha2::{Digest, Sha256};
@@ -89,16 +90,21 @@ impl PinDirectory {
     /// Opens a directory of the controller, or its own. None if there is none.
     ///
     /// The directory is the service's user's, who must not lead root, as at the removal of the package, to the pins of others:
-    /// no link is followed.
+    /// no link is followed. One step at a time, because the service may not call openat2 (RestrictSUIDSGID=).
     fn open_directory(&self, name: &str) -> io::Result<Option<OwnedFd>> {
-        let how = OpenHow::new()
-            .flags(OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC)
-            .resolve(ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_BENEATH);
-        match openat2(&self.root, &self.site.join(name), how) {
-            Ok(directory) => Ok(Some(directory)),
-            Err(Errno::ENOENT) => Ok(None),
-            Err(error) => Err(error.into()),
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+        let mut directory = OwnedFd::from(self.root.try_clone()?);
+        for step in self.site.join(name).components() {
+            let Component::Normal(step) = step else {
+                return Err(Errno::EXDEV.into());
+            };
+            directory = match openat(&directory, step, flags, Mode::empty()) {
+                Ok(opened) => opened,
+                Err(Errno::ENOENT) => return Ok(None),
+                Err(error) => return Err(error.into()),
+            };
         }
+        Ok(Some(directory))
     }
 
     /// The names in a directory of the controller, or its own.

@@ -3,16 +3,17 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
+use breakout_common::table::Transport;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Category, EndpointSet, List, ListDelta};
+use super::{Category, EndpointSet, List, ListDelta, PortRange};
 use crate::config::{ListConfig, Share};
 
 /// Networks that no public service is in (RFC 6890 and the registries it names): private, loopback, link-local, shared,
 /// documentation, benchmarking, multicast, reserved.
-const SPECIAL: [&str; 20] = [
+const SPECIAL: [&str; 24] = [
     "0.0.0.0/8",
     "10.0.0.0/8",
     "100.64.0.0/10",
@@ -21,6 +22,7 @@ const SPECIAL: [&str; 20] = [
     "172.16.0.0/12",
     "192.0.0.0/24",
     "192.0.2.0/24",
+    "192.88.99.0/24",
     "192.168.0.0/16",
     "198.18.0.0/15",
     "198.51.100.0/24",
@@ -28,12 +30,38 @@ const SPECIAL: [&str; 20] = [
     "224.0.0.0/3",
     "::/8",
     "100::/64",
+    "2001::/23",
     "2001:db8::/32",
+    "2002::/16",
+    "3ffe::/16",
     "3fff::/20",
     "fc00::/7",
     "fe80::/10",
     "ff00::/8",
 ];
+
+/// The ports that Microsoft has given to category Optimize since there is one, in 2018: HTTP and HTTPS, QUIC, and Teams media.
+const PORTS: [PortRange; 4] = [
+    port_range(Transport::Tcp, 80, 80),
+    port_range(Transport::Tcp, 443, 443),
+    port_range(Transport::Udp, 443, 443),
+    port_range(Transport::Udp, 3478, 3481),
+];
+
+/// What may come to category Optimize at once beyond as much again as there is: IPv4 addresses, and IPv6 networks of 64 bits. Of
+/// either, Microsoft's lists of all years have fewer.
+const GROWTH: [u128; 2] = [1 << 20, 1 << 32];
+
+/// So many sets may move to category Optimize at once. In Microsoft's lists of all years hardly one did.
+const MOVES: usize = 2;
+
+const fn port_range(transport: Transport, first: u16, last: u16) -> PortRange {
+    PortRange {
+        transport,
+        first,
+        last,
+    }
+}
 
 /// Something that stands out in a new list.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -113,14 +141,20 @@ impl Judge {
         {
             find(None, true, format!("version {version} is older than {old}"));
         }
+        if let Some(version) = new
+            .version
+            .as_deref()
+            .filter(|version| !is_version(version))
+        {
+            let what = format!(
+                "version {version} is no day and number, as in 2026033100; every later list would be older"
+            );
+            find(None, true, what);
+        }
         for problem in &new.problems {
             find(problem.id, problem.is_damage, problem.problem.clone());
         }
-        let has_optimize = |list: &List| {
-            let mut sets = list.published();
-            sets.any(|set| set.category == Category::Optimize && set.is_usable())
-        };
-        if !has_optimize(new) && has_optimize(before) {
+        if optimize(new).next().is_none() && optimize(before).next().is_some() {
             find(
                 None,
                 true,
@@ -134,21 +168,54 @@ impl Judge {
                 }
             }
         }
+        // The first lists had no category Optimize; those after them could be compared with nothing.
+        let had_optimize = optimize(before).next().is_some();
+        let mut moves = 0;
         for delta in ListDelta::between(before, new).sets {
             if let (Some(old), Some(now), true) =
                 (&delta.category.0, &delta.category.1, delta.is_move())
             {
                 let what = format!("has moved from category {old} to {now}");
                 find(Some(delta.id), false, what);
+                moves += usize::from(Category::from(now.as_str()) == Category::Optimize);
             }
         }
-        for (what, usable) in [
-            ("all sets", None),
-            ("category Optimize", Some(Category::Optimize)),
-        ] {
-            if let Some(what) = self.losses(before, new, what, usable.as_ref()) {
-                find(None, true, what);
+        if had_optimize && moves > MOVES {
+            let what =
+                format!("{moves} sets have moved to category Optimize at once, more than {MOVES}");
+            find(None, true, what);
+        }
+        for set in optimize(new) {
+            if let Some(what) = foreign_port(before, set) {
+                find(set.key.id(), true, what);
             }
+        }
+        let (old, now) = (prefixes(optimize(before)), prefixes(optimize(new)));
+        for what in self.losses(&old, &now) {
+            find(
+                None,
+                true,
+                format!(
+                    "{what} of category Optimize are gone at once, more than {}",
+                    self.max_removed
+                ),
+            );
+        }
+        for what in growths(&old, &now).into_iter().filter(|_| had_optimize) {
+            find(None, true, what);
+        }
+        for set in optimize(before) {
+            if let Some(lost) = self.lost_of(set, new) {
+                let what = format!(
+                    "{lost} % of what it steered, in addresses and ports, are gone at once, more than {}",
+                    self.max_removed
+                );
+                find(set.key.id(), true, what);
+            }
+        }
+        let usable = |list| prefixes(List::published(list).filter(|set| set.is_usable()));
+        for what in self.losses(&usable(before), &usable(new)) {
+            find(None, false, format!("{what} of all sets are gone at once"));
         }
         Judgement { findings }
     }
@@ -174,44 +241,136 @@ impl Judge {
         ))
     }
 
-    fn losses(
-        &self,
-        before: &List,
-        new: &List,
-        what: &str,
-        category: Option<&Category>,
-    ) -> Option<String> {
-        let of = |list: &List| -> BTreeSet<IpNet> {
-            let sets = list.published().filter(|set| set.is_usable());
-            let sets = sets.filter(|set| category.is_none_or(|category| set.category == *category));
-            sets.flat_map(|set: &EndpointSet| set.prefixes.iter().copied())
-                .collect()
-        };
-        let (old, new) = (of(before), of(new));
-        let gone = old.difference(&new).count();
-        if self
-            .max_removed
-            .is_exceeded(gone as u128, old.len() as u128)
-        {
-            return Some(format!(
-                "{gone} of {} prefixes of {what} are gone at once, more than {}",
-                old.len(),
-                self.max_removed
-            ));
-        }
-        for (family, is_v6) in [("IPv4", false), ("IPv6", true)] {
-            let (old, kept) = (covered(&old, is_v6), covered_by_both(&old, &new, is_v6));
+    /// The families that lose too many addresses, with how many.
+    fn losses(&self, old: &BTreeSet<IpNet>, new: &BTreeSet<IpNet>) -> Vec<String> {
+        let families = [("IPv4", false), ("IPv6", true)].into_iter();
+        let losses = families.filter_map(|(family, is_v6)| {
+            let (old, kept) = (covered(old, is_v6), covered_by_both(old, new, is_v6));
             let lost = old.saturating_sub(kept);
-            if self.max_removed.is_exceeded(lost, old) {
-                return Some(format!(
-                    "{} % of the {family} addresses of {what} are gone at once, more than {}",
-                    lost.saturating_mul(100) / old.max(1),
-                    self.max_removed
-                ));
-            }
-        }
-        None
+            let is_too_much = self.max_removed.is_exceeded(lost, old);
+            is_too_much.then(|| {
+                format!(
+                    "{} % of the {family} addresses",
+                    lost.saturating_mul(100) / old.max(1)
+                )
+            })
+        });
+        losses.collect()
     }
+
+    /// How much of an Optimize set that is there no more, in percent of addresses times ports, the new list steers by no other one
+    /// either: media that loses its ports loses no address. It is too much if it is so in each family, or all of one. A set that is
+    /// there still was renumbered, if anything.
+    fn lost_of(&self, set: &EndpointSet, new: &List) -> Option<u128> {
+        let own = prefixes([set].into_iter());
+        let parts = elementary(&set.ports, new);
+        let families = [false, true].into_iter().filter_map(|is_v6| {
+            let is_family = |prefix: &IpNet| prefix.addr().is_ipv6() == is_v6;
+            let mut same = optimize(new).filter(|now| now.key == set.key);
+            let is_there = same.any(|now| now.prefixes.iter().any(is_family));
+            let (addresses, mut old, mut lost) = (covered(&own, is_v6), 0u128, 0u128);
+            for part in &parts {
+                let width = u128::from(part.last - part.first) + 1;
+                old += addresses * width;
+                if !is_there {
+                    let others = optimize(new)
+                        .filter(|set| set.ports.iter().any(|range| overlaps(range, part)));
+                    let kept = covered_by_both(&own, &prefixes(others), is_v6);
+                    lost += addresses.saturating_sub(kept) * width;
+                }
+            }
+            (old > 0).then_some((lost, old))
+        });
+        let families: Vec<(u128, u128)> = families.collect();
+        let mut each = families.iter();
+        let is_too_much = each.all(|(lost, old)| self.max_removed.is_exceeded(*lost, *old))
+            || self.max_removed.is_exceeded(1, 1) && families.iter().any(|(lost, old)| lost == old);
+        let percents = families
+            .iter()
+            .map(|(lost, old)| lost.saturating_mul(100) / old);
+        percents.max().filter(|_| is_too_much)
+    }
+}
+
+/// The sets that are steered unless a policy says otherwise.
+fn optimize(list: &List) -> impl Iterator<Item = &EndpointSet> {
+    let sets = list.published();
+    sets.filter(|set| set.category == Category::Optimize && set.is_usable())
+}
+
+fn prefixes<'a>(sets: impl Iterator<Item = &'a EndpointSet>) -> BTreeSet<IpNet> {
+    sets.flat_map(|set| set.prefixes.iter().copied()).collect()
+}
+
+fn overlaps(a: &PortRange, b: &PortRange) -> bool {
+    a.transport == b.transport && a.first <= b.last && b.first <= a.last
+}
+
+/// The ports in parts that each Optimize set of the list has as a whole or not at all.
+fn elementary(ports: &[PortRange], list: &List) -> Vec<PortRange> {
+    let cuts: BTreeSet<(Transport, u16)> = (optimize(list).flat_map(|set| &set.ports))
+        .flat_map(|range| {
+            [Some(range.first), range.last.checked_add(1)].map(|cut| (range.transport, cut))
+        })
+        .filter_map(|(transport, cut)| Some((transport, cut?)))
+        .collect();
+    let mut parts = Vec::new();
+    for range in ports {
+        let mut first = range.first;
+        let inside = cuts.iter().filter(|(transport, cut)| {
+            *transport == range.transport && range.first < *cut && *cut <= range.last
+        });
+        for (_, cut) in inside {
+            parts.push(port_range(range.transport, first, cut - 1));
+            first = *cut;
+        }
+        parts.push(port_range(range.transport, first, range.last));
+    }
+    parts
+}
+
+/// Ports of an Optimize set that neither Microsoft's have had nor those of the list before.
+fn foreign_port(before: &List, set: &EndpointSet) -> Option<String> {
+    let known: Vec<&PortRange> = (PORTS.iter())
+        .chain(optimize(before).flat_map(|set| &set.ports))
+        .collect();
+    let is_known = |transport, port| {
+        let mut known = known.iter();
+        known
+            .any(|range| range.transport == transport && (range.first..=range.last).contains(&port))
+    };
+    let foreign = set.ports.iter().find(|range| {
+        let mut ports = range.first..=range.last;
+        ports.any(|port| !is_known(range.transport, port))
+    })?;
+    Some(format!(
+        "has {foreign}, where category Optimize has never had a port"
+    ))
+}
+
+/// Whether a version is a year since 2018, a month, a day and two digits, as Microsoft's.
+fn is_version(version: &str) -> bool {
+    let number = |range| {
+        version
+            .get(range)
+            .and_then(|digits: &str| digits.parse().ok())
+    };
+    version.len() == 10
+        && version.bytes().all(|byte| byte.is_ascii_digit())
+        && number(0..4).is_some_and(|year: u32| (2018..2100).contains(&year))
+        && number(4..6).is_some_and(|month: u32| (1..=12).contains(&month))
+        && number(6..8).is_some_and(|day: u32| (1..=31).contains(&day))
+}
+
+/// The families in which far more would be steered than was.
+fn growths(old: &BTreeSet<IpNet>, new: &BTreeSet<IpNet>) -> Vec<String> {
+    let families = [("IPv4 addresses", false), ("IPv6 networks", true)].into_iter();
+    let growths = families.zip(GROWTH).filter_map(|((what, is_v6), most)| {
+        let (old, now) = (covered(old, is_v6), covered(new, is_v6));
+        let is_too_much = now > old.saturating_mul(2).saturating_add(most);
+        is_too_much.then(|| format!("category Optimize grows from {old} to {now} {what} at once"))
+    });
+    growths.collect()
 }
 
 /// How many addresses the prefixes of a family cover, IPv6 by /64 networks.
@@ -293,6 +452,9 @@ mod tests {
             ("2000::/16", "shorter than /28"),
             ("10.1.0.0/16", "10.0.0.0/8"),
             ("192.168.3.0/24", "192.168.0.0/16"),
+            ("192.88.99.0/24", "192.88.99.0/24"),
+            ("2001::/32", "2001::/23"),
+            ("2002:2860::/28", "2002::/16"),
             ("127.0.0.1/32", "127.0.0.0/8"),
             ("239.1.0.0/16", "224.0.0.0/3"),
             ("fe80::/64", "fe80::/10"),
@@ -312,8 +474,18 @@ mod tests {
         let names: Vec<&str> = prefixes.iter().map(String::as_str).collect();
         let before = list(&format!("[{}]", set(1, "Optimize", &names)));
         let keep = |count: usize| format!("[{}]", set(1, "Optimize", &names[..count]));
-        assert_eq!(refusal(&before, &keep(7)), "");
-        assert!(refusal(&before, &keep(6)).contains("4 of 10 prefixes"));
+        assert_eq!(refusal(&before, &keep(6)), "");
+        let text = refusal(&before, &keep(5));
+        assert!(
+            text.contains("50 % of the IPv4 addresses of category Optimize are gone at once"),
+            "{text}"
+        );
+        // Many prefixes, but hardly an address.
+        let small: Vec<String> = (0..100).map(|n| format!("41.0.{n}.0/32")).collect();
+        let small = small.iter().map(String::as_str);
+        let many: Vec<&str> = names.iter().copied().chain(small).collect();
+        let many = list(&format!("[{}]", set(1, "Optimize", &many)));
+        assert_eq!(refusal(&many, &keep(10)), "");
         let halves: Vec<String> = (0..10).map(|n| format!("40.{n}.0.0/17")).collect();
         let both: Vec<&str> = names[..7].iter().copied().chain(["41.0.0.0/16"]).collect();
         assert_eq!(
@@ -350,13 +522,115 @@ mod tests {
         let longer = ["2603:1006::/40", "2620:1ec:4::1/128", "2620:1ec:4::2/128"];
         let new = list(&format!("[{}]", set(1, "Optimize", &longer)));
         // One of two prefixes is gone, but no address.
-        let refusal = judge().judge(&before, &new).refusal();
-        assert!(refusal.contains("1 of 2 prefixes"), "{refusal}");
-        let lenient = Judge {
-            max_removed: Share::percent(50),
-            ..judge()
+        assert_eq!(judge().judge(&before, &new).refusal(), "");
+    }
+
+    #[test]
+    fn what_other_categories_lose_is_said_only() {
+        let optimize = set(1, "Optimize", &["40.96.0.0/13"]);
+        let before = list(&format!(
+            "[{optimize},{}]",
+            set(2, "Allow", &["52.0.0.0/10"])
+        ));
+        let judgement = judge().judge(&before, &list(&format!("[{optimize}]")));
+        assert!(judgement.is_passed(), "{judgement:?}");
+        let said = judgement.findings[0].to_string();
+        assert_eq!(
+            said,
+            "88 % of the IPv4 addresses of all sets are gone at once"
+        );
+    }
+
+    #[test]
+    fn media_that_loses_its_ports_is_refused() {
+        let media = |id: u32, ports: &str, prefix: &str| {
+            format!(r#"{{"id":{id},"ips":["{prefix}"],{ports},"category":"Optimize"}}"#)
         };
-        assert_eq!(lenient.judge(&before, &new).refusal(), "");
+        let mail = media(1, r#""tcpPorts":"80,443","udpPorts":"443""#, "40.64.0.0/10");
+        let calls = |ports: &str| media(11, ports, "52.112.0.0/14");
+        let before = list(&format!("[{mail},{}]", calls(r#""udpPorts":"3478-3481""#)));
+        for (row, part) in [
+            (String::new(), "endpoint set 11: 100 % of what it steered"),
+            (calls(r#""udpPorts":"""#), "endpoint set 11: 100 % of"),
+            (
+                calls(r#""udpPorts":"3478-65535""#),
+                "endpoint set 11: has UDP 3478-65535, where",
+            ),
+            (
+                calls(r#""tcpPorts":"22""#),
+                "endpoint set 11: has TCP 22, where",
+            ),
+        ] {
+            let rows = [mail.clone(), row]
+                .into_iter()
+                .filter(|row| !row.is_empty());
+            let rows: Vec<String> = rows.collect();
+            let text = refusal(&before, &format!("[{}]", rows.join(",")));
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        let fewer = calls(r#""udpPorts":"3478,3481""#);
+        assert_eq!(refusal(&before, &format!("[{mail},{fewer}]")), "");
+        // What it had itself, and what another set has taken over.
+        let quic = media(
+            11,
+            r#""tcpPorts":"443","udpPorts":"443,3478-3481""#,
+            "52.112.0.0/14",
+        );
+        assert_eq!(refusal(&before, &format!("[{mail},{quic}]")), "");
+        let renamed = media(51, r#""udpPorts":"3478-3481""#, "52.112.0.0/14");
+        assert_eq!(refusal(&before, &format!("[{mail},{renamed}]")), "");
+    }
+
+    #[test]
+    fn a_list_that_steers_the_internet_is_refused() {
+        let before = list(&format!("[{}]", set(1, "Optimize", &["40.96.0.0/13"])));
+        let tenths: Vec<String> = (1..=55).map(|n| format!("{}.64.0.0/10", n + 10)).collect();
+        let tenths = tenths.iter().map(String::as_str);
+        let much: Vec<&str> = ["40.96.0.0/13"].into_iter().chain(tenths).collect();
+        let text = refusal(&before, &format!("[{}]", set(1, "Optimize", &much)));
+        assert!(
+            text.contains("category Optimize grows from 524288 to"),
+            "{text}"
+        );
+        let more = ["40.96.0.0/13", "52.96.0.0/12"];
+        assert_eq!(
+            refusal(&before, &format!("[{}]", set(1, "Optimize", &more))),
+            ""
+        );
+    }
+
+    #[test]
+    fn many_moves_to_optimize_are_refused() {
+        let list_of = |category: &str| {
+            let others = (2..=4).map(|id| set(id, category, &["41.0.0.0/16"]));
+            let sets = [set(1, "Optimize", &["40.96.0.0/13"])]
+                .into_iter()
+                .chain(others);
+            format!("[{}]", sets.collect::<Vec<_>>().join(","))
+        };
+        let text = refusal(&list(&list_of("Allow")), &list_of("Optimize"));
+        assert_eq!(
+            text,
+            "3 sets have moved to category Optimize at once, more than 2"
+        );
+    }
+
+    #[test]
+    fn a_version_after_which_none_can_come_is_refused() {
+        let before = list(&format!("[{}]", set(1, "Optimize", &["40.96.0.0/13"])));
+        for (version, is_plain) in [
+            ("2026033100", true),
+            ("2018063000", true),
+            ("9999999999", false),
+            ("2026130100", false),
+            ("20260331000", false),
+            ("latest", false),
+        ] {
+            let mut new = before.clone();
+            new.version = Some(version.to_owned());
+            let judgement = judge().judge(&before, &new);
+            assert_eq!(judgement.is_passed(), is_plain, "{version}: {judgement:?}");
+        }
     }
 
     #[test]
