@@ -151,8 +151,15 @@ impl NatPlan {
 /// Runs commands in one transaction.
 async fn run(commands: &[Value]) -> Result<()> {
     let commands = json!({ "nftables": commands }).to_string();
-    nft(&["-j", &commands])
-        .await
+    let mut outcome = nft(&["-j", &commands]).await;
+    // A machine that is just booting may be slow at first; the transaction may be run twice.
+    for _ in 0..2 {
+        if !matches!(&outcome, Err(error) if error.is::<tool::TimedOut>()) {
+            break;
+        }
+        outcome = nft(&["-j", &commands]).await;
+    }
+    outcome
         .map(drop)
         .context("install nftables if it is missing, or set masquerade and skip_dnat to false")
 }

@@ -156,7 +156,8 @@ fn watch(machine: &mut Command, name: &str, mut skipped: Vec<String>) -> Result<
             failed += crate::test::number_before(counts, " failed");
         }
         passed += usize::from(line.starts_with("ok: "));
-        failed += usize::from(line.starts_with("FAILED: "));
+        // Also the very first line, as above.
+        failed += usize::from(line.contains("FAILED: "));
         if line.contains("the machine is done") {
             is_done = true;
             break;
