@@ -11,6 +11,7 @@
 //!
 //! aya is named in [`datapath`] only, rtnetlink in [`links`] only.
 
+pub mod clock;
 pub mod commands;
 pub mod config;
 pub mod control;
@@ -41,5 +42,6 @@ pub mod rights;
 pub mod ruleset;
 pub mod secrets;
 pub mod sysdump;
+pub mod text;
 pub mod timestamp;
 pub mod tool;

@@ -22,7 +22,7 @@ use crate::doctor::Finding;
 use crate::exit::Code;
 use crate::explain::Explanation;
 use crate::journal::Entry;
-use crate::list::ListDelta;
+use crate::list::{ListDelta, Simulated};
 
 const END: &str = "<!-- end of what is written from the types -->";
 /// How wide the commands' help is in the manual, in characters.
@@ -59,6 +59,7 @@ fn the_manual_has_the_fields_of_json() {
     fields::<FetchReport>(&mut text, "list fetch");
     fields::<Vec<KeptReport>>(&mut text, "list history");
     fields::<ListDelta>(&mut text, "list diff");
+    fields::<Vec<Simulated>>(&mut text, "list simulate");
     fields::<PendingList>(&mut text, "list pending");
     fields::<Plan>(&mut text, "plan");
     fields::<Reloaded>(

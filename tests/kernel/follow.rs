@@ -86,7 +86,7 @@ impl Office {
 
 fn config(service: &FakeService, more: &str) -> String {
     let list = format!(
-        "source = \"{}\"\nca_file = \"ca.pem\"\n{more}",
+        "source = \"{}\"\nca_file = \"ca.pem\"\nunknown_networks = \"allow\"\n{more}",
         service.url()
     );
     CONFIG
@@ -438,7 +438,7 @@ fn offline() -> Result<()> {
 
 fn watched() -> Result<()> {
     let lab = Lab::build()?;
-    let config = format!("source = \"list.json\"\n{LENIENT}");
+    let config = format!("source = \"list.json\"\nunknown_networks = \"allow\"\n{LENIENT}");
     let site = Site::new(
         &CONFIG
             .replace("MODE", "route")

@@ -174,10 +174,11 @@ fn next(rng: &mut Rng, in_force: &str, number: u32) -> Published {
         14 => (rows, is_good) = (Vec::new(), false),
         15 => (rows[last]["ips"], is_good) = (json!(["0.0.0.0/0"]), false),
         16 => (rows[last]["ips"], is_good) = (json!(["192.168.0.0/16"]), false),
-        17 => (rows[last]["ips"], is_good) = (json!(["40.96.0.1/8", "here"]), false),
-        18 => (rows[last]["tcpPorts"], is_good) = (json!("http"), false),
+        17 => (rows[0]["ips"], is_good) = (json!(["40.96.0.1/8", "here"]), false),
+        18 => (rows[0]["tcpPorts"], is_good) = (json!("http"), false),
         19 => {
-            let twice = rows[0].clone();
+            let mut twice = rows[0].clone();
+            twice["ips"] = json!(["40.104.0.0/15"]);
             rows.push(twice);
             is_good = false;
         }

@@ -159,6 +159,7 @@ fn lists() -> Result<()> {
         "odd.json",
         "[{\"id\":1,\"ips\":[\"52.96.0.0/14\"],\"tcpPorts\":\"443\",\"category\":\"Optimize\"},{\"id\":\"two\"}]",
     )?;
+    fs::write(place.path().join("bytes.json"), b"[\xff]")?;
     for (arguments, code, words) in [
         (
             &["check", "--list", "many.json"][..],
@@ -192,6 +193,21 @@ fn lists() -> Result<()> {
             ],
         ),
         (
+            &["list", "simulate", "--instance", "Mars", "odd.json"],
+            2,
+            &["there is no instance Mars"],
+        ),
+        (
+            &["list", "simulate", "odd.json", "bytes.json"],
+            10,
+            &["1 of 2 lists would not have come into force"],
+        ),
+        (
+            &["check", "--list", "bytes.json"],
+            4,
+            &["is no text: it is not UTF-8 from line 1 on"],
+        ),
+        (
             &["export", "--format", "pac"],
             4,
             &["the list has no host names, so every host would take the proxy"],
@@ -203,7 +219,7 @@ fn lists() -> Result<()> {
         .command(&["check", "--list", "odd.json", "--json"])?
         .output()?;
     let text = String::from_utf8_lossy(&output.stdout);
-    ensure!(text.contains("the row cannot be understood"), "{text}");
+    ensure!(text.contains("row 2 cannot be understood"), "{text}");
     for (more, words) in [
         ("ca_file = \"none.pem\"", "cannot read [list] ca_file"),
         ("ca_file = \"empty.pem\"", "has no certificates"),

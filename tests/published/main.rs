@@ -14,6 +14,8 @@ use breakout_tests::rulesets::by_default;
 use libtest_mimic::{Arguments, Failed, Trial};
 use serde_json::Value;
 
+mod mutations;
+
 type Test = (&'static str, fn() -> Result<()>);
 
 const TESTS: &[Test] = &[
@@ -21,6 +23,8 @@ const TESTS: &[Test] = &[
     ("every_list_loads", every_list),
     ("worldwide_has_its_optimize_prefixes", worldwide),
     ("no_step_of_the_years_is_refused", steps),
+    ("every_mutation_is_refused", mutated),
+    ("simulate_says_what_would_have_been_in_force", simulated),
     (
         "two_answers_with_the_same_rules_are_the_same_ruleset",
         same_ruleset,
@@ -102,6 +106,68 @@ fn steps() -> Result<()> {
         }
     }
     ensure!(judged > 200, "{judged} steps");
+    Ok(())
+}
+
+/// The lists of all instances, with their versions.
+fn mutated() -> Result<()> {
+    let mut lists = Vec::new();
+    for file in fs::read_dir(directory().join("history"))? {
+        let file = file?.path();
+        let name = file
+            .file_stem()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        let Some((instance, version)) = name.split_once('-') else {
+            continue;
+        };
+        let Some(instance) = Instance::from_name(instance) else {
+            continue;
+        };
+        // The first ones were published before there were addresses in them.
+        if read_file(&file, instance).is_ok() {
+            lists.push((instance, Some(version.to_owned()), fs::read(&file)?));
+        }
+    }
+    for (name, instance) in [
+        ("worldwide.2025-11.json", Instance::Worldwide),
+        ("usgovgcchigh.2025-11.json", Instance::USGovGCCHigh),
+    ] {
+        let text = fs::read(directory().join(name))?;
+        lists.push((instance, Some("2025112800".to_owned()), text));
+    }
+    mutations::refused(&lists)
+}
+
+/// `breakout list simulate DIRECTORY`, with no configuration at all.
+fn simulated() -> Result<()> {
+    let output = Command::new(binary()?)
+        .args(["list", "simulate", "--json"])
+        .arg(directory().join("history"))
+        .output()?;
+    let rows: Vec<Value> = serde_json::from_slice(&output.stdout)
+        .with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?;
+    let count = |instance: &str, outcome: &str| {
+        let rows = rows.iter().filter(|row| row["instance"] == instance);
+        rows.filter(|row| row["outcome"] == outcome).count()
+    };
+    for instance in ["Worldwide", "China"] {
+        ensure!(count(instance, "start") == 1, "{instance}: {rows:?}");
+        ensure!(count(instance, "refused") == 0, "{instance}: {rows:?}");
+    }
+    ensure!(count("Worldwide", "in_force") > 15 && count("China", "in_force") > 4);
+    let unreadable = rows
+        .iter()
+        .filter(|row| row["outcome"] == "unreadable")
+        .count();
+    let code = if unreadable == 0 { 0 } else { 10 };
+    ensure!(output.status.code() == Some(code), "{:?}", output.status);
+    let last = rows.iter().rfind(|row| row["instance"] == "Worldwide");
+    let steered = last
+        .map(|row| row["steered"][0]["steered"].as_u64())
+        .unwrap_or_default();
+    ensure!(steered > Some(100_000), "{last:?}");
     Ok(())
 }
 

@@ -1,6 +1,9 @@
 //! The client against a service that speaks real HTTPS, on loopback. Needs no root.
 
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -23,6 +26,7 @@ const LIMITS: Limits = Limits {
     connect: Duration::from_secs(5),
     read: Duration::from_millis(700),
     total: Duration::from_secs(3),
+    again: [Duration::from_millis(1); 2],
 };
 
 struct Fixture {
@@ -116,6 +120,14 @@ async fn services_that_misbehave_are_named_for_it() -> Result<()> {
     for (mood, part, noticed) in [
         (Mood::Status(429, None), "answered 429", true),
         (Mood::Status(503, Some(120)), "asks to wait 120 s", true),
+        (Mood::Status(503, None), "a fault of its own", true),
+        (
+            Mood::Status(403, None),
+            "does not let this gateway ask",
+            true,
+        ),
+        (Mood::Status(404, None), "is [list] source right?", true),
+        (Mood::Status(304, None), "a cache in between is wrong", true),
         (Mood::Hangs, "cannot fetch https://", true),
         (Mood::Drips, "took too long", true),
         (Mood::LogIn, "did not answer with a version", true),
@@ -170,6 +182,107 @@ async fn a_proxy_is_used_if_one_is_set() -> Result<()> {
     Ok(())
 }
 
+/// A proxy that gives everybody this answer. Returns its URL.
+fn proxy(answer: &'static str) -> Result<String> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let address = listener.local_addr()?;
+    thread::spawn(move || {
+        while let Ok((mut stream, _)) = listener.accept() {
+            let mut reader = BufReader::new(&stream);
+            let mut line = String::new();
+            while reader.read_line(&mut line).is_ok_and(|length| length > 2) {
+                line.clear();
+            }
+            let _ = stream.write_all(answer.as_bytes());
+        }
+    });
+    Ok(address.to_string())
+}
+
+#[tokio::test]
+async fn proxies_that_refuse_say_what_they_want() -> Result<()> {
+    let mut fixture = Fixture::new(Credentials::Good)?;
+    const WHO: &str = "HTTP/1.1 407 -\r\nProxy-Authenticate: NTLM\r\nContent-Length: 0\r\n\r\n";
+    let asks = proxy(WHO)?;
+    fixture.config.proxy = Some(format!("http://{asks}"));
+    let error = fixture.error(Mood::Well).await?;
+    let text = error.to_string();
+    ensure!(
+        text.contains("answered 407: it wants a user name and a password"),
+        "{text}"
+    );
+    ensure!(
+        !error.is_refused_password() && !error.was_noticed(),
+        "{error:?}"
+    );
+
+    fixture.config.proxy = Some(format!("http://me:secret@{asks}"));
+    let error = fixture.error(Mood::Well).await?;
+    let text = error.to_string();
+    ensure!(
+        text.contains("refuses the user name and password"),
+        "{text}"
+    );
+    ensure!(
+        !text.contains("secret") && error.is_refused_password(),
+        "{text}"
+    );
+    // An account that is asked for all the time is locked.
+    let (mut schedule, now) = (Schedule::default(), Timestamp::from_seconds(1_000_000));
+    schedule.failed(now, &error, Duration::from_secs(HOUR), 0.5);
+    ensure!(!schedule.is_due(now.after(Duration::from_secs(23 * HOUR))));
+
+    // Without TLS the answer's headers are seen as well.
+    let plain = Service::new(&fixture.config, "http://localhost:1", CLIENT, LIMITS)?;
+    let error = check(&plain, WORLDWIDE, None)
+        .await
+        .err()
+        .context("an error")?;
+    ensure!(error.to_string().contains("it offers NTLM only"), "{error}");
+
+    let refuses = proxy("HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")?;
+    fixture.config.proxy = Some(format!("http://{refuses}"));
+    let text = fixture.error(Mood::Well).await?.to_string();
+    ensure!(
+        text.contains("refuses to connect to https://localhost"),
+        "{text}"
+    );
+    ensure!(fixture.service.requests("/") == 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_fault_that_passes_in_a_moment_is_none() -> Result<()> {
+    let fixture = Fixture::new(Credentials::Good)?;
+    fixture.service.state().mood = Mood::EverySecond(500);
+    ensure!(fixture.check(None).await?.is_some());
+    ensure!(fixture.service.requests("/version/") == 2);
+    // One that was there at the last look already is not asked about thrice.
+    let once = fixture.client()?.once();
+    fixture.service.state().mood = Mood::Status(500, None);
+    let before = fixture.service.requests("/");
+    ensure!(check(&once, WORLDWIDE, None).await.is_err());
+    ensure!(fixture.service.requests("/") == before + 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn absurd_waits_are_cut() -> Result<()> {
+    let fixture = Fixture::new(Credentials::Good)?;
+    let now = Timestamp::from_seconds(1_000_000);
+    for (asked, hours) in [(u32::MAX, 25), (0, 2)] {
+        let error = fixture.error(Mood::Status(503, Some(asked))).await?;
+        let mut schedule = Schedule::default();
+        schedule.failed(now, &error, Duration::from_secs(HOUR), 0.0);
+        let due = schedule.next.map(|next| next.since(now).as_secs());
+        ensure!(
+            due.is_some_and(|due| due >= HOUR && due < hours * HOUR),
+            "{asked}: {due:?}"
+        );
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn the_fetch_takes_the_interface_that_is_set() -> Result<()> {
     let mut fixture = Fixture::new(Credentials::Good)?;
@@ -215,7 +328,8 @@ async fn a_month_without_the_service() -> Result<()> {
     }
     let asked = fixture.service.requests("/") - before;
     ensure!(
-        asked == looks && asked <= 30 * 24,
+        // The first failure is asked about twice more.
+        asked == looks + 2 && asked <= 30 * 24 + 2,
         "{asked} requests in a month"
     );
     ensure!(
@@ -242,7 +356,11 @@ async fn a_month_without_the_service() -> Result<()> {
 async fn look(kept: &mut Kept, client: &Service, now: Timestamp, interval: Duration) -> Result<()> {
     let disk = Disk::reliable();
     let known = kept.known_version("").map(str::to_owned);
-    match check(client, WORLDWIDE, known.as_deref()).await {
+    let client = match kept.schedule.failures {
+        0 => client.clone(),
+        _ => client.once(),
+    };
+    match check(&client, WORLDWIDE, known.as_deref()).await {
         Ok(fetched) => {
             if let Some(fetched) = fetched {
                 let judge = Judge::new(&ListConfig::default(), Vec::new());

@@ -30,6 +30,8 @@ pub enum Mood {
     Well,
     /// It answers with this status, and asks to wait for so many seconds.
     Status(u16, Option<u32>),
+    /// Every second request is answered with this status.
+    EverySecond(u16),
     /// It takes the request and says nothing.
     Hangs,
     /// It breaks the connection in the middle of the answer.
@@ -224,6 +226,16 @@ fn serve(stream: TcpStream, config: Arc<ServerConfig>, state: &Mutex<State>) -> 
 
 impl State {
     fn answer(&self, path: &str) -> (Mood, Vec<u8>) {
+        let (mood, body) = self.answer_in_mood(path);
+        let mood = match mood {
+            Mood::EverySecond(status) if self.requests.len() % 2 == 1 => Mood::Status(status, None),
+            Mood::EverySecond(_) => Mood::Well,
+            mood => mood,
+        };
+        (mood, body)
+    }
+
+    fn answer_in_mood(&self, path: &str) -> (Mood, Vec<u8>) {
         let lower = path.to_ascii_lowercase();
         // As the real one, which wants to tell its clients apart.
         if !lower.contains("clientrequestid=") {
@@ -264,7 +276,8 @@ fn answer(stream: &mut Stream, mood: &Mood, body: &[u8], takes_gzip: bool) -> Re
             let wait = wait.map_or(String::new(), |wait| format!("retry-after: {wait}\r\n"));
             send(stream, *status, &wait, b"not now")?;
         }
-        Mood::Hangs => thread::sleep(PATIENCE),
+        // It was one of the others a moment before.
+        Mood::EverySecond(_) | Mood::Hangs => thread::sleep(PATIENCE),
         Mood::Resets => {
             head(stream, 200, json, body.len())?;
             stream.write_all(&body[..body.len() / 2])?;

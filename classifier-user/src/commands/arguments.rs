@@ -95,7 +95,10 @@ pub enum Command {
         #[arg(long)]
         leave: bool,
     },
-    /// Check configuration and list, and, as root, look for clashes as `doctor` does. Changes nothing.
+    /// Check configuration and list, and, as root on the gateway, look at it as `doctor` does. Changes nothing.
+    ///
+    /// The exit code is 9 if the configuration is right, but something on the gateway loses packets. On a machine that has none of
+    /// the interfaces, and for other users, only the configuration and the list are checked.
     ///
     /// Example: breakout check --config ./breakout.toml
     Check {

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow, bail};
+use nix::net::if_::if_nametoindex;
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -12,10 +13,10 @@ use super::output::print_json;
 use crate::config::{self, ListSource};
 use crate::control::{ListSummary, Unusable};
 use crate::controller::summary;
-use crate::doctor::{Finding, examine};
+use crate::doctor::{Finding, Level, examine};
 use crate::exit::{Code, WithCode};
 use crate::policy::{Build, sign_in_notes};
-use crate::ruleset::{Rule, compile};
+use crate::ruleset::{Rule, Ruleset, compile};
 
 /// What `breakout check` finds.
 #[derive(Serialize, JsonSchema)]
@@ -38,14 +39,20 @@ pub(crate) struct CheckReport {
     unusable: Vec<Unusable>,
     /// What may be meant otherwise.
     warnings: Vec<String>,
-    /// What `breakout doctor` would find; nothing if it may not look.
+    /// What `breakout doctor` finds; nothing if it may not look.
     findings: Vec<Finding>,
+    /// Why this machine was not looked at, if so.
+    not_looked_at: Option<String>,
 }
 
 pub(super) async fn check(config: &ConfigArgument, list: Option<&Path>, json: bool) -> Result<()> {
     let path = config.path();
     let offline = Offline::load(config::load(&path).code(Code::Config)?, list)?;
     let ruleset = &offline.ruleset;
+    let (findings, not_looked_at) = match findings(&offline).await {
+        Ok(findings) => (findings, None),
+        Err(error) => (Vec::new(), Some(format!("{error:#}"))),
+    };
     let steered = ruleset.rules.iter().filter(|rule| rule.is_steered());
     let report = CheckReport {
         config: path.display().to_string(),
@@ -57,11 +64,26 @@ pub(super) async fn check(config: &ConfigArgument, list: Option<&Path>, json: bo
         table_bytes: compile(ruleset).code(Code::List)?.words().len() * 4,
         unusable: offline.lists.iter().flat_map(Unusable::of).collect(),
         warnings: warnings(&offline)?,
-        findings: findings(&offline).await,
+        findings,
+        not_looked_at,
     };
     if json {
-        return print_json(&report);
+        print_json(&report)?;
+    } else {
+        print(&report, ruleset);
     }
+    let mut findings = report.findings.iter();
+    match findings.find(|finding| finding.level == Level::Error) {
+        None => Ok(()),
+        Some(error) => Err(anyhow!(
+            "the configuration is ok, but this machine is not: {}; see breakout doctor",
+            error.what
+        ))
+        .code(Code::Attention),
+    }
+}
+
+fn print(report: &CheckReport, ruleset: &Ruleset) {
     out!("configuration {}: ok", report.config);
     for list in &report.lists {
         out!(
@@ -85,21 +107,30 @@ pub(super) async fn check(config: &ConfigArgument, list: Option<&Path>, json: bo
         out!("warning: {warning}");
     }
     report.findings.iter().for_each(super::doctor::print);
-    out!("interfaces and gateways were not looked at; `breakout run` does that");
+    match &report.not_looked_at {
+        None => out!(
+            "this machine was looked at as by breakout doctor: {} findings; gateways are learnt by breakout run",
+            report.findings.len()
+        ),
+        Some(why) => out!("this machine was not looked at: {why}"),
+    }
     for unusable in &report.unusable {
         out!("  {unusable}");
     }
-    Ok(())
 }
 
 /// What stands in the way on this machine. The configuration may be checked on another one, or without root.
-async fn findings(offline: &Offline) -> Vec<Finding> {
+async fn findings(offline: &Offline) -> Result<Vec<Finding>> {
     if !nix::unistd::geteuid().is_root() {
-        return Vec::new();
+        bail!("that needs root");
     }
-    examine(&offline.config, &offline.ruleset)
-        .await
-        .unwrap_or_default()
+    let lans = offline.config.lan.iter().map(|lan| &lan.interface);
+    let egresses = offline.config.egress.values();
+    let mut interfaces = lans.chain(egresses.map(|egress| &egress.interface));
+    if !interfaces.any(|name| if_nametoindex(name.as_str()).is_ok()) {
+        bail!("it has none of the interfaces that the configuration names");
+    }
+    examine(&offline.config, &offline.ruleset).await
 }
 
 fn warnings(offline: &Offline) -> Result<Vec<String>> {

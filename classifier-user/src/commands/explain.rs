@@ -13,13 +13,23 @@ use crate::ruleset::compile;
 
 pub(super) async fn explain(config: &ConfigArgument, arguments: &Explain) -> Result<()> {
     let list = arguments.list.as_deref();
-    let client = live(config, list).await?;
-    let offline = offline_config(config)?;
+    let mut client = live(config, list).await?;
+    // By the configuration in force, which may be another one than the file has.
+    let lans: Vec<String> = match (&mut client, &arguments.lan) {
+        (_, None) => Vec::new(),
+        (Some(client), _) => {
+            let lans = client.status().await?.lan.into_iter();
+            lans.map(|lan| lan.interface).collect()
+        }
+        (None, _) => {
+            let lans = offline_config(config)?.lan.into_iter();
+            lans.map(|lan| lan.interface).collect()
+        }
+    };
     let lan = match &arguments.lan {
         None => 0,
         Some(name) => {
-            let mut lans = offline.lan.iter();
-            let number = lans.position(|lan| lan.interface == *name);
+            let number = lans.iter().position(|lan| lan == name);
             let number = number.with_context(|| format!("there is no [[lan]] {name}"));
             u32::from(lan_number(number.code(Code::Config)?))
         }
@@ -42,7 +52,7 @@ pub(super) async fn explain(config: &ConfigArgument, arguments: &Explain) -> Res
     };
     let answer = match client {
         Some(mut client) => client.explain(query).await?,
-        None => answer_offline(&Offline::load(offline, list)?, query)?,
+        None => answer_offline(&Offline::load(offline_config(config)?, list)?, query)?,
     };
     if arguments.json {
         return print_json(&answer);

@@ -8,6 +8,7 @@ use super::arguments::{ConfigArgument, ListCommand};
 use super::changes::print_reloaded;
 use super::offline::{Offline, live, offline_config};
 use super::output::{print_json, table};
+use super::simulate::simulate;
 use super::{connect, connect_to};
 use crate::config::{self, Config};
 use crate::control::{FetchReport, KeptReport, ListOrder, ListReport, PendingList};
@@ -33,6 +34,7 @@ pub(super) async fn list(config: &ConfigArgument, command: &ListCommand) -> Resu
             json,
         } => diff(&loaded(config)?, before, since, *json),
         ListCommand::Pending { json } => pending(&shown(config, None).await?, *json),
+        ListCommand::Simulate(arguments) => simulate(config, arguments),
         ListCommand::Accept { version, json } => {
             let version = version.clone();
             change(config, ListOrder::Accept { version }, *json).await

@@ -15,6 +15,7 @@ mod live;
 mod offline;
 mod orders;
 mod replay;
+mod simulate;
 mod stats;
 mod status;
 mod sysdump;
@@ -102,7 +103,23 @@ pub async fn main(arguments: &Arguments) -> Result<()> {
 
 /// Connects to the controller that the configuration names.
 async fn connect(config: &arguments::ConfigArgument) -> Result<Client> {
-    connect_to(&config::load(&config.path()).code(Code::Config)?).await
+    let error = match config::load(&config.path()) {
+        Ok(config) => return connect_to(&config).await,
+        Err(error) => error,
+    };
+    // A running controller goes on by what it has read before, and can be asked and ordered.
+    let socket = config::socket_of(&config.path());
+    match Client::connect(&socket).await {
+        Ok(client) => {
+            eprintln!("note: {error:#}");
+            eprintln!(
+                "note: the controller that listens on {} is asked; it goes on with what it read before",
+                socket.display()
+            );
+            Ok(client)
+        }
+        Err(_) => Err(error).code(Code::Config),
+    }
 }
 
 async fn connect_to(config: &config::Config) -> Result<Client> {

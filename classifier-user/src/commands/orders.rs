@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 
 use crate::control::BypassOrder;
 
@@ -59,6 +59,14 @@ pub enum ListCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Run lists in order through the judge, and say which would have come into force, which not and why, and how what is steered
+    /// would have changed.
+    ///
+    /// By the limits and the policy of the configuration. Nothing is fetched or changed. Directories are read by the versions in
+    /// their files' names. The exit code is 10 if a list would have been refused.
+    ///
+    /// Example: breakout list simulate --builtin saved/Worldwide-2026050100.json
+    Simulate(Simulate),
     /// Put a list into force that was refused.
     ///
     /// Example: breakout list accept 2026033100
@@ -89,6 +97,23 @@ pub enum ListCommand {
         #[arg(long)]
         json: bool,
     },
+}
+
+/// `breakout list simulate`.
+#[derive(Debug, Args)]
+pub struct Simulate {
+    /// Files, or directories with files.
+    #[arg(required = true, value_name = "FILE|DIRECTORY")]
+    pub paths: Vec<PathBuf>,
+    /// The instance; without, that which a file's name begins with, or the first one of the configuration.
+    #[arg(long, value_name = "NAME")]
+    pub instance: Option<String>,
+    /// Begin with the built-in list, as a new gateway does, instead of the first file.
+    #[arg(long)]
+    pub builtin: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `breakout bypass`.

@@ -47,8 +47,11 @@ pub struct ListConfig {
     pub keep: usize,
     /// From what age on a list counts as stale.
     pub stale_after: Span,
-    /// The largest share of the addresses of category Optimize that may go at once.
+    /// The largest share of the addresses that are steered, or of the addresses and ports of a set, that may go at once.
     pub max_removed: Share,
+    /// What becomes of a list that steers networks which are not known to be Microsoft's: `refuse` it, or `allow` it, as for a
+    /// mirror with a list of its own.
+    pub unknown_networks: UnknownNetworks,
     /// The shortest IPv4 prefix that is believed.
     pub shortest_v4: u8,
     /// The shortest IPv6 prefix that is believed.
@@ -64,6 +67,17 @@ pub enum Apply {
     Auto,
     /// It waits for `breakout apply`.
     Manual,
+}
+
+/// What becomes of a list that steers networks which are not known to be Microsoft's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum UnknownNetworks {
+    /// It is refused.
+    #[default]
+    Refuse,
+    /// It is told of only.
+    Allow,
 }
 
 /// Where lists come from.
@@ -98,6 +112,7 @@ impl Default for ListConfig {
             keep: 20,
             stale_after: Span::hours(7 * 24),
             max_removed: Share::percent(40),
+            unknown_networks: UnknownNetworks::Refuse,
             shortest_v4: 10,
             shortest_v6: 28,
         }

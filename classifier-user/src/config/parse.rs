@@ -84,6 +84,27 @@ pub fn parse(text: &str, name: &str) -> Result<Config, ConfigError> {
     Ok(config)
 }
 
+/// The control socket that a configuration file names, whatever else is wrong with it; where it cannot be told, the default one.
+pub fn socket_of(path: &Path) -> PathBuf {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let mut config = Config::default();
+    if let Some(socket) = socket_in(&text) {
+        config.control.socket = socket;
+        if let Ok(absolute) = std::path::absolute(path) {
+            config.resolve_paths(absolute.parent().unwrap_or(Path::new("/")));
+        }
+    }
+    config.control.socket
+}
+
+fn socket_in(text: &str) -> Option<PathBuf> {
+    // Only its own section has to be well written.
+    let section = text.split("[control]").nth(1)?;
+    let end = section.find("\n[").unwrap_or(section.len());
+    let section: toml::Table = toml::from_str(&section[..end]).ok()?;
+    section.get("socket")?.as_str().map(PathBuf::from)
+}
+
 /// Turns serde's "unknown field `x`, expected one of ..." into a question about the nearest one.
 fn with_near_match(message: &str) -> String {
     let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
@@ -137,6 +158,15 @@ mode = "route"
         assert_eq!(config.egress["local"].mode, Mode::Route);
         assert_eq!(config.default_egress(), "local");
         assert_eq!(config.control, super::super::Control::default());
+    }
+
+    #[test]
+    fn the_socket_is_found_in_a_broken_file() {
+        let broken =
+            "[lan\nx = \n[control]\nsocket = \"/tmp/a.sock\" # here\n[list]\ninstance = 7\n[[";
+        assert_eq!(socket_in(broken), Some("/tmp/a.sock".into()));
+        assert_eq!(socket_in("[control]\nsocket = \n"), None);
+        assert_eq!(socket_in("[list"), None);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::fmt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::list::{Finding, Kept, List, Pending, Record};
+use crate::list::{Finding, Instance, Kept, List, Pending, Record};
 use crate::timestamp::Timestamp;
 
 /// A list in a line.
@@ -170,6 +170,24 @@ pub struct ListedSet {
 }
 
 impl Fetching {
+    /// Nothing new of an instance, of which this version is in force.
+    pub fn of(instance: Instance, version: Option<String>) -> Self {
+        Fetching {
+            instance: instance.to_string(),
+            outcome: "unchanged".to_owned(),
+            version,
+            fetched: None,
+            why: None,
+            findings: Vec::new(),
+        }
+    }
+
+    /// Notes that the source could not be used.
+    pub fn fail(&mut self, why: String) {
+        "failed".clone_into(&mut self.outcome);
+        self.why = Some(why);
+    }
+
     /// If there is no newer list than the one that is known: whether that is in force.
     pub fn not_applied(&mut self, kept: &Kept) {
         if let Some(record) = kept.refused() {

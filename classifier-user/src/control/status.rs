@@ -116,6 +116,9 @@ pub struct RefusedList {
     pub version: String,
     /// Why.
     pub why: String,
+    /// The list before, if that was refused as well and this one agrees with it.
+    #[serde(default)]
+    pub agrees_with: Option<String>,
 }
 
 /// An endpoint set in answers.

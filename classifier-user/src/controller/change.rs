@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::mem::swap;
 
 use anyhow::{Result, anyhow};
-use tokio::task::JoinSet;
 
 use super::active_paths::{Exchanged, Intent};
 use super::applied::{Applied, AppliedList};
@@ -15,14 +14,14 @@ use super::lans::{Lans, look_at_lans, refuse_missing};
 use super::pinning::connections;
 use super::sources::Sources;
 use super::translation::forget_beside;
-use super::{Controller, delta, egress, make_ruleset, summary};
+use super::{Controller, delta, egress, faults, make_ruleset, summary};
 use crate::config::{self, Config};
 use crate::control::{Plan, Reloaded};
 use crate::datapath::LanPlan;
 use crate::exit::{Code, WithCode};
 use crate::health::default_targets;
 use crate::journal::{self, Entry, Who};
-use crate::list::{List, with_grace};
+use crate::list::{InForce, Instance, List};
 use crate::policy::{Build, Policy};
 use crate::ruleset::{Image, Ruleset, Slots, compile};
 use crate::timestamp::Timestamp;
@@ -55,6 +54,26 @@ pub(super) struct Wanted {
     pub(super) as_of: Timestamp,
 }
 
+/// What becomes of lists that wait.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Waiting {
+    Apply,
+    Wait,
+}
+
+/// What an operator's order leads to: configuration and lists together.
+pub(super) struct Next {
+    config: Config,
+    preferences: BTreeMap<String, u8>,
+    /// The sources of the lists, if they are others than before.
+    sources: Option<Sources>,
+    lists: Vec<List>,
+    /// Which lists come into force by it.
+    pub(super) states: Vec<(Instance, InForce)>,
+    /// What has changed, in sentences.
+    pub(super) causes: Vec<String>,
+}
+
 /// What an installation is made from.
 struct Setup {
     config: Config,
@@ -71,34 +90,50 @@ impl Controller {
     /// Reads the configuration again, and the list if it is a file that is used as it is.
     pub(super) async fn reload(&mut self) -> Result<Reloaded> {
         let cause = Cause::operator("reload", "the configuration was read again");
-        self.reload_because(&cause).await
+        let next = self.next(Waiting::Wait)?;
+        self.go_over(next, self.as_of(), &cause).await
     }
 
-    /// The same for another cause.
-    pub(super) async fn reload_because(&mut self, cause: &Cause) -> Result<Reloaded> {
-        let config = self.read_config()?;
-        let sources = self.sources_of(&config)?;
-        let lists = sources.as_ref().unwrap_or(&self.sources).lists();
+    /// Goes over to a configuration with its lists. Everything else follows from that, and cannot fail any more.
+    pub(super) async fn go_over(
+        &mut self,
+        next: Next,
+        as_of: Timestamp,
+        cause: &Cause,
+    ) -> Result<Reloaded> {
+        let Next {
+            config,
+            sources,
+            lists,
+            states,
+            ..
+        } = next;
         let wanted = Wanted {
             config,
             lists,
             bypass: self.ruleset.bypass,
-            as_of: self.as_of(),
+            as_of,
         };
         let done = self.put_into_force(wanted, cause).await?;
-        if let Some(sources) = sources {
+        if let Some(mut sources) = sources {
+            sources.hurry(Timestamp::now());
             self.sources = sources;
             // What is being looked at is not the source any more.
-            self.looks = JoinSet::new();
+            self.looks.abandon(
+                "[list] has changed while its former source was being looked at; run breakout list fetch again",
+            );
+        }
+        for (instance, state) in states {
+            self.keep_in_force(instance, state);
         }
         Ok(done)
     }
 
-    /// What a reload and the lists that wait would change.
-    pub(super) fn plan(&self) -> Result<Plan> {
+    /// What the configuration file and the lists come to now, before any of it is in force.
+    pub(super) fn next(&self, waiting: Waiting) -> Result<Next> {
         let config = self.read_config()?;
         let sources = self.sources_of(&config)?;
-        let sources = sources.as_ref().unwrap_or(&self.sources);
+        let followed = sources.as_ref().unwrap_or(&self.sources);
         let mut causes = Vec::new();
         if config != self.config {
             causes.push(format!(
@@ -109,30 +144,43 @@ impl Controller {
         let now = Timestamp::now();
         let mut persistent = self.persistent.clone();
         persistent.assign_indices(&config).code(Code::Config)?;
-        let preferences = &persistent.preferences;
         let build = Build {
             config: &config,
-            preferences,
+            preferences: &persistent.preferences,
         };
-        let policy = build.policy().code(Code::Config)?;
-        let lists = sources.kept.iter().map(|kept| match kept.waiting() {
-            Some(record) => {
+        let grace = longest_grace(&build.policy().code(Code::Config)?);
+        let mut lists = followed.lists();
+        let mut states = Vec::new();
+        for (kept, list) in followed.kept.iter().zip(&mut lists) {
+            let record = kept.waiting().filter(|_| waiting == Waiting::Apply);
+            if let Some(record) = record {
                 causes.push(format!("list {} {} waits", kept.instance(), record.name()));
-                Ok(with_grace(
-                    &kept.in_force(),
-                    record.list()?,
-                    now,
-                    longest_grace(&policy),
-                ))
+                let (after, state) = kept.after(record, now, grace).code(Code::List)?;
+                *list = after;
+                states.push((kept.instance(), state));
             }
-            None => Ok(kept.in_force()),
-        });
-        let mut lists = lists.collect::<Result<Vec<List>>>()?;
-        if lists.is_empty() {
-            lists = sources.lists();
         }
+        Ok(Next {
+            config,
+            preferences: persistent.preferences,
+            sources,
+            lists,
+            states,
+            causes,
+        })
+    }
+
+    /// What a reload and the lists that wait would change.
+    pub(super) fn plan(&self) -> Result<Plan> {
+        let Next {
+            config,
+            preferences,
+            lists,
+            mut causes,
+            ..
+        } = self.next(Waiting::Apply)?;
         let mut slots = self.slots.clone();
-        let ruleset = make_ruleset(&config, &lists, preferences, &mut slots, now)?;
+        let ruleset = make_ruleset(&config, &lists, &preferences, &mut slots, Timestamp::now())?;
         compile(&ruleset).code(Code::List)?;
         if causes.is_empty() && ruleset.hash() != self.ruleset_hash {
             causes.push(
@@ -144,7 +192,7 @@ impl Controller {
             causes,
             from_hash: self.ruleset_hash.clone(),
             to_hash: ruleset.hash(),
-            delta: delta::between(&self.ruleset, &ruleset, preferences),
+            delta: delta::between(&self.ruleset, &ruleset, &preferences),
         })
     }
 
@@ -217,6 +265,7 @@ impl Controller {
         ruleset.own = self.links.own_addresses().await?;
         ruleset.bypass = bypass;
         let delta = delta::between(&self.ruleset, &ruleset, indices);
+        faults::step("compile the ruleset").code(Code::List)?;
         let mut image = compile(&ruleset).code(Code::List)?;
         // What needs no other interfaces works without those that are gone just now.
         let Lans { lans, missing } =
@@ -240,10 +289,13 @@ impl Controller {
             && ruleset.own == self.ruleset.own
             && cause.action == "list";
         image.set_generation(self.generation.wrapping_add(1));
+        faults::step("read the ruleset in force")?;
         let before = self.ways_now()?;
         if !same_rules {
             self.pin_the_ordinary(&before, image.words());
         }
+        // From the switch on nothing fails any more; what does not work is said.
+        let mut warnings = Vec::new();
         // What has to be translated afresh once it has moved.
         let mut moving = Vec::new();
         if bypass && !was_bypassed {
@@ -265,6 +317,7 @@ impl Controller {
                 let paths = self.failover.paths();
                 (paths.egresses().to_vec(), paths.fact_number())
             };
+            faults::step("look at the egresses")?;
             let egresses = egress::look(&self.links, &config, indices, &former).await?;
             // A change of something else shall not wait for a link that is gone just now.
             let is_new = |egress: &&EgressState| {
@@ -299,8 +352,12 @@ impl Controller {
             };
             self.replace(setup, paths, image).await?;
         }
-        if bypass {
-            self.unpin_steered()?;
+        if bypass
+            && let Err(error) = faults::step("forget flows").and_then(|()| self.unpin_steered())
+        {
+            warnings.push(format!(
+                "flows that were steered before may stay where they are: {error:#}"
+            ));
         }
         moving.extend(self.unpinned_that_move(&before));
         forget_beside(moving);
@@ -323,7 +380,7 @@ impl Controller {
             list: self.lists.first().map(summary).unwrap_or_default(),
             lists: self.lists.iter().map(summary).collect(),
             delta,
-            notes: Vec::new(),
+            notes: warnings,
         })
     }
 
@@ -344,7 +401,9 @@ impl Controller {
         self.events
             .note("ruleset", subject, cause.action, &*cause.why);
         let path = journal::path(&self.config.state.directory);
-        if let Err(error) = journal::append(&path, &entry) {
+        let written =
+            faults::step("write the journal").and_then(|()| Ok(journal::append(&path, &entry)?));
+        if let Err(error) = written {
             tracing::warn!("cannot write {}: {error}", path.display());
         }
         let applied = Applied {
@@ -358,7 +417,9 @@ impl Controller {
             rules: delta::lines(&self.ruleset, &self.persistent.preferences),
         };
         let keep = self.config.list.keep;
-        if let Err(error) = self.applied.add(&self.sources.disk, applied, keep) {
+        let kept = faults::step("keep the ruleset")
+            .and_then(|()| self.applied.add(&self.sources.disk, applied, keep));
+        if let Err(error) = kept {
             tracing::warn!("{error:#}; this ruleset cannot be gone back to");
         }
     }
@@ -376,16 +437,22 @@ impl Controller {
 
     /// Installs another setup; if that fails, the one before stays in force.
     async fn replace(&mut self, mut setup: Setup, paths: Exchanged, image: Image) -> Result<()> {
+        let lans = self.persistent.lans.clone();
         self.exchange(&mut setup);
-        if let Err(error) = self.install(image, paths).await {
-            self.exchange(&mut setup);
-            let egresses = self.egresses();
-            let plan = egress::routing(&self.config, &egresses);
-            self.links.apply_routing(&plan).await?;
-            self.apply_nat(&egresses).await?;
-            return Err(error.context("nothing has changed"));
+        let Err(error) = self.install(image, paths).await else {
+            return Ok(());
+        };
+        self.exchange(&mut setup);
+        self.persistent.lans = lans;
+        self.save("after a crash, what is installed now may have to be removed by hand");
+        let egresses = self.egresses();
+        let plan = egress::routing(&self.config, &egresses);
+        let routing = self.links.apply_routing(&plan).await;
+        if let Err(left) = routing.and(self.apply_nat(&egresses).await) {
+            // The regular look puts it right.
+            tracing::error!("rules and routes are not yet as they were: {left:#}");
         }
-        Ok(())
+        Err(error.context("nothing has changed"))
     }
 
     fn exchange(&mut self, setup: &mut Setup) {

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use super::lists::name_of;
 use crate::control::{RuleDelta, RulesetDelta};
-use crate::list::{SetKey, covered};
+use crate::list::{Coverage, Family, SetKey};
 use crate::policy::{Action, Choice};
 use crate::ruleset::{Rule, Ruleset};
 
@@ -173,9 +173,9 @@ fn steered(ruleset: &Ruleset) -> (u64, u64) {
         .rules
         .iter()
         .filter(|rule: &&Rule| rule.is_steered());
-    let prefixes: BTreeSet<IpNet> = rules
-        .flat_map(|rule| rule.prefixes.iter().copied())
-        .collect();
-    let count = |is_v6| u64::try_from(covered(&prefixes, is_v6)).unwrap_or(u64::MAX);
-    (count(false), count(true))
+    let count = |family| {
+        let prefixes = rules.clone().flat_map(|rule| &rule.prefixes);
+        u64::try_from(Coverage::of(prefixes, family).size()).unwrap_or(u64::MAX)
+    };
+    (count(Family::V4), count(Family::V6))
 }

@@ -13,6 +13,7 @@ use super::egress::{self, EgressState};
 use super::failover::{Failover, Watching};
 use super::lans::{Lans, look_at_lans, refuse_missing};
 use super::leaving::Leaving;
+use super::looks::Looks;
 use super::nat::{NatKeeper, nat_plan};
 use super::pinning::{connections, ordinary_pins};
 use super::sources::Sources;
@@ -20,7 +21,7 @@ use super::state::{Persistent, StateDirectory, boot_id};
 use super::translation::{Translation, translate_afresh};
 use super::unload::remove;
 use super::ways::EgressVerdict;
-use super::{Controller, Options, make_ruleset};
+use super::{Controller, Options, clock, faults};
 use crate::config::{self, Config, Routing, XdpAttach};
 use crate::datapath::{
     DataPath, FILTER_PRIORITY, Foreign, LanPlan, Plan, Prepared, has_tcx, object,
@@ -44,13 +45,12 @@ impl Controller {
     pub(super) async fn start(
         options: Options,
         config: Config,
-        sources: Sources,
+        mut sources: Sources,
         state: StateDirectory,
         changes: Changes,
     ) -> Result<Self> {
         // From here on what happens to links is noted, also before anything is known of them.
         let watching = Watching::start().code(Code::System)?;
-        let lists = sources.lists();
         let applied = AppliedRulesets::open(&config.state.directory).code(Code::System)?;
         let links = Links::open().code(Code::System)?;
         let Lans { lans, missing } = look_at_lans(&links, &config).await?;
@@ -68,6 +68,7 @@ impl Controller {
                 Persistent::default()
             }
         };
+        let clock = clock::resume(&mut persistent, &mut sources);
         persistent.assign_indices(&config).code(Code::Config)?;
         let egresses = egress::look(&links, &config, &persistent.egresses, &[]).await?;
         if !adopted && egresses.iter().all(|egress| egress.mistake().is_some()) {
@@ -95,14 +96,14 @@ impl Controller {
             .iter()
             .find_map(|kept| kept.state().held.as_ref());
         let as_of = held.map_or_else(Timestamp::now, |held| held.as_of);
-        let mut ruleset = make_ruleset(&config, &lists, indices, &mut slots, as_of)?;
+        let (mut ruleset, lists) = sources.first_that_loads(&config, indices, &mut slots, as_of)?;
         if !ruleset.rules.iter().any(Rule::is_steered) {
             tracing::warn!("nothing is steered: no usable endpoint set is steered by the policy");
         }
         ruleset.bypass = persistent.bypass.is_some();
         ruleset.own = links.own_addresses().await.code(Code::System)?;
         let image = compile(&ruleset).code(Code::List)?;
-        let former = persistent.routing.replace(config.routing.clone());
+        persistent.change_routing(&config.routing);
         persistent.installed = true;
         persistent.namespace = network_namespace()?;
         persistent.boot = boot_id();
@@ -144,7 +145,7 @@ impl Controller {
             sources,
             applied,
             as_of,
-            looks: JoinSet::new(),
+            looks: Looks::default(),
             ruleset_hash: before.clone(),
             ruleset,
             slots,
@@ -154,6 +155,7 @@ impl Controller {
             datapath,
             state,
             persistent,
+            clock,
             adopted,
             wants_look: false,
             unsaved,
@@ -166,11 +168,7 @@ impl Controller {
         let paths = controller.failover.paths().again();
         match controller.install(image, paths).await {
             Ok(()) => {
-                if let Some(former) = former.filter(|former| *former != controller.config.routing)
-                    && let Err(error) = controller.remove_former(&former).await
-                {
-                    tracing::warn!("former rules are left: {error:#}");
-                }
+                controller.remove_former().await;
                 let cause = Cause::operator("start", "the controller was started");
                 controller.write_down(&cause, generation, &before);
                 Ok(controller)
@@ -186,8 +184,25 @@ impl Controller {
         }
     }
 
-    /// Removes what was installed with other routing numbers.
-    async fn remove_former(&mut self, former: &Routing) -> Result<()> {
+    /// Removes what was installed with other routing numbers. What cannot be removed now is tried again at the next start, and by
+    /// `breakout unload`.
+    async fn remove_former(&mut self) {
+        for former in self.persistent.former_routing.clone() {
+            match self.remove_of(&former).await {
+                Ok(()) => self
+                    .persistent
+                    .former_routing
+                    .retain(|other| *other != former),
+                Err(error) => tracing::warn!(
+                    "rules and routes of former [routing] numbers (table {}) are left: {error:#}",
+                    former.table
+                ),
+            }
+        }
+        self.save("former rules may be looked for again");
+    }
+
+    async fn remove_of(&mut self, former: &Routing) -> Result<()> {
         if self.persistent.nat && former.table != self.config.routing.table {
             nat_plan(former, Vec::new()).remove().await?;
         }
@@ -208,7 +223,9 @@ impl Controller {
     /// Rules and routes come first, so that no packet is marked before its mark leads anywhere.
     pub(super) async fn install(&mut self, mut image: Image, paths: Exchanged) -> Result<()> {
         let plan = egress::routing(&self.config, &paths.egresses);
+        faults::step("set rules and routes").code(Code::System)?;
         self.links.apply_routing(&plan).await.code(Code::System)?;
+        faults::step("set address translation").code(Code::System)?;
         self.apply_nat(&paths.egresses).await.code(Code::System)?;
         for lan in self
             .lans
@@ -249,6 +266,7 @@ impl Controller {
             pinned: &pinned,
             trace: self.options.trace,
         };
+        faults::step("load programs").code(Code::System)?;
         let (prepared, maps) = self.datapath.prepare(&plan).code(Code::System)?;
         self.attach(prepared, paths.with_maps(maps))
             .code(Code::System)?;
@@ -268,11 +286,16 @@ impl Controller {
         let (before, published) = self.failover.paths().exchange(paths);
         let attached = match published {
             Ok(()) => {
-                let clsact = &mut self.persistent.clsact;
-                let (lans, former) = (&self.lans, &self.persistent.lans);
-                let attached = self.datapath.attach(prepared, lans, former, clsact);
-                clsact.dedup();
-                attached
+                if let Err(error) = faults::step("attach programs") {
+                    self.datapath.discard(prepared);
+                    Err(error)
+                } else {
+                    let clsact = &mut self.persistent.clsact;
+                    let (lans, former) = (&self.lans, &self.persistent.lans);
+                    let attached = self.datapath.attach(prepared, lans, former, clsact);
+                    clsact.dedup();
+                    attached
+                }
             }
             Err(error) => {
                 self.datapath.discard(prepared);
@@ -289,7 +312,10 @@ impl Controller {
 
     /// Writes the state down. The data path does not depend on that, so a full disk is no reason to fail; what it means is said.
     pub(super) fn save(&mut self, otherwise: &str) {
-        let problem = unsaved(&self.state, &self.persistent, otherwise);
+        let problem = match faults::step("write the state") {
+            Ok(()) => unsaved(&self.state, &self.persistent, otherwise),
+            Err(error) => Some(format!("{error:#}; {otherwise}")),
+        };
         if let Some(problem) = problem.as_ref().filter(|_| problem != self.unsaved) {
             tracing::warn!("{problem}");
         }

@@ -3,14 +3,17 @@
 mod active_paths;
 mod applied;
 mod change;
+mod clock;
 mod delta;
 mod egress;
 mod failover;
+mod faults;
 mod follow;
 mod install;
 mod lans;
 mod leaving;
 mod lists;
+mod looks;
 mod nat;
 mod offline;
 mod orders;
@@ -36,6 +39,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{self, MissedTickBehavior, interval, timeout};
 
+use crate::clock::Clock;
 use crate::config::Config;
 use crate::control::{EventsReport, MetricsServer, ProgramStatus, Request, Server};
 use crate::datapath::{DataPath, LanPlan};
@@ -50,11 +54,11 @@ use crate::timestamp::Timestamp;
 use applied::AppliedRulesets;
 use failover::Failover;
 use leaving::Leaving;
+use looks::Looks;
 use nat::NatKeeper;
 use sources::Sources;
 use state::{Persistent, StateDirectory};
 use translation::Translation;
-use updates::Done;
 
 pub use egress::mark_of;
 pub use lans::lan_number;
@@ -105,7 +109,7 @@ struct Controller {
     lists: Vec<List>,
     sources: Sources,
     /// Looks at the lists' source that are being taken.
-    looks: JoinSet<Done>,
+    looks: Looks,
     applied: AppliedRulesets,
     ruleset: Ruleset,
     /// The time that its grace times were reckoned from.
@@ -129,6 +133,7 @@ struct Controller {
     datapath: DataPath,
     state: StateDirectory,
     persistent: Persistent,
+    clock: Clock,
     adopted: bool,
     /// Whether the links are to be looked at.
     wants_look: bool,
@@ -306,10 +311,7 @@ impl Controller {
                         tell(&[NotifyState::Watchdog]);
                     }
                 }
-                Some(done) = self.looks.join_next(), if !self.looks.is_empty() => match done {
-                    Ok(done) => self.looked(done).await,
-                    Err(error) => tracing::error!("a look at the lists' source failed: {error}"),
-                },
+                Some(done) = self.looks.next(), if !self.looks.is_idle() => self.looked(done).await,
                 Some(request) = requests.recv() => self.answer(request).await,
             }
         }
@@ -336,6 +338,7 @@ impl Controller {
     }
 
     async fn answer(&mut self, request: Request) {
+        self.follow_clock();
         // A client that has gone away meanwhile wants no answer.
         match request {
             Request::Status(reply) => drop(reply.send(Ok(self.status()))),
@@ -379,6 +382,7 @@ impl Controller {
 
     /// Does what its time has come for. What fails is tried again some time later.
     async fn on_time(&mut self) {
+        self.follow_clock();
         if self
             .retry_at
             .is_none_or(|retry_at| retry_at <= Instant::now())

@@ -1,17 +1,21 @@
 //! Fetching lists while no controller runs.
 
+use std::sync::Arc;
+
 use anyhow::Result;
 
 use super::applied::AppliedRulesets;
 use super::change::longest_grace;
+use super::make_ruleset;
 use super::sources::Sources;
 use super::state::StateDirectory;
 use crate::config::{Apply, Config};
 use crate::control::{FetchReport, Fetching};
 use crate::exit::{Code, WithCode};
 use crate::links::Links;
-use crate::list::{FetchError, Fetched, InForce, Instance, Judge, Kept, with_grace};
-use crate::policy::Build;
+use crate::list::{FetchError, Fetched, Instance, Judge, List};
+use crate::policy::{Build, Policy};
+use crate::ruleset::{Slots, compile};
 use crate::timestamp::Timestamp;
 
 /// Looks at the lists' source once and keeps what it has, for the next controller.
@@ -22,10 +26,16 @@ use crate::timestamp::Timestamp;
 pub async fn fetch(config: &Config) -> Result<FetchReport> {
     let _state = StateDirectory::lock(&config.state.directory)?;
     let mut sources = Sources::open(config, None)?;
-    sources.may_be_asked(Timestamp::now())?;
-    let instances: Vec<Instance> = sources.kept.iter().map(Kept::instance).collect();
+    let instances = sources.may_be_asked(Timestamp::now())?;
     let own = Links::open().code(Code::System)?.own_networks().await?;
-    let judge = Judge::new(&config.list, own);
+    let preferences = super::offline_preferences(config);
+    let build = Build {
+        config,
+        preferences: &preferences,
+    };
+    let policy = Arc::new(build.policy().code(Code::Config)?);
+    let steering = Arc::clone(&policy);
+    let judge = Judge::new(&config.list, own).steering(Arc::new(move |set| steering.steers(set)));
     let (looked, _) = sources.look(&instances).take().await;
     let mut report = FetchReport {
         instances: Vec::new(),
@@ -33,9 +43,14 @@ pub async fn fetch(config: &Config) -> Result<FetchReport> {
     for (instance, outcome) in looked {
         let now = Timestamp::now();
         sources.note(instance, outcome.as_ref().map(|_| ()), now);
-        report
-            .instances
-            .push(take_in(config, &mut sources, instance, outcome, &judge)?);
+        report.instances.push(take_in(
+            config,
+            &mut sources,
+            instance,
+            outcome,
+            &judge,
+            &policy,
+        )?);
     }
     Ok(report)
 }
@@ -46,16 +61,10 @@ fn take_in(
     instance: Instance,
     outcome: Result<Option<Fetched>, FetchError>,
     judge: &Judge,
+    policy: &Policy,
 ) -> Result<Fetching> {
     let now = Timestamp::now();
-    let mut fetching = Fetching {
-        instance: instance.to_string(),
-        outcome: "unchanged".to_owned(),
-        version: None,
-        fetched: None,
-        why: None,
-        findings: Vec::new(),
-    };
+    let mut fetching = Fetching::of(instance, None);
     let needed = AppliedRulesets::open(&config.state.directory)?.needed(instance);
     let (kept, disk) = sources.kept_mut(instance)?;
     let fetched = match outcome {
@@ -80,24 +89,42 @@ fn take_in(
             } else if waits && !is_in_force {
                 fetching.outcome = "waiting".to_owned();
             } else if !is_in_force {
-                fetching.outcome = "applied".to_owned();
-                let preferences = super::offline_preferences(config);
-                let build = Build {
-                    config,
-                    preferences: &preferences,
-                };
-                let grace = longest_grace(&build.policy().code(Code::Config)?);
-                let list = with_grace(&kept.in_force(), record.list()?, now, grace);
-                let in_force = InForce {
-                    record: Some(record.number),
-                    withdrawn: list.withdrawn().cloned().collect(),
-                    held: None,
-                };
-                kept.set_in_force(disk, in_force)?;
-                kept.prune(disk, config.list.keep, &needed)?;
+                let (list, state) = kept.after(&record, now, longest_grace(policy))?;
+                match loads(config, sources, list) {
+                    Ok(()) => {
+                        fetching.outcome = "applied".to_owned();
+                        let (kept, disk) = sources.kept_mut(instance)?;
+                        kept.set_in_force(disk, state)?;
+                    }
+                    Err(error) => {
+                        let why = format!("it cannot be loaded: {error:#}");
+                        fetching.outcome = "refused".to_owned();
+                        fetching.why = Some(why.clone());
+                        let (kept, disk) = sources.kept_mut(instance)?;
+                        kept.amend(disk, record.number, |record| record.failure = Some(why))?;
+                    }
+                }
             }
         }
     }
+    let (kept, disk) = sources.kept_mut(instance)?;
+    kept.prune(disk, config.list.keep, &needed)?;
     fetching.version = kept.in_force().version;
     Ok(fetching)
+}
+
+/// Fails if the lists cannot be loaded with this one among them.
+fn loads(config: &Config, sources: &Sources, list: List) -> Result<()> {
+    let mut lists = sources.lists();
+    for other in lists
+        .iter_mut()
+        .filter(|other| other.instance == list.instance)
+    {
+        *other = list.clone();
+    }
+    let preferences = super::offline_preferences(config);
+    let mut slots = Slots::default();
+    let ruleset = make_ruleset(config, &lists, &preferences, &mut slots, Timestamp::now())?;
+    compile(&ruleset)?;
+    Ok(())
 }

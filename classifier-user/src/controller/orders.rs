@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 
 use super::Controller;
-use super::change::{Cause, Wanted};
+use super::change::{Cause, Waiting, Wanted};
 use crate::control::{BypassOrder, BypassStatus, ListOrder, Reloaded};
 use crate::exit::{Code, WithCode};
 use crate::journal::Who;
@@ -15,30 +15,15 @@ use crate::timestamp::Timestamp;
 impl Controller {
     /// Reads the configuration again and applies the lists that wait, also after a rollback.
     pub(super) async fn apply(&mut self) -> Result<Reloaded> {
-        let cause = Cause::operator("apply", "the configuration was read again");
-        let mut done = self.reload_because(&cause).await?;
-        done = self.apply_all_waiting(done).await?;
+        let next = self.next(Waiting::Apply)?;
+        let why = match next.causes.as_slice() {
+            [] => "the configuration was read again".to_owned(),
+            causes => format!("applied by hand: {}", causes.join("; ")),
+        };
+        let cause = Cause::operator("apply", why);
+        let done = self.go_over(next, Timestamp::now(), &cause).await?;
         self.release();
         Ok(done)
-    }
-
-    async fn apply_all_waiting(&mut self, mut done: Reloaded) -> Result<Reloaded> {
-        for (instance, number, name) in self.waiting() {
-            let cause = Cause::operator("list", format!("{instance} {name} was applied by hand"));
-            let grace = self.grace()?;
-            let next = self.apply_record(instance, number, grace, &cause).await?;
-            done = joined(done, next);
-        }
-        Ok(done)
-    }
-
-    fn waiting(&self) -> Vec<(Instance, u32, String)> {
-        let kept = self.sources.kept.iter();
-        let waiting = kept.filter_map(|kept| {
-            let record = kept.waiting()?;
-            Some((kept.instance(), record.number, record.name()))
-        });
-        waiting.collect()
     }
 
     /// Accepts, rolls back or releases.
@@ -54,39 +39,82 @@ impl Controller {
         match order {
             ListOrder::Accept { version } => self.accept(&version).await,
             ListOrder::Rollback { version } => self.roll_back(version.as_deref()).await,
-            ListOrder::Release => {
-                self.release();
-                let wanted = Wanted {
-                    config: self.config.clone(),
-                    lists: self.sources.lists(),
-                    bypass: self.ruleset.bypass,
-                    as_of: Timestamp::now(),
-                };
-                let cause = Cause::operator("release", "updates are no longer held");
-                let done = self.put_into_force(wanted, &cause).await?;
-                self.apply_all_waiting(done).await
-            }
+            ListOrder::Release => self.release_lists().await,
         }
         .code(Code::List)
     }
 
-    /// Applies a list that the judge has refused.
+    /// Applies the lists that were held.
+    async fn release_lists(&mut self) -> Result<Reloaded> {
+        let now = Timestamp::now();
+        let grace = self.grace()?;
+        let mut lists = self.sources.lists();
+        let mut states = Vec::new();
+        let mut causes = vec!["updates are no longer held".to_owned()];
+        for (kept, list) in self.sources.kept.iter().zip(&mut lists) {
+            if let Some(record) = kept.waiting() {
+                let (after, state) = kept.after(record, now, grace)?;
+                *list = after;
+                states.push((kept.instance(), state));
+                causes.push(format!(
+                    "{} {} comes into force",
+                    kept.instance(),
+                    record.name()
+                ));
+            }
+        }
+        let wanted = Wanted {
+            config: self.config.clone(),
+            lists,
+            bypass: self.ruleset.bypass,
+            as_of: now,
+        };
+        let cause = Cause::operator("release", causes.join("; "));
+        let done = self.put_into_force(wanted, &cause).await?;
+        for (instance, state) in states {
+            self.keep_in_force(instance, state);
+        }
+        self.release();
+        Ok(done)
+    }
+
+    /// Applies a list whatever the judge says. If it is older than another good one, that waits.
     async fn accept(&mut self, version: &str) -> Result<Reloaded> {
         let (instance, number) = self.find_record(version)?;
-        let (kept, disk) = self.sources.kept_mut(instance)?;
-        kept.amend(disk, number, |record| {
-            record.accepted = Some(Timestamp::now());
-            record.failure = None;
-        })?;
-        let refusal = kept.record(number).map(|record| record.judgement.refusal());
+        let kept = self.sources.kept(instance);
+        let record = kept.and_then(|kept| kept.record(number));
+        let refusal = record.map(Record::refusal);
         let refusal = refusal.filter(|refusal| !refusal.is_empty());
         let why = format!(
             "{instance} {version} was accepted{}",
             refusal.map_or(String::new(), |refusal| format!(" in spite of: {refusal}"))
         );
         let cause = Cause::operator("accept", why);
+        let now = Timestamp::now();
+        let newest = kept.and_then(|kept| kept.records().iter().rfind(|record| record.is_good()));
+        let is_older = newest.is_some_and(|newest| newest.number > number);
+        let held = is_older.then_some(Held {
+            since: now,
+            as_of: now,
+        });
         let grace = self.grace()?;
-        self.apply_record(instance, number, grace, &cause).await
+        let mut done = self
+            .apply_record(instance, number, grace, held, &cause)
+            .await?;
+        let (kept, disk) = self.sources.kept_mut(instance)?;
+        let noted = kept.amend(disk, number, |record| {
+            record.accepted = Some(now);
+            record.failure = None;
+        });
+        if let Err(error) = noted {
+            let note = format!("{error:#}; after a restart it may be refused again");
+            tracing::warn!("{note}");
+            done.notes.push(note);
+        }
+        if is_older {
+            done.notes.push(HELD.to_owned());
+        }
+        Ok(done)
     }
 
     /// The kept list that is meant by a name. Where several instances have one, a refused one is meant.
@@ -190,21 +218,14 @@ impl Controller {
         }
         let cause = Cause::operator("rollback", format!("to list {instance} {version}"));
         // What the list before had beyond it is what is gone back from.
+        let now = Timestamp::now();
+        let held = Held {
+            since: now,
+            as_of: now,
+        };
         let mut done = self
-            .apply_record(instance, number, Duration::ZERO, &cause)
+            .apply_record(instance, number, Duration::ZERO, Some(held), &cause)
             .await?;
-        if let Some(kept) = self.sources.kept(instance) {
-            let now = Timestamp::now();
-            let held = Held {
-                since: now,
-                as_of: now,
-            };
-            let state = InForce {
-                held: Some(held),
-                ..kept.state().clone()
-            };
-            self.keep_in_force(instance, state);
-        }
         done.notes.push(HELD.to_owned());
         Ok(done)
     }
@@ -294,18 +315,3 @@ impl Controller {
 }
 
 const HELD: &str = "later lists wait now; `breakout list release` lets them be applied again";
-
-/// Two changes as one.
-fn joined(first: Reloaded, second: Reloaded) -> Reloaded {
-    let mut delta = second.delta;
-    delta.steered_v4.0 = first.delta.steered_v4.0;
-    delta.steered_v6.0 = first.delta.steered_v6.0;
-    delta.sets.splice(0..0, first.delta.sets);
-    Reloaded {
-        from_generation: first.from_generation,
-        from_hash: first.from_hash,
-        changed: first.changed || second.changed,
-        delta,
-        ..second
-    }
-}

@@ -11,7 +11,7 @@ use breakout_common::path::{
 use breakout_common::table::{Destination, Lookup, Outcome, Transport};
 
 use super::egress::EgressState;
-use super::{Controller, lan_number};
+use super::{Controller, faults, lan_number};
 use crate::config::Config;
 use crate::datapath::{Clock, DataPath};
 use crate::links::conntrack::{self, Connection};
@@ -38,10 +38,21 @@ impl Controller {
         bypass: bool,
     ) -> Result<bool> {
         let pins_beyond_ruleset = self.config.pinning.enabled && !bypass;
+        let was_beyond = self.path_table().pins_beyond_ruleset != 0;
+        faults::step("publish the path table")?;
         self.failover
             .paths()
             .prefer(preferences, pins_beyond_ruleset)?;
-        self.datapath.publish_ruleset(image)
+        let published =
+            faults::step("publish the ruleset").and_then(|()| self.datapath.publish_ruleset(image));
+        if !matches!(published, Ok(true)) {
+            let before = &self.persistent.preferences;
+            let restored = self.failover.paths().prefer(before, was_beyond);
+            if let Err(error) = restored {
+                tracing::error!("the path table is not yet as it was: {error:#}");
+            }
+        }
+        published
     }
 
     /// The path table in force.

@@ -125,6 +125,7 @@ impl Controller {
             refused: kept.refused().map(|record| RefusedList {
                 version: record.name(),
                 why: record.refusal(),
+                agrees_with: record.agrees_with.clone(),
             }),
             withdrawn: kept.state().withdrawn.len(),
             damaged: kept.damaged().to_vec(),
@@ -197,7 +198,15 @@ impl Controller {
                     "list {instance} is stale: not known to be the newest for {age}"
                 ));
             }
-            if let Some(refused) = &list.refused {
+            if let Some(refused) = &list.refused
+                && let Some(before) = &refused.agrees_with
+            {
+                alerts.push(format!(
+                    "TWO LISTS IN A ROW WERE REFUSED that agree: {before} and {instance} {}. The list in force grows old; look at \
+                     breakout list diff, and if it is right: breakout list accept {instance}/{}. Refused because: {}",
+                    refused.version, refused.version, refused.why
+                ));
+            } else if let Some(refused) = &list.refused {
                 alerts.push(format!(
                     "list {instance} {} is refused: {}",
                     refused.version, refused.why

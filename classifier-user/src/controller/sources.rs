@@ -1,19 +1,21 @@
 //! Where lists come from: those that are used as they are, and those that are followed and kept.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, anyhow};
 
+use super::make_ruleset;
 use crate::config::{Config, ListSource};
 use crate::durable::{Disk, is_full, read_text};
-use crate::exit::{Code, WithCode};
+use crate::exit::{Code, WithCode, code_of};
 use crate::list::{
     FetchError, Fetched, Instance, Kept, Limits, List, Schedule, Service, check, embedded,
     read_file,
 };
+use crate::ruleset::{Ruleset, Slots, compile};
 use crate::secrets::masked;
 use crate::timestamp::Timestamp;
 
@@ -22,6 +24,21 @@ const WATCH: Duration = Duration::from_secs(1);
 
 /// What a look at the source has brought, by instance.
 pub(super) type Looked = Vec<(Instance, Result<Option<Fetched>, FetchError>)>;
+
+/// What a watched file was when it was last read.
+#[derive(Clone, Debug)]
+pub(super) struct Seen {
+    modified: SystemTime,
+    length: u64,
+    /// Why it is no list, if so.
+    problem: Option<FetchError>,
+}
+
+impl Seen {
+    pub(super) fn with_problem(self, problem: Option<FetchError>) -> Self {
+        Seen { problem, ..self }
+    }
+}
 
 /// The lists' source as configured.
 pub(super) struct Sources {
@@ -33,8 +50,7 @@ pub(super) struct Sources {
     /// Why the service cannot be asked, if so.
     pub(super) problem: Option<String>,
     interval: Duration,
-    /// What the watched file was when it was last read.
-    seen: Option<(SystemTime, u64)>,
+    seen: Option<Seen>,
     pub(super) disk: Disk,
 }
 
@@ -110,6 +126,60 @@ impl Sources {
         self.kept.iter().map(Kept::in_force).collect()
     }
 
+    /// The ruleset of the newest lists in force that can be loaded, and these lists. One that cannot be is noted, and the good one
+    /// before it comes into force.
+    ///
+    /// # Errors
+    ///
+    /// When the built-in lists cannot be loaded either, or it is not the lists' fault.
+    pub(super) fn first_that_loads(
+        &mut self,
+        config: &Config,
+        preferences: &BTreeMap<String, u8>,
+        slots: &mut Slots,
+        as_of: Timestamp,
+    ) -> Result<(Ruleset, Vec<List>)> {
+        loop {
+            let lists = self.lists();
+            let before = slots.clone();
+            let loaded =
+                make_ruleset(config, &lists, preferences, slots, as_of).and_then(|ruleset| {
+                    compile(&ruleset).code(Code::List)?;
+                    Ok(ruleset)
+                });
+            match loaded {
+                Ok(ruleset) => return Ok((ruleset, lists)),
+                Err(error) if code_of(&error) == Code::List && self.step_back(&error) => {
+                    *slots = before;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Goes back from the list that was fetched last. Returns whether there was one.
+    fn step_back(&mut self, error: &anyhow::Error) -> bool {
+        let of_kept = |kept: &Kept| {
+            kept.record(kept.state().record?)
+                .map(|record| record.fetched)
+        };
+        let newest = self.kept.iter_mut().filter(|kept| of_kept(kept).is_some());
+        let Some(kept) = newest.max_by_key(|kept| of_kept(kept)) else {
+            return false;
+        };
+        let why = format!("it cannot be loaded: {error:#}");
+        let name = kept.in_force().name();
+        let noted = kept.step_back(&self.disk, &why);
+        tracing::error!(
+            "list {name} is not used, {why}; {} is",
+            kept.in_force().name()
+        );
+        if let Err(error) = noted {
+            tracing::warn!("{error:#}");
+        }
+        true
+    }
+
     /// Whether the lists are followed.
     pub(super) fn is_followed(&self) -> bool {
         !self.kept.is_empty()
@@ -138,12 +208,12 @@ impl Sources {
         Ok((kept, &self.disk))
     }
 
-    /// Whether the source can be looked at now because an operator wants that.
+    /// The instances whose source can be looked at now because an operator wants that.
     ///
     /// # Errors
     ///
-    /// Why not.
-    pub(super) fn may_be_asked(&self, now: Timestamp) -> Result<()> {
+    /// Why there is none.
+    pub(super) fn may_be_asked(&self, now: Timestamp) -> Result<Vec<Instance>> {
         if let Some(problem) = &self.problem {
             return Err(anyhow!("the lists are not followed: {problem}")).code(Code::Config);
         }
@@ -154,14 +224,49 @@ impl Sources {
             ))
             .code(Code::List);
         }
-        let mut kept = self.kept.iter();
-        match kept.find_map(|kept| kept.schedule.must_wait(now)) {
-            Some(until) => Err(anyhow!(
-                "{} has asked to be left alone until {until}",
-                self.name()
-            ))
-            .code(Code::Unreachable),
-            None => Ok(()),
+        let left_alone = self.left_alone(now);
+        let kept = self.kept.iter().map(Kept::instance);
+        let instances: Vec<Instance> = kept
+            .filter(|instance| !left_alone.contains_key(instance))
+            .collect();
+        match (instances.is_empty(), left_alone.into_values().next()) {
+            (true, Some(problem)) => Err(anyhow!(problem)).code(Code::Unreachable),
+            _ => Ok(instances),
+        }
+    }
+
+    /// The instances that the source wants not to be asked for now, with a sentence about it.
+    pub(super) fn left_alone(&self, now: Timestamp) -> BTreeMap<Instance, String> {
+        let kept = self.kept.iter();
+        let waiting = kept.filter_map(|kept| {
+            let until = kept.schedule.must_wait(now)?;
+            let problem = format!("{} has asked to be left alone until {until}", self.name());
+            Some((kept.instance(), problem))
+        });
+        waiting.collect()
+    }
+
+    /// The latest time that is known to have been.
+    pub(super) fn latest(&self) -> Option<Timestamp> {
+        let attempts = self.kept.iter().map(|kept| kept.schedule.last_attempt);
+        attempts.max().flatten()
+    }
+
+    /// Moves along what is due after the clock was set.
+    pub(super) fn move_by(&mut self, step: i64) {
+        for kept in &mut self.kept {
+            if let Err(error) = kept.move_by(&self.disk, step) {
+                tracing::warn!("{error:#}");
+            }
+        }
+    }
+
+    /// Asks soon again where the last look has failed, as after a change of how it is looked.
+    pub(super) fn hurry(&mut self, now: Timestamp) {
+        for kept in &mut self.kept {
+            if kept.schedule.last_error.is_some() && kept.schedule.must_wait(now).is_none() {
+                kept.schedule.next = None;
+            }
         }
     }
 
@@ -175,12 +280,15 @@ impl Sources {
     pub(super) fn look(&self, instances: &[Instance]) -> Look {
         Look {
             watched: match &self.source {
-                ListSource::Watched(file) => Some((file.clone(), self.seen)),
+                ListSource::Watched(file) => Some((file.clone(), self.seen.clone())),
                 _ => None,
             },
             service: self.service.clone(),
             instances: instances.to_vec(),
             known: self.known(instances),
+            failing: (self.kept.iter().filter(|kept| kept.schedule.failures > 0))
+                .map(Kept::instance)
+                .collect(),
         }
     }
 
@@ -218,8 +326,8 @@ impl Sources {
     }
 
     /// Notes what a watched file was when it was read.
-    pub(super) fn note_seen(&mut self, seen: Option<(SystemTime, u64)>) {
-        self.seen = seen.or(self.seen);
+    pub(super) fn note_seen(&mut self, seen: Option<Seen>) {
+        self.seen = seen.or(self.seen.take());
     }
 }
 
@@ -243,40 +351,57 @@ fn jitter(source: &ListSource) -> f64 {
 
 /// A look at the source.
 pub(super) struct Look {
-    watched: Option<(PathBuf, Option<(SystemTime, u64)>)>,
+    watched: Option<(PathBuf, Option<Seen>)>,
     service: Option<Service>,
     instances: Vec<Instance>,
     known: BTreeMap<Instance, String>,
+    /// Those for which the last look has failed already.
+    failing: BTreeSet<Instance>,
 }
 
 impl Look {
     /// Takes it. Returns as well what a watched file was like.
-    pub(super) async fn take(self) -> (Looked, Option<(SystemTime, u64)>) {
-        if let Some((file, seen)) = &self.watched {
-            let (outcome, seen) = read_watched(file, *seen);
+    pub(super) async fn take(self) -> (Looked, Option<Seen>) {
+        if let Some((file, seen)) = self.watched {
+            // It may be large, or on another machine.
+            let read = tokio::task::spawn_blocking(move || read_watched(&file, seen));
+            let (outcome, seen) = read.await.unwrap_or_else(|error| {
+                std::panic::resume_unwind(error.into_panic());
+            });
             let looked = self.instances.first().map(|instance| (*instance, outcome));
             return (looked.into_iter().collect(), seen);
         }
-        let mut looked = Vec::with_capacity(self.instances.len());
+        let mut looked: Looked = Vec::with_capacity(self.instances.len());
         for instance in &self.instances {
-            if let Some(service) = &self.service {
-                let known = self.known.get(instance).map(String::as_str);
-                looked.push((*instance, check(service, *instance, known).await));
-            }
+            let Some(service) = &self.service else {
+                continue;
+            };
+            let before = looked
+                .last()
+                .and_then(|(_, outcome)| outcome.as_ref().err());
+            let outcome = match before {
+                // Each question is an attempt more, and some accounts are locked after three.
+                Some(error) if error.is_refused_password() => Err(error.clone()),
+                _ => {
+                    let known = self.known.get(instance).map(String::as_str);
+                    if self.failing.contains(instance) {
+                        check(&service.once(), *instance, known).await
+                    } else {
+                        check(service, *instance, known).await
+                    }
+                }
+            };
+            looked.push((*instance, outcome));
         }
         (looked, None)
     }
 }
 
 /// Reads a watched file if it is not what it was.
-#[expect(clippy::type_complexity, reason = "used in one place")]
 fn read_watched(
     file: &Path,
-    seen: Option<(SystemTime, u64)>,
-) -> (
-    Result<Option<Fetched>, FetchError>,
-    Option<(SystemTime, u64)>,
-) {
+    seen: Option<Seen>,
+) -> (Result<Option<Fetched>, FetchError>, Option<Seen>) {
     let failed = |error: std::io::Error| FetchError::Transport {
         url: file.display().to_string(),
         reason: error.to_string(),
@@ -286,8 +411,9 @@ fn read_watched(
         Ok(now) => now,
         Err(error) => return (Err(failed(error)), None),
     };
-    if Some(now) == seen {
-        return (Ok(None), None);
+    let (modified, length) = now;
+    if let Some(seen) = seen.filter(|seen| (seen.modified, seen.length) == now) {
+        return (seen.problem.clone().map_or(Ok(None), Err), Some(seen));
     }
     let fetched = crate::list::read_bytes(file).map(|endpoints| {
         Some(Fetched {
@@ -299,7 +425,13 @@ fn read_watched(
         })
     });
     let fetched = fetched.map_err(|error| failed(std::io::Error::other(error)));
-    (fetched, Some(now))
+    let problem = fetched.as_ref().err().cloned();
+    let seen = Seen {
+        modified,
+        length,
+        problem,
+    };
+    (fetched, Some(seen))
 }
 
 /// The GUID by which the service tells this machine from others: made at the first use, and kept.

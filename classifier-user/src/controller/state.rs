@@ -24,7 +24,8 @@ use crate::ruleset::Slots;
 /// The state directory, locked for this process.
 pub(super) struct StateDirectory {
     path: PathBuf,
-    _lock: File,
+    /// None where there is no directory.
+    _lock: Option<File>,
 }
 
 /// The file of a state directory that the rest of this module is about.
@@ -51,9 +52,15 @@ pub(super) struct Persistent {
     /// The routing numbers that are installed.
     #[serde(default)]
     pub(super) routing: Option<Routing>,
+    /// Those that were installed before, and may be still.
+    #[serde(default)]
+    pub(super) former_routing: Vec<Routing>,
     /// The boot in which that was.
     #[serde(default)]
     pub(super) boot: String,
+    /// What the system's clock was ahead of the time since that boot, in seconds.
+    #[serde(default)]
+    pub(super) clock: Option<i64>,
     /// Inode of the network namespace that they are installed in.
     #[serde(default)]
     pub(super) namespace: u64,
@@ -96,6 +103,25 @@ impl Persistent {
             MAX_PREFERENCES,
             "preference",
         )
+    }
+
+    /// Moves along what is due after the clock was set.
+    pub(super) fn move_by(&mut self, step: i64) {
+        if let Some(bypass) = &mut self.bypass {
+            bypass.since = bypass.since.moved_by(step);
+            bypass.until = bypass.until.map(|until| until.moved_by(step));
+        }
+        for verdict in &mut self.verdicts {
+            verdict.verdict.since = verdict.verdict.since.moved_by(step);
+        }
+    }
+
+    /// Notes other routing numbers. Those before are kept until what has them is removed.
+    pub(super) fn change_routing(&mut self, routing: &Routing) {
+        let before = self.routing.replace(routing.clone());
+        self.former_routing.extend(before);
+        self.former_routing.dedup();
+        self.former_routing.retain(|former| former != routing);
     }
 
     /// The slots as the ruleset wants them.
@@ -143,9 +169,21 @@ impl StateDirectory {
     /// When it cannot be made, or another controller has it.
     pub(super) fn lock(path: &Path) -> Result<Self> {
         if !path.is_dir() {
-            create_directory(path)
-                .with_context(|| format!("cannot make the state directory {}", path.display()))
-                .code(Code::System)?;
+            match create_directory(path) {
+                Err(error) if is_full(&error) => {
+                    tracing::error!(
+                        "cannot make the state directory {}: {error}; nothing is remembered over a restart",
+                        path.display()
+                    );
+                    return Ok(StateDirectory {
+                        path: path.to_owned(),
+                        _lock: None,
+                    });
+                }
+                made => made
+                    .with_context(|| format!("cannot make the state directory {}", path.display()))
+                    .code(Code::System)?,
+            }
             rights::as_owner(path, || {
                 fs::set_permissions(path, fs::Permissions::from_mode(0o700))
             })?;
@@ -181,7 +219,7 @@ impl StateDirectory {
         }
         Ok(StateDirectory {
             path: path.to_owned(),
-            _lock: lock,
+            _lock: Some(lock),
         })
     }
 
@@ -193,7 +231,9 @@ impl StateDirectory {
                 if state.boot != boot_id() {
                     // Nothing in the kernel outlives a reboot.
                     state.installed = false;
+                    state.clock = None;
                     state.routing = None;
+                    state.former_routing.clear();
                     state.clsact.clear();
                     state.lans.clear();
                 }

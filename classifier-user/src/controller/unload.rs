@@ -37,7 +37,8 @@ pub async fn unload(config: &Config) -> Result<()> {
     }
     let links = Links::open().code(Code::System)?;
     let datapath = DataPath::open(&config.state.directory).code(Code::System)?;
-    if !persistent.installed && !datapath.has_leftovers() {
+    let has_former = !persistent.former_routing.is_empty();
+    if !persistent.installed && !has_former && !datapath.has_leftovers() {
         eprintln!("nothing is installed");
     }
     let moving = connections(pinned_to_egresses(&datapath));
@@ -66,13 +67,19 @@ pub(super) async fn remove(
         .routing
         .take()
         .unwrap_or_else(|| config.routing.clone());
-    let routing = links.apply_routing(&egress::empty_routing(&numbers)).await;
-    let plan = nat_plan(&numbers, Vec::new());
-    let nat = if persistent.nat {
-        plan.remove().await
-    } else {
-        Ok(())
-    };
+    let mut all = std::mem::take(&mut persistent.former_routing);
+    all.push(numbers);
+    let (mut routing, mut nat) = (Ok(()), Ok(()));
+    for numbers in all {
+        let removed = links.apply_routing(&egress::empty_routing(&numbers)).await;
+        if removed.is_err() {
+            persistent.former_routing.push(numbers.clone());
+        }
+        routing = routing.and(removed);
+        if persistent.nat {
+            nat = nat.and(nat_plan(&numbers, Vec::new()).remove().await);
+        }
+    }
     persistent.nat = nat.is_err();
     persistent.installed = false;
     // The counters are gone, so the sets are numbered afresh; generations go on.

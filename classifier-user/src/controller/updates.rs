@@ -1,104 +1,212 @@
 //! Following the lists: what becomes of a look at their source.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-use tokio::sync::oneshot;
+use tokio::task::JoinError;
 
 use super::Controller;
 use super::change::{Cause, Wanted, longest_grace};
-use super::sources::Looked;
+use super::looks::{Done, Sight};
+use super::sources::{Looked, Seen};
 use crate::config::Apply;
 use crate::control::{FetchReport, Fetching, Reloaded, Reply};
 use crate::exit::{Code, code_of};
 use crate::journal::Who;
-use crate::list::{FetchError, Fetched, InForce, Instance, Judge, Kept, Record, with_grace};
+use crate::list::{
+    Beside, Candidate, FetchError, Fetched, Held, InForce, Instance, Judge, Judgement, Kept,
+    ParseError, Record,
+};
 use crate::timestamp::Timestamp;
-
-/// A look at the source that was taken.
-pub(super) struct Done {
-    pub(super) looked: Looked,
-    pub(super) seen: Option<(std::time::SystemTime, u64)>,
-    /// Who wants to know, if an operator asked for it.
-    pub(super) reply: Option<Reply<FetchReport>>,
-}
 
 impl Controller {
     /// Looks at the source where that is due.
     pub(super) fn look_if_due(&mut self) {
-        if self.looks.is_empty() {
+        if self.looks.is_idle() {
             let due = self.sources.due(Timestamp::now());
             if !due.is_empty() {
-                self.look(&due, None);
+                self.look(&due, false);
             }
         }
     }
 
-    /// Looks at the source of all instances because an operator asked for it.
+    /// Looks at the source of all instances because an operator asked for it. Those who ask meanwhile get the same answer.
     pub(super) fn look_now(&mut self, reply: Reply<FetchReport>) {
-        if let Err(error) = self.sources.may_be_asked(Timestamp::now()) {
-            let _ = reply.send(Err(error));
-            return;
+        match self.sources.may_be_asked(Timestamp::now()) {
+            Err(error) => drop(reply.send(Err(error))),
+            Ok(instances) => {
+                self.looks.wait_for(reply);
+                if self.looks.is_idle() {
+                    self.look(&instances, true);
+                }
+            }
         }
-        let instances: Vec<Instance> = self.sources.kept.iter().map(Kept::instance).collect();
-        self.look(&instances, Some(reply));
     }
 
-    fn look(
-        &mut self,
-        instances: &[Instance],
-        reply: Option<oneshot::Sender<Result<FetchReport>>>,
-    ) {
+    fn look(&mut self, instances: &[Instance], is_of_all: bool) {
         let look = self.sources.look(instances);
-        self.looks.spawn(async move {
+        self.looks.begin(is_of_all, async move {
             let (looked, seen) = look.take().await;
-            Done {
-                looked,
-                seen,
-                reply,
-            }
+            Done::Fetched(looked, seen)
         });
     }
 
     /// Does what a look at the source asks for.
-    pub(super) async fn looked(&mut self, done: Done) {
-        let mut instances = Vec::with_capacity(done.looked.len());
-        for (instance, outcome) in done.looked {
-            instances.push(self.looked_at(instance, outcome).await);
-        }
-        if instances.iter().all(|list| list.outcome != "failed") {
-            // What could not be taken in is looked at again.
-            self.sources.note_seen(done.seen);
-        }
-        if let Some(reply) = done.reply {
-            let _ = reply.send(Ok(FetchReport { instances }));
+    pub(super) async fn looked(&mut self, done: Result<Done, JoinError>) {
+        match done {
+            Ok(Done::Fetched(looked, seen)) => match self.judge().await {
+                Ok(judge) => self.judge_beside(judge, looked, seen),
+                Err(error) => {
+                    tracing::error!("lists cannot be judged: {error:#}");
+                    self.looks.abandon(&format!("{error:#}"));
+                }
+            },
+            Ok(Done::Judged(sights, seen)) => self.judged(sights, seen).await,
+            Err(error) => {
+                tracing::error!("a look at the lists' source failed: {error}");
+                self.looks
+                    .abandon("the look at the lists' source failed; see the log");
+            }
         }
     }
 
+    /// The judge of lists, by the configuration and policy in force.
+    async fn judge(&self) -> Result<Judge> {
+        let own = self.links.own_networks().await?;
+        let policy = self.policy(&self.config)?;
+        Ok(Judge::new(&self.config.list, own).steering(Arc::new(move |set| policy.steers(set))))
+    }
+
+    /// Reads and judges what was fetched, beside everything else: large lists take seconds.
+    fn judge_beside(&mut self, judge: Judge, looked: Looked, seen: Option<Seen>) {
+        let beside = |instance: Instance, is_new: bool| {
+            let refused = self.sources.kept(instance)?.refused();
+            let in_force = self.lists.iter().find(|list| list.instance == instance)?;
+            (is_new || refused.is_some()).then(|| Beside {
+                in_force: in_force.clone(),
+                refused: refused.cloned(),
+            })
+        };
+        let looked: Vec<_> = looked
+            .into_iter()
+            .map(|(instance, outcome)| {
+                let is_new = matches!(outcome, Ok(Some(_)));
+                (instance, beside(instance, is_new), outcome)
+            })
+            .collect();
+        self.looks.go_on(move || {
+            let sights = looked.into_iter().map(|(instance, beside, outcome)| {
+                let sight = outcome.map(|fetched| match (fetched, beside) {
+                    (Some(fetched), Some(beside)) => {
+                        match Candidate::new(fetched, instance, &beside, &judge) {
+                            Ok(candidate) => Sight::New(Box::new(candidate)),
+                            Err(unreadable) => Sight::Unreadable(unreadable),
+                        }
+                    }
+                    (_, beside) => {
+                        Sight::Unchanged(beside.and_then(|beside| beside.judged_again(&judge)))
+                    }
+                });
+                (instance, sight)
+            });
+            Done::Judged(sights.collect(), seen)
+        });
+    }
+
+    async fn judged(
+        &mut self,
+        sights: Vec<(Instance, Result<Sight, FetchError>)>,
+        seen: Option<Seen>,
+    ) {
+        let mut report = FetchReport {
+            instances: Vec::with_capacity(sights.len()),
+        };
+        let mut is_taken_in = true;
+        let mut problem = None;
+        for (instance, sight) in sights {
+            if let Ok(Sight::Unreadable(unreadable)) = &sight {
+                problem = Some(self.unreadable(instance, unreadable));
+            }
+            let (fetching, is_done) = self.looked_at(instance, sight, problem.clone()).await;
+            is_taken_in &= is_done;
+            report.instances.push(fetching);
+        }
+        if is_taken_in {
+            // What could not be written down is looked at again.
+            self.sources.note_seen(seen.map(|seen| match problem {
+                Some(problem) => seen.with_problem(Some(problem)),
+                None => seen,
+            }));
+        }
+        for (instance, why) in self.sources.left_alone(Timestamp::now()) {
+            let name = instance.to_string();
+            if report.instances.iter().all(|other| other.instance != name) {
+                let mut fetching = self.fetching(instance);
+                fetching.fail(why);
+                report.instances.push(fetching);
+            }
+        }
+        if self.looks.end(&report) {
+            let instances = self.sources.may_be_asked(Timestamp::now());
+            match instances {
+                Ok(instances) => self.look(&instances, true),
+                Err(error) => self.looks.abandon(&format!("{error:#}")),
+            }
+        }
+    }
+
+    /// Puts what is no list aside.
+    fn unreadable(&mut self, instance: Instance, unreadable: &(ParseError, Fetched)) -> FetchError {
+        let (error, fetched) = unreadable;
+        let reason = match self.sources.kept_mut(instance) {
+            Ok((kept, disk)) => format!("{:#}", kept.put_aside(disk, fetched, error)),
+            Err(_) => error.to_string(),
+        };
+        FetchError::Answer {
+            url: fetched.source.clone(),
+            expected: "a list that can be kept",
+            reason,
+        }
+    }
+
+    fn fetching(&self, instance: Instance) -> Fetching {
+        let list = self.lists.iter().find(|list| list.instance == instance);
+        Fetching::of(instance, list.and_then(|list| list.version.clone()))
+    }
+
+    /// Takes in what was seen of an instance. Returns as well whether nothing stood in the way.
     async fn looked_at(
         &mut self,
         instance: Instance,
-        outcome: Result<Option<Fetched>, FetchError>,
-    ) -> Fetching {
+        sight: Result<Sight, FetchError>,
+        problem: Option<FetchError>,
+    ) -> (Fetching, bool) {
         let now = Timestamp::now();
-        let mut fetching = Fetching {
-            instance: instance.to_string(),
-            outcome: "unchanged".to_owned(),
-            version: None,
-            fetched: None,
-            why: None,
-            findings: Vec::new(),
-        };
-        let taken = match outcome {
+        let mut is_done = true;
+        let taken = match sight {
             Err(error) => Err(error),
-            Ok(None) => Ok(None),
-            Ok(Some(fetched)) => match self.take_in(instance, &fetched, now).await {
+            Ok(Sight::Unreadable(unreadable)) => Err(problem.unwrap_or(FetchError::Answer {
+                url: unreadable.1.source.clone(),
+                expected: "a list",
+                reason: unreadable.0.to_string(),
+            })),
+            Ok(Sight::Unchanged(judged_again)) => {
+                if let Some((number, judgement)) = judged_again {
+                    self.note_judgement(instance, number, judgement);
+                }
+                Ok(None)
+            }
+            Ok(Sight::New(candidate)) => match self.take_in(instance, *candidate, now).await {
                 Ok(record) => Ok(Some(record)),
-                Err(error) => Err(FetchError::Answer {
-                    url: fetched.source.clone(),
-                    expected: "a list that can be kept",
-                    reason: format!("{error:#}"),
-                }),
+                Err(error) => {
+                    is_done = false;
+                    Err(FetchError::Answer {
+                        url: self.sources.name(),
+                        expected: "a list that can be kept",
+                        reason: format!("{error:#}"),
+                    })
+                }
             },
         };
         let before = self
@@ -106,14 +214,14 @@ impl Controller {
             .kept(instance)
             .and_then(|kept| kept.schedule.last_error.clone());
         self.sources.note(instance, taken.as_ref().map(|_| ()), now);
+        let mut fetching = self.fetching(instance);
         match taken {
             Err(error) => {
                 let text = error.to_string();
                 if before.as_ref() != Some(&text) {
                     tracing::warn!("list {instance}: {text}; the one in force stays");
                 }
-                fetching.outcome = "failed".to_owned();
-                fetching.why = Some(text);
+                fetching.fail(text);
             }
             Ok(None) => {
                 self.apply_waiting(instance).await;
@@ -127,25 +235,37 @@ impl Controller {
                 (fetching.outcome, fetching.why) = self.judge_and_apply(instance, &record).await;
             }
         }
-        let list = self.lists.iter().find(|list| list.instance == instance);
-        fetching.version = list.and_then(|list| list.version.clone());
-        fetching
+        fetching.version = self.fetching(instance).version;
+        (fetching, is_done)
     }
 
-    /// Keeps what was fetched, judged.
+    /// Keeps what was fetched and judged.
     async fn take_in(
         &mut self,
         instance: Instance,
-        fetched: &Fetched,
+        candidate: Candidate,
         now: Timestamp,
     ) -> Result<Record> {
-        let own = self.links.own_networks().await?;
-        let judge = Judge::new(&self.config.list, own);
+        let judge = self.judge().await?;
         let (needed, keep) = (self.applied.needed(instance), self.config.list.keep);
         let (kept, disk) = self.sources.kept_mut(instance)?;
-        let record = kept.add(disk, fetched, &judge, now)?.clone();
+        let record = kept.keep(disk, candidate, &judge, now)?.clone();
         kept.prune(disk, keep, &needed)?;
         Ok(record)
+    }
+
+    fn note_judgement(&mut self, instance: Instance, number: u32, judgement: Judgement) {
+        let Ok((kept, disk)) = self.sources.kept_mut(instance) else {
+            return;
+        };
+        let is_passed = judgement.is_passed();
+        match kept.amend(disk, number, |record| record.judgement = judgement) {
+            Ok(()) if is_passed => tracing::info!(
+                "list {instance}: what was refused passes judgement now, beside the list in force"
+            ),
+            Ok(()) => {}
+            Err(error) => tracing::warn!("{error:#}"),
+        }
     }
 
     /// Applies a list that was kept, unless something speaks against it. Returns what became of it, and why.
@@ -194,7 +314,7 @@ impl Controller {
             Err(error) => return outcome("waiting", format!("{error:#}")),
         };
         match self
-            .apply_record(instance, record.number, grace, &cause)
+            .apply_record(instance, record.number, grace, None, &cause)
             .await
         {
             Ok(done) => {
@@ -241,12 +361,13 @@ impl Controller {
         }
     }
 
-    /// Puts a kept list into force, with what it lacks of the one before in its grace time.
+    /// Puts a kept list into force, with what it lacks of the one before in its grace time. Later lists wait if it is `held`.
     pub(super) async fn apply_record(
         &mut self,
         instance: Instance,
         number: u32,
         grace: Duration,
+        held: Option<Held>,
         cause: &Cause,
     ) -> Result<Reloaded> {
         let now = Timestamp::now();
@@ -257,13 +378,7 @@ impl Controller {
         else {
             bail!("list number {number} of {instance} is not kept");
         };
-        let mut list = with_grace(&kept.in_force(), record.list()?, now, grace);
-        list.record = Some(number);
-        let in_force = InForce {
-            record: Some(number),
-            withdrawn: list.withdrawn().cloned().collect(),
-            held: None,
-        };
+        let (list, in_force) = kept.after(record, now, grace)?;
         let mut lists = self.sources.lists();
         for other in &mut lists {
             if other.instance == instance {
@@ -277,7 +392,7 @@ impl Controller {
             as_of: now,
         };
         let done = self.put_into_force(wanted, cause).await?;
-        self.keep_in_force(instance, in_force);
+        self.keep_in_force(instance, InForce { held, ..in_force });
         Ok(done)
     }
 

@@ -34,7 +34,7 @@ pub(super) struct EgressVerdict {
     #[serde(default)]
     link: String,
     #[serde(flatten)]
-    verdict: Verdict,
+    pub(super) verdict: Verdict,
 }
 
 /// An egress stands otherwise than before.
@@ -123,6 +123,13 @@ impl Health {
             let key = (one.egress.clone(), one.v6);
             let judge = Judge::resume(one.verdict);
             self.judges.insert(key, (one.link.clone(), judge));
+        }
+    }
+
+    /// Moves along since when they are as they are, after the clock was set.
+    pub(super) fn move_by(&mut self, step: i64) {
+        for (_, judge) in self.judges.values_mut() {
+            judge.move_by(step);
         }
     }
 

@@ -25,6 +25,22 @@ pub(super) async fn examine(
 fn rules(rules: &[RuleFound], config: &Config) -> Vec<Finding> {
     let routing = &config.routing;
     let mut findings = Vec::new();
+    for rule in rules.iter().filter(|rule| rule.is_ours) {
+        let is_configured =
+            rule.priority == routing.rule_priority && tables(config).contains(&rule.table);
+        if !is_configured {
+            let family = if rule.v6 { "-6 " } else { "" };
+            findings.push(Finding::new(
+                Level::Warning,
+                format!(
+                    "the rule with priority {} (ip {family}rule show) is a Breakout controller's, but not of this configuration: it \
+                     leads to table {}",
+                    rule.priority, rule.table
+                ),
+                "If no other controller runs here: breakout unload, then breakout run; or remove it by ip rule del priority NUMBER",
+            ));
+        }
+    }
     for rule in rules.iter().filter(|rule| !rule.is_ours) {
         let family = if rule.v6 { "ip -6 rule" } else { "ip rule" };
         let name = format!("the rule with priority {} ({family} show)", rule.priority);
@@ -175,9 +191,16 @@ mod tests {
         let ours = RuleFound {
             is_ours: true,
             mask: 0x1f00_0000,
+            priority: 900,
+            table: 5001,
             ..OTHER
         };
         assert!(found(ours).is_empty());
+        let former = RuleFound {
+            table: 6001,
+            ..ours
+        };
+        assert!(found(former)[0].contains("breakout unload"));
         assert!(
             found(RuleFound {
                 mask: 0x100_0000,

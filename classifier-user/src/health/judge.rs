@@ -128,6 +128,11 @@ impl Judge {
         }
     }
 
+    /// Moves along since when its state is as it is, after the clock was set.
+    pub fn move_by(&mut self, step: i64) {
+        self.since = self.since.moved_by(step);
+    }
+
     /// Looks at what is known now. `problem` is what is wrong with the link itself. Returns the state before, if there is
     /// another one now.
     ///

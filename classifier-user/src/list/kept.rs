@@ -9,14 +9,14 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
 
 use super::{
-    EndpointSet, Fetched, Instance, Judge, List, ParseError, Pending, Record, Schedule, embedded,
-    parse, pending,
+    Beside, Candidate, EndpointSet, Fetched, Instance, Judge, List, ParseError, Pending, Record,
+    Schedule, embedded, pending, with_grace,
 };
 use crate::durable::{Disk, create_directory, files, is_full, read_sealed, remove_unfinished};
 use crate::timestamp::Timestamp;
@@ -34,6 +34,9 @@ pub fn split_name(name: &str) -> (Option<Instance>, &str) {
 
 /// How much is kept of what is no list.
 const MAX_PUT_ASIDE: usize = 64 << 10;
+
+/// How many bytes of lists are kept beyond those that are needed.
+const MAX_KEPT: usize = 32 << 20;
 
 /// Which list is in force.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -233,8 +236,59 @@ impl Kept {
         self.records.last().filter(|record| !record.is_good())
     }
 
-    /// Keeps a list that was fetched, with what the judge says of it beside the one in force. One that is kept already as the newest
-    /// is not kept again.
+    /// The list that comes into force with a record, with what it lacks of the one before in its grace time; and what is noted then.
+    ///
+    /// # Errors
+    ///
+    /// When this version of Breakout cannot read it.
+    pub fn after(
+        &self,
+        record: &Record,
+        now: Timestamp,
+        grace: Duration,
+    ) -> Result<(List, InForce)> {
+        let mut list = with_grace(&self.in_force(), record.list()?, now, grace);
+        list.record = Some(record.number);
+        let state = InForce {
+            record: Some(record.number),
+            withdrawn: list.withdrawn().cloned().collect(),
+            held: None,
+        };
+        Ok((list, state))
+    }
+
+    /// Notes that the list in force cannot be loaded, and goes back to the good one before it, or to the built-in one.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be written down.
+    pub fn step_back(&mut self, disk: &Disk, why: &str) -> Result<()> {
+        let Some(number) = self.in_force.record else {
+            return Ok(());
+        };
+        let noted = self.amend(disk, number, |record| {
+            record.failure = Some(why.to_owned());
+            record.accepted = None;
+        });
+        let mut before = self.records.iter().rev();
+        let before = before.find(|record| record.number < number && record.is_good());
+        let state = InForce {
+            record: before.map(|record| record.number),
+            withdrawn: Vec::new(),
+            held: self.in_force.held.clone(),
+        };
+        noted.and(self.set_in_force(disk, state))
+    }
+
+    /// What a list that follows is judged beside.
+    pub fn beside(&self) -> Beside {
+        Beside {
+            in_force: self.in_force(),
+            refused: self.refused().cloned(),
+        }
+    }
+
+    /// Reads, judges and keeps a list that was fetched.
     ///
     /// # Errors
     ///
@@ -246,30 +300,57 @@ impl Kept {
         judge: &Judge,
         now: Timestamp,
     ) -> Result<&Record> {
-        let list = self
-            .parse(fetched)
-            .map_err(|error| self.put_aside(disk, fetched, error))?;
-        let hash = list.hash();
+        match Candidate::new(fetched.clone(), self.instance, &self.beside(), judge) {
+            Ok(candidate) => self.keep(disk, candidate, judge, now),
+            Err(unreadable) => Err(self.put_aside(disk, fetched, &unreadable.0)),
+        }
+    }
+
+    /// Keeps a list that was read and judged. One that is kept already as the newest is not kept again.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be written.
+    pub fn keep(
+        &mut self,
+        disk: &Disk,
+        candidate: Candidate,
+        judge: &Judge,
+        now: Timestamp,
+    ) -> Result<&Record> {
+        let Candidate {
+            list,
+            hash,
+            mut judgement,
+            agrees_with,
+            beside,
+            fetched,
+            endpoints,
+        } = candidate;
         if let Some(newest) = self.records.last()
             && newest.hash == hash
             && newest.version == list.version
         {
             return self.records.last().context("there is one");
         }
-        let text = std::str::from_utf8(&fetched.endpoints)?;
+        if beside != self.in_force.record {
+            // Another list has come into force meanwhile.
+            judgement = judge.judge(&self.in_force(), &list);
+        }
         let record = Record {
             number: self.records.last().map_or(1, |newest| newest.number + 1),
             instance: self.instance,
             version: list.version.clone(),
             hash,
-            source: fetched.source.clone(),
-            query: fetched.query.clone(),
+            source: fetched.source,
+            query: fetched.query,
             fetched: now,
-            judgement: judge.judge(&self.in_force(), &list),
+            agrees_with: agrees_with.filter(|_| !judgement.is_passed()),
+            judgement,
             failure: None,
             accepted: None,
             pending: self.still_pending(&list, pending(&fetched.changes, now), now),
-            endpoints: RawValue::from_string(text.trim_start_matches('\u{feff}').to_owned())?,
+            endpoints,
         };
         self.write(disk, &record)?;
         self.records.push(record);
@@ -297,32 +378,21 @@ impl Kept {
     }
 
     /// Keeps what is no list for whoever wants to look at it, in the place of what was kept so before.
-    fn put_aside(&self, disk: &Disk, fetched: &Fetched, error: ParseError) -> anyhow::Error {
+    pub fn put_aside(&self, disk: &Disk, fetched: &Fetched, error: &ParseError) -> anyhow::Error {
         let path = self.directory.join("unreadable");
         let beginning = &fetched.endpoints[..fetched.endpoints.len().min(MAX_PUT_ASIDE)];
-        let error = anyhow::Error::from(error);
+        let error = anyhow!("{error}");
         match disk.write(&path, beginning) {
             Ok(()) => error.context(format!("what was sent is kept in {}", path.display())),
             Err(_) => error,
         }
     }
 
-    /// The list that was fetched.
+    /// Notes that a list was accepted by an operator, or could not be loaded: in any case for this process.
     ///
     /// # Errors
     ///
-    /// When it is none.
-    pub fn parse(&self, fetched: &Fetched) -> Result<List, ParseError> {
-        let mut list = parse(&fetched.endpoints, self.instance, &fetched.source)?;
-        list.version.clone_from(&fetched.version);
-        Ok(list)
-    }
-
-    /// Notes that a list was accepted by an operator, or could not be loaded.
-    ///
-    /// # Errors
-    ///
-    /// When there is no such list, or it cannot be written.
+    /// When there is no such list, or it cannot be written down.
     pub fn amend(
         &mut self,
         disk: &Disk,
@@ -336,11 +406,8 @@ impl Kept {
         let Some(place) = place else {
             bail!("there is no list with the number {number}");
         };
-        let mut record = self.records[place].clone();
-        amend(&mut record);
-        self.write(disk, &record)?;
-        self.records[place] = record;
-        Ok(())
+        amend(&mut self.records[place]);
+        self.write(disk, &self.records[place])
     }
 
     /// Notes which list is in force: in any case for this process.
@@ -370,21 +437,27 @@ impl Kept {
         self.set_in_force(disk, self.in_force.clone())
     }
 
-    /// Removes lists beyond the newest `keep`, but never the one in force, nor the newest good one, nor those whose
-    /// numbers are `needed`.
+    /// Removes lists beyond the newest `keep`, and those beyond 32 MiB, but never the one in force, nor the newest good one; nor
+    /// those whose numbers are `needed`, as long as there is room.
     ///
     /// # Errors
     ///
     /// When a file cannot be removed.
     pub fn prune(&mut self, disk: &Disk, keep: usize, needed: &[u32]) -> Result<()> {
-        let beyond = self.records.len().saturating_sub(keep);
         let newest_good = self.records.iter().rev().find(|record| record.is_good());
-        let newest_good = newest_good.map(|record| record.number);
-        let is_needed = |number: &u32| {
-            [self.in_force.record, newest_good].contains(&Some(*number)) || needed.contains(number)
-        };
-        let numbers = self.records[..beyond].iter().map(|record| record.number);
-        let gone: Vec<u32> = numbers.filter(|number| !is_needed(number)).collect();
+        let kept_anyway = [
+            self.in_force.record,
+            newest_good.map(|record| record.number),
+        ];
+        let mut bytes = 0;
+        let newest_first = self.records.iter().rev().enumerate();
+        let gone = newest_first.filter_map(|(place, record)| {
+            bytes += record.endpoints.get().len();
+            let is_beyond = place >= keep && !needed.contains(&record.number);
+            let is_gone = is_beyond || bytes > MAX_KEPT;
+            (is_gone && !kept_anyway.contains(&Some(record.number))).then_some(record.number)
+        });
+        let gone: Vec<u32> = gone.collect();
         for number in gone {
             if let Some(record) = self.record(number) {
                 let path = self.path(record);
@@ -394,6 +467,29 @@ impl Kept {
             self.records.retain(|record| record.number != number);
         }
         Ok(())
+    }
+
+    /// Moves along what is due after the clock was set: in any case for this process.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be written down.
+    pub fn move_by(&mut self, disk: &Disk, step: i64) -> Result<()> {
+        self.schedule.move_by(step);
+        let mut state = self.in_force.clone();
+        for set in &mut state.withdrawn {
+            set.withdrawn = set.withdrawn.map(|since| since.moved_by(step));
+        }
+        if let Some(held) = &mut state.held {
+            held.since = held.since.moved_by(step);
+            held.as_of = held.as_of.moved_by(step);
+        }
+        let saved = if state == self.in_force {
+            Ok(())
+        } else {
+            self.set_in_force(disk, state)
+        };
+        self.save_schedule(disk).and(saved)
     }
 
     /// Writes the schedule.

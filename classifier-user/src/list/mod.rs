@@ -3,18 +3,23 @@
 //! A [`List`] is what Microsoft published for one instance, or several instances together. It
 //! keeps what it cannot use as [`Problem`]s with the endpoint set's id, so that nothing is dropped silently.
 
+mod candidate;
 mod changes;
+mod coverage;
 mod delta;
 mod embedded;
 mod fetch;
+mod fetch_error;
 mod grace;
 mod judge;
 mod kept;
 mod parse;
 mod ports;
 mod record;
+mod row;
 mod schedule;
 mod service;
+mod simulate;
 
 use std::fmt;
 
@@ -27,18 +32,22 @@ use sha2::{Digest, Sha256};
 use crate::hex::hex;
 use crate::timestamp::Timestamp;
 
+pub use candidate::{Beside, Candidate};
 pub use changes::pending;
+pub use coverage::{Coverage, Family};
 pub use delta::{ListDelta, SetDelta};
 pub use embedded::embedded;
 pub use fetch::{Fetched, check};
+pub use fetch_error::FetchError;
 pub use grace::with_grace;
-pub use judge::{Finding, Judge, Judgement, covered};
+pub use judge::{Finding, Judge, Judgement, Steers};
 pub use kept::{Held, InForce, Kept, split_name};
 pub use parse::{ParseError, parse, parse_prefix, read_bytes, read_file};
 pub use ports::{parse_ports, parse_protocol_and_ports};
 pub use record::Record;
 pub use schedule::Schedule;
-pub use service::{FetchError, Limits, Service};
+pub use service::{Limits, Service};
+pub use simulate::{Simulated, Simulation, SteeredFamily};
 
 /// One of Microsoft's clouds. The same endpoint set id means different things in different instances.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -294,8 +303,20 @@ pub struct Problem {
     pub id: Option<u32>,
     /// What is wrong with it.
     pub problem: String,
-    /// Whether something is written in a way that cannot be understood, rather than of no use here.
-    pub is_damage: bool,
+    /// How bad that is.
+    pub severity: Severity,
+}
+
+/// How bad a problem of a list is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// Well written, but of no use here.
+    Useless,
+    /// Something cannot be understood, and was left out.
+    Damaged,
+    /// It cannot be told what the list says.
+    Contradictory,
 }
 
 /// Additions that Microsoft has announced for a later day. They are in the list already.
@@ -382,8 +403,9 @@ impl List {
     pub fn hash(&self) -> String {
         let mut lines: Vec<String> = self.published().map(canonical).collect();
         // What could not be read is content as well.
-        let problems = self.problems.iter().filter(|problem| problem.is_damage);
-        lines.extend(problems.map(|problem| format!("{:?} {}\n", problem.id, problem.problem)));
+        let problems = self.problems.iter();
+        let damaged = problems.filter(|problem| problem.severity > Severity::Useless);
+        lines.extend(damaged.map(|problem| format!("{:?} {}\n", problem.id, problem.problem)));
         lines.sort_unstable();
         hex(&Sha256::digest(lines.concat()))
     }

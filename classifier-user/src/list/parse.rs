@@ -1,19 +1,31 @@
 //! Reading a response of the web service, as saved by curl.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use breakout_common::table::Transport;
 use ipnet::IpNet;
-use serde::Deserialize;
-use serde_json::Value;
+use serde::de::{Deserializer, Error, SeqAccess, Visitor};
+use serde_json::value::RawValue;
 
-use super::{Category, EndpointSet, Instance, List, PortRange, Problem, SetKey, parse_ports};
+use super::row::Row;
+use super::{
+    Category, EndpointSet, Instance, List, PortRange, Problem, SetKey, Severity, canonical,
+    parse_ports,
+};
 use crate::plain::{into_plain, plain};
+use crate::text::decode;
 
 /// The largest file that is read as a list. The real ones are below 100 KiB.
 const MAX_FILE: u64 = 64 << 20;
+
+/// The most rows that a list may have. The real ones have about a hundred.
+const MAX_ROWS: usize = 65_536;
+
+/// As many problems are told of; a damaged file can have millions.
+const MAX_PROBLEMS: usize = 200;
 
 /// Why a text is no list.
 #[derive(Debug, thiserror::Error)]
@@ -54,32 +66,9 @@ pub enum ParseError {
          Expected the answer of /endpoints/INSTANCE"
     )]
     Empty(String, usize),
-    /// Two rows have one id.
-    #[error("{0} has endpoint set {1} twice; it cannot be told which one holds")]
-    Duplicate(String, u32),
-}
-
-/// One row as the service writes it. Unknown fields are of no interest; missing and empty ones are ordinary.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Row {
-    id: u32,
-    #[serde(default)]
-    service_area: Option<String>,
-    #[serde(default)]
-    urls: Option<Vec<String>>,
-    #[serde(default)]
-    ips: Option<Vec<String>>,
-    #[serde(default)]
-    tcp_ports: Option<String>,
-    #[serde(default)]
-    udp_ports: Option<String>,
-    #[serde(default)]
-    express_route: Option<bool>,
-    #[serde(default)]
-    category: Option<String>,
-    #[serde(default)]
-    required: Option<bool>,
+    /// Its bytes are no text.
+    #[error("{0} is no text: {1}")]
+    Encoding(String, String),
 }
 
 /// Reads a file that holds the answer of `/endpoints/INSTANCE`.
@@ -111,76 +100,179 @@ pub fn read_bytes(path: &Path) -> Result<Vec<u8>, ParseError> {
     fs::read(path).map_err(read_error)
 }
 
-/// Parses the answer of `/endpoints/INSTANCE`. `source_name` says in errors where it came from.
+/// Parses the answer of `/endpoints/INSTANCE`, in UTF-8 or UTF-16. `source_name` says in errors where it came from.
 ///
-/// What is wrong inside a row costs that part of the row only and becomes a [`Problem`].
+/// A row that cannot be read costs that row, and what is wrong inside a row that part of it; both become a [`Problem`]. Rows with
+/// one id are one set if they say the same of its addresses and ports; else the first holds, and the list is contradictory.
 ///
 /// # Errors
 ///
 /// When the text is not such an answer as a whole, or has no usable endpoint set.
 pub fn parse(text: &[u8], instance: Instance, source_name: &str) -> Result<List, ParseError> {
-    let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
-    if text.trim_ascii_start().starts_with(b"<") {
-        return Err(ParseError::Html(source_name.to_owned()));
+    let name = || plain(source_name).into_owned();
+    let text = decode(text).map_err(|problem| ParseError::Encoding(name(), problem))?;
+    if text.trim_ascii_start().starts_with('<') {
+        return Err(ParseError::Html(name()));
     }
-    let rows: Vec<Value> = serde_json::from_slice(text).map_err(|error| {
+    let mut reader = Reader {
+        instance,
+        rows: 0,
+        sets: Vec::new(),
+        places: BTreeMap::new(),
+        problems: Problems::default(),
+    };
+    let mut json = serde_json::Deserializer::from_str(&text);
+    let read = json.deserialize_seq(&mut reader).and_then(|()| json.end());
+    read.map_err(|error| {
         if error.is_eof() {
-            ParseError::CutOff(source_name.to_owned(), error)
+            ParseError::CutOff(name(), error)
         } else {
-            ParseError::Json(source_name.to_owned(), error)
+            ParseError::Json(name(), error)
         }
     })?;
-    let count = rows.len();
-    let mut seen = BTreeSet::new();
-    let mut sets = Vec::with_capacity(count);
-    let mut problems = Vec::new();
-    for row in rows {
-        let id = row
-            .get("id")
-            .and_then(Value::as_u64)
-            .and_then(|id| id.try_into().ok());
-        match Row::deserialize(row) {
-            Ok(row) if seen.insert(row.id) => {
-                sets.push(endpoint_set(row, instance, &mut problems));
-            }
-            Ok(row) => return Err(ParseError::Duplicate(source_name.to_owned(), row.id)),
-            Err(error) => problems.push(Problem {
-                id,
-                problem: format!("the row cannot be understood: {error}"),
-                is_damage: true,
-            }),
-        }
-    }
-    if !sets.iter().any(EndpointSet::is_usable) {
-        return Err(ParseError::Empty(source_name.to_owned(), count));
+    if !reader.sets.iter().any(EndpointSet::is_usable) {
+        return Err(ParseError::Empty(name(), reader.rows));
     }
     Ok(List {
         instance,
         version: None,
-        source: plain(source_name).into_owned(),
+        source: name(),
         fetched: None,
         record: None,
-        sets,
-        problems,
+        sets: reader.sets,
+        problems: reader.problems.finish(),
         pending: Vec::new(),
     })
 }
 
-fn endpoint_set(row: Row, instance: Instance, problems: &mut Vec<Problem>) -> EndpointSet {
-    let id = row.id;
-    let mut report = |problem: String, is_damage| {
-        problems.push(Problem {
-            id: Some(id),
-            problem: into_plain(problem),
-            is_damage,
-        });
+/// Problems, as many as are told of.
+#[derive(Default)]
+struct Problems {
+    told: Vec<Problem>,
+    more: usize,
+    worst: Option<Severity>,
+}
+
+impl Problems {
+    fn report(&mut self, id: Option<u32>, severity: Severity, problem: String) {
+        if self.told.len() < MAX_PROBLEMS {
+            self.told.push(Problem {
+                id,
+                problem: into_plain(problem),
+                severity,
+            });
+        } else {
+            self.more += 1;
+            self.worst = self.worst.max(Some(severity));
+        }
+    }
+
+    fn finish(mut self) -> Vec<Problem> {
+        if let Some(worst) = self.worst {
+            // It is not known any more which sets they are about.
+            let severity = match worst {
+                Severity::Useless => Severity::Useless,
+                Severity::Damaged | Severity::Contradictory => Severity::Contradictory,
+            };
+            self.told.push(Problem {
+                id: None,
+                problem: format!("there are {} problems more", self.more),
+                severity,
+            });
+        }
+        self.told
+    }
+}
+
+/// Reads a list row by row, so that no more of it is in memory than what it comes to.
+struct Reader {
+    instance: Instance,
+    rows: usize,
+    sets: Vec<EndpointSet>,
+    /// The place of each id in `sets`.
+    places: BTreeMap<u32, usize>,
+    problems: Problems,
+}
+
+impl<'de> Visitor<'de> for &mut Reader {
+    type Value = ();
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a list of endpoint sets")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut rows: A) -> Result<(), A::Error> {
+        while let Some(row) = rows.next_element::<&RawValue>()? {
+            self.rows += 1;
+            if self.rows > MAX_ROWS {
+                return Err(A::Error::custom(format!(
+                    "it has more than {MAX_ROWS} rows"
+                )));
+            }
+            self.row(row.get());
+        }
+        Ok(())
+    }
+}
+
+impl Reader {
+    fn row(&mut self, text: &str) {
+        let row: Row = match serde_json::from_str(text) {
+            Ok(row) => row,
+            Err(error) => {
+                let problem = format!("row {} cannot be understood: {error}", self.rows);
+                let id = super::row::id_of(text);
+                return self.problems.report(id, Severity::Damaged, problem);
+            }
+        };
+        let set = endpoint_set(row, self.instance, &mut self.problems);
+        let Some(id) = set.key.id() else { return };
+        match self.places.entry(id) {
+            Entry::Vacant(place) => {
+                place.insert(self.sets.len());
+                self.sets.push(set);
+            }
+            Entry::Occupied(place) => {
+                let first = &mut self.sets[*place.get()];
+                if let Err(problem) = merge(first, set) {
+                    self.problems
+                        .report(Some(id), Severity::Contradictory, problem);
+                }
+            }
+        }
+    }
+}
+
+/// Takes the names of a second row into the first, if they say the same of everything else.
+fn merge(first: &mut EndpointSet, second: EndpointSet) -> Result<(), String> {
+    let nameless = |set: &EndpointSet| {
+        canonical(&EndpointSet {
+            urls: Vec::new(),
+            ..set.clone()
+        })
     };
+    if nameless(first) != nameless(&second) {
+        return Err("is there twice, with different content; the first one is taken".to_owned());
+    }
+    for url in second.urls {
+        if !first.urls.contains(&url) {
+            first.urls.push(url);
+        }
+    }
+    Ok(())
+}
+
+fn endpoint_set(row: Row, instance: Instance, problems: &mut Problems) -> EndpointSet {
+    let id = row.id;
+    let mut report = |problem: String, severity| problems.report(Some(id), severity, problem);
     let ips = row.ips.unwrap_or_default();
     let mut prefixes = Vec::with_capacity(ips.len());
     for text in &ips {
         match parse_prefix(text) {
             Ok(prefix) => prefixes.push(prefix),
-            Err(problem) => report(problem, true),
+            // That is no mistake of writing.
+            Err(problem) if text.ends_with("/0") => report(problem, Severity::Contradictory),
+            Err(problem) => report(problem, Severity::Damaged),
         }
     }
     let mut ports: Vec<PortRange> = Vec::new();
@@ -190,13 +282,13 @@ fn endpoint_set(row: Row, instance: Instance, problems: &mut Vec<Problem>) -> En
     ] {
         match parse_ports(transport, &text.unwrap_or_default()) {
             Ok(ranges) => ports.extend(ranges),
-            Err(problem) => report(problem, true),
+            Err(problem) => report(problem, Severity::Damaged),
         }
     }
     if !prefixes.is_empty() && ports.is_empty() {
         report(
             "has addresses but no ports, so it cannot be matched exactly".to_owned(),
-            false,
+            Severity::Useless,
         );
     }
     let category = row.category.map(into_plain).unwrap_or_default();
@@ -205,7 +297,7 @@ fn endpoint_set(row: Row, instance: Instance, problems: &mut Vec<Problem>) -> En
         && !prefixes.is_empty()
     {
         let problem = format!("category \"{name}\" is not known, so it is not steered");
-        report(problem, false);
+        report(problem, Severity::Useless);
     }
     let urls = row.urls.unwrap_or_default();
     EndpointSet {
@@ -233,7 +325,9 @@ pub fn parse_prefix(text: &str) -> Result<IpNet, String> {
         .map_err(|_| format!("\"{text}\" is no IP prefix"))?;
     if prefix.network() != prefix.addr() {
         return Err(format!(
-            "\"{text}\" has address bits beyond its prefix length"
+            "\"{text}\" has address bits beyond its prefix length; the network is {}, the address alone {}",
+            prefix.trunc(),
+            prefix.addr()
         ));
     }
     if prefix.prefix_len() == 0 {
@@ -285,11 +379,72 @@ mod tests {
         assert!(message("{}").contains("no response"));
         assert!(message("[]").contains("no usable endpoint set"));
         assert!(message(r#"[{"id":8,"urls":["a"]}]"#).contains("no usable"));
-        assert!(message(&format!("[{SET},{SET}]")).contains("twice"));
+        assert!(
+            message(&format!("[{SET},{}]", vec!["null"; MAX_ROWS].join(",")))
+                .contains("65536 rows")
+        );
+        assert!(message("[\u{0}]\u{fffe}").contains("no response"));
     }
 
     #[test]
-    fn a_byte_order_mark_is_skipped() {
+    fn a_bad_row_costs_that_row() {
+        let list = worldwide(&format!(
+            r#"[null,{SET},{{"id":"11","ips":["52.112.0.0/14"],"udpPorts":"3478"}},{{"id":12.0,"required":null}},
+            {{"id":13,"required":"perhaps"}},{{"id":-1}},{{"id":"x"}},[],7]"#
+        ))
+        .unwrap();
+        let ids: Vec<Option<u32>> = list.sets.iter().map(|set| set.key.id()).collect();
+        assert_eq!(ids, [Some(1), Some(11), Some(12)]);
+        let texts: Vec<(Option<u32>, &str)> = (list.problems.iter())
+            .map(|problem| (problem.id, problem.problem.as_str()))
+            .collect();
+        let of = |row: &str| {
+            let mut texts = texts.iter();
+            texts
+                .find(|(_, text)| text.starts_with(row))
+                .map(|(id, _)| *id)
+        };
+        assert_eq!(of("row 1 "), Some(None), "{texts:?}");
+        assert_eq!(of("row 5 "), Some(Some(13)), "{texts:?}");
+        assert_eq!(
+            texts
+                .iter()
+                .filter(|(_, text)| text.starts_with("row "))
+                .count(),
+            6
+        );
+    }
+
+    #[test]
+    fn rows_with_one_id_are_one_set_or_a_contradiction() {
+        let named = SET.replace("\"category\"", "\"urls\":[\"a.example\"],\"category\"");
+        let list = worldwide(&format!("[{SET},{named},{SET}]")).unwrap();
+        assert_eq!((list.sets.len(), list.problems.len()), (1, 0));
+        assert_eq!(list.sets[0].urls, ["a.example"]);
+        let other = SET.replace("40.96.0.0/13", "40.104.0.0/15");
+        let list = worldwide(&format!("[{SET},{other}]")).unwrap();
+        assert_eq!(list.sets.len(), 1);
+        assert_eq!(list.problems[0].severity, Severity::Contradictory);
+        assert!(list.problems[0].problem.contains("twice"));
+    }
+
+    #[test]
+    fn a_million_problems_are_counted() {
+        let rows = vec!["null"; 50_000].join(",");
+        let list = worldwide(&format!("[{SET},{rows}]")).unwrap();
+        assert_eq!(list.problems.len(), MAX_PROBLEMS + 1);
+        let last = list.problems.last().unwrap();
+        assert_eq!(last.problem, "there are 49800 problems more");
+        assert_eq!(last.severity, Severity::Contradictory);
+    }
+
+    #[test]
+    fn every_encoding_is_read() {
         assert!(worldwide(&format!("\u{feff}[{SET}]")).is_ok());
+        let units: Vec<u8> = format!("\u{feff}[{SET}]")
+            .encode_utf16()
+            .flat_map(u16::to_le_bytes)
+            .collect();
+        assert!(parse(&units, Instance::Worldwide, "saved.json").is_ok());
     }
 }

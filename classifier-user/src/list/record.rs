@@ -25,6 +25,9 @@ pub struct Record {
     pub fetched: Timestamp,
     /// What the judge said.
     pub judgement: Judgement,
+    /// The list before, if that was refused as well and this one agrees with it.
+    #[serde(default)]
+    pub agrees_with: Option<String>,
     /// Why it could not be loaded all the same, if so.
     pub failure: Option<String>,
     /// When an operator overruled the judge, if so.

@@ -72,6 +72,7 @@ impl Schedule {
                 self.not_before = Some(now.after(wait));
                 wait
             }
+            None if error.is_refused_password() => LONGEST_WAIT,
             None if error.was_noticed() => interval,
             None => {
                 let doublings = self.failures.saturating_sub(1).min(16);
@@ -79,6 +80,20 @@ impl Schedule {
             }
         };
         self.next = Some(now.after(wait + wait.mul_f64(jitter / 10.0)));
+    }
+
+    /// Moves along what is due after the clock was set.
+    pub fn move_by(&mut self, step: i64) {
+        let times = [
+            &mut self.since,
+            &mut self.last_attempt,
+            &mut self.last_success,
+            &mut self.next,
+            &mut self.not_before,
+        ];
+        for time in times {
+            *time = time.map(|time| time.moved_by(step));
+        }
     }
 
     /// How long it has not been known whether the list is the newest.

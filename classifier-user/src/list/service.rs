@@ -7,12 +7,14 @@ use std::sync::Once;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
-use reqwest::header::{ACCEPT, LOCATION, RETRY_AFTER};
+use reqwest::header::{ACCEPT, LOCATION, PROXY_AUTHENTICATE, RETRY_AFTER};
 use reqwest::{Certificate, Client, Proxy, Response, StatusCode, redirect};
 use serde::Deserialize;
 
 use super::Instance;
+use super::fetch_error::{FetchError, MAX_ANSWER};
 use crate::config::ListConfig;
+use crate::plain::{into_plain, plain};
 use crate::secrets::masked;
 
 /// How long an answer may take.
@@ -24,6 +26,8 @@ pub struct Limits {
     pub read: Duration,
     /// All in all.
     pub total: Duration,
+    /// The pauses before a question is asked again that the service has answered with a fault of its own.
+    pub again: [Duration; 2],
 }
 
 impl Default for Limits {
@@ -32,86 +36,13 @@ impl Default for Limits {
             connect: Duration::from_secs(10),
             read: Duration::from_secs(15),
             total: Duration::from_secs(60),
+            again: [Duration::from_secs(1), Duration::from_secs(3)],
         }
     }
 }
 
-/// The longest answer that is taken, unpacked. The real ones are below 100 KiB.
-const MAX_ANSWER: usize = 8 << 20;
 /// What to wait after 429 if the service does not say.
 const HOUR: Duration = Duration::from_secs(3600);
-
-/// Why an answer could not be had.
-#[derive(Debug, thiserror::Error)]
-pub enum FetchError {
-    /// The service was not reached, or broke off.
-    #[error("cannot fetch {url}: {reason}")]
-    Transport {
-        /// What was asked for.
-        url: String,
-        /// What went wrong.
-        reason: String,
-        /// Whether the service got the request.
-        was_noticed: bool,
-    },
-    /// It answered with an error.
-    #[error("{url} answered {status}{}", wait.map_or(String::new(), |wait| format!("; it asks to wait {} s", wait.as_secs())))]
-    Status {
-        /// What was asked for.
-        url: String,
-        /// The HTTP status.
-        status: StatusCode,
-        /// How long it wants to be left alone.
-        wait: Option<Duration>,
-    },
-    /// It leads elsewhere.
-    #[error(
-        "{url} redirects to {to}. A log-in page of the network may be in the way; if it is right, set [list] source to it"
-    )]
-    Redirect {
-        /// What was asked for.
-        url: String,
-        /// Where it leads.
-        to: String,
-    },
-    /// The answer has no end.
-    #[error("the answer of {url} is longer than {} MiB; no list is", MAX_ANSWER >> 20)]
-    TooLong {
-        /// What was asked for.
-        url: String,
-    },
-    /// The answer is something else.
-    #[error("{url} did not answer with {expected}: {reason}")]
-    Answer {
-        /// What was asked for.
-        url: String,
-        /// What it should be.
-        expected: &'static str,
-        /// What it is.
-        reason: String,
-    },
-}
-
-impl FetchError {
-    /// How long the service wants to be left alone, if it said so.
-    pub fn wait(&self) -> Option<Duration> {
-        match self {
-            FetchError::Status { wait, .. } => *wait,
-            _ => None,
-        }
-    }
-
-    /// Whether the service got a request, so that it counts there.
-    pub fn was_noticed(&self) -> bool {
-        !matches!(
-            self,
-            FetchError::Transport {
-                was_noticed: false,
-                ..
-            }
-        )
-    }
-}
 
 /// The web service, or a mirror of it.
 #[derive(Clone, Debug)]
@@ -120,6 +51,10 @@ pub struct Service {
     base: String,
     client_id: String,
     query: String,
+    again: Option<[Duration; 2]>,
+    /// The proxy, for people.
+    proxy: String,
+    has_password: bool,
 }
 
 /// What `/version/INSTANCE` answers.
@@ -159,12 +94,25 @@ impl Service {
         if let Some(interface) = &config.interface {
             client = client.interface(interface);
         }
+        let proxy = config.proxy.clone().or_else(proxy_of_environment);
         Ok(Service {
+            has_password: proxy.as_ref().is_some_and(|proxy| proxy.contains('@')),
+            proxy: proxy.map_or_else(|| "in between".to_owned(), |proxy| masked(&proxy)),
             client: client.build().context("cannot set up TLS")?,
             base: base.to_owned(),
             client_id: client_id.to_owned(),
             query: query(config),
+            again: Some(limits.again),
         })
+    }
+
+    /// The same service, asked once only: it has faults that do not pass in a moment.
+    #[must_use]
+    pub fn once(&self) -> Self {
+        Service {
+            again: None,
+            ..self.clone()
+        }
     }
 
     /// What is asked for beyond the instance, as it stands in the URL.
@@ -227,19 +175,41 @@ impl Service {
         self.get(&url).await
     }
 
+    /// Asks once more, and again, where the service has a fault that may be over in a moment.
     async fn get(&self, url: &str) -> Result<Vec<u8>, FetchError> {
+        for pause in self.again.into_iter().flatten() {
+            match self.get_once(url).await {
+                Err(error) if error.may_be_over_soon() => tokio::time::sleep(pause).await,
+                outcome => return outcome,
+            }
+        }
+        self.get_once(url).await
+    }
+
+    async fn get_once(&self, url: &str) -> Result<Vec<u8>, FetchError> {
         let sent = self
             .client
             .get(url)
             .header(ACCEPT, "application/json")
             .send();
-        let response = sent.await.map_err(|error| transport(url, &error))?;
+        let response = sent.await.map_err(|error| self.transport(url, &error))?;
         let status = response.status();
-        if status.is_redirection() {
+        if status == StatusCode::PROXY_AUTHENTICATION_REQUIRED {
+            let schemes = response.headers().get_all(PROXY_AUTHENTICATE).iter();
+            let schemes = schemes.filter_map(|value| value.to_str().ok()?.split(' ').next());
+            return Err(FetchError::Proxy {
+                proxy: self.proxy.clone(),
+                with_password: self.has_password,
+                schemes: schemes.map(|scheme| plain(scheme).into_owned()).collect(),
+            });
+        }
+        if status.is_redirection() && status != StatusCode::NOT_MODIFIED {
             let to = response.headers().get(LOCATION);
             return Err(FetchError::Redirect {
                 url: shown(url),
-                to: String::from_utf8_lossy(to.map_or(b"nowhere", |to| to.as_bytes())).into_owned(),
+                to: into_plain(
+                    String::from_utf8_lossy(to.map_or(b"nowhere", |to| to.as_bytes())).into_owned(),
+                ),
             });
         }
         if !status.is_success() {
@@ -249,23 +219,46 @@ impl Service {
                 wait: wait(&response),
             });
         }
-        body(url, response).await
+        self.body(url, response).await
     }
-}
 
-async fn body(url: &str, mut response: Response) -> Result<Vec<u8>, FetchError> {
-    let mut body = Vec::new();
-    while let Some(chunk) = response
-        .chunk()
-        .await
-        .map_err(|error| transport(url, &error))?
-    {
-        if body.len() + chunk.len() > MAX_ANSWER {
-            return Err(FetchError::TooLong { url: shown(url) });
+    async fn body(&self, url: &str, mut response: Response) -> Result<Vec<u8>, FetchError> {
+        let mut body = Vec::new();
+        while let Some(chunk) = response
+            .chunk()
+            .await
+            .map_err(|error| self.transport(url, &error))?
+        {
+            if body.len() + chunk.len() > MAX_ANSWER {
+                return Err(FetchError::TooLong { url: shown(url) });
+            }
+            body.extend_from_slice(&chunk);
         }
-        body.extend_from_slice(&chunk);
+        Ok(body)
     }
-    Ok(body)
+
+    fn transport(&self, url: &str, error: &reqwest::Error) -> FetchError {
+        let reason = reason(error);
+        // That is all that the client tells of a proxy's answer to CONNECT.
+        if reason.contains("proxy authorization required") {
+            return FetchError::Proxy {
+                proxy: self.proxy.clone(),
+                with_password: self.has_password,
+                schemes: Vec::new(),
+            };
+        }
+        if reason.contains("tunnel error: unsuccessful") {
+            return FetchError::Tunnel {
+                url: shown(url),
+                proxy: self.proxy.clone(),
+            };
+        }
+        FetchError::Transport {
+            url: shown(url),
+            reason,
+            was_noticed: !error.is_connect(),
+        }
+    }
 }
 
 /// How long the service wants to be left alone: `Retry-After` in seconds or as a date (RFC 9110, section 10.2.3), an hour
@@ -287,7 +280,7 @@ fn wait(response: &Response) -> Option<Duration> {
     }
 }
 
-fn transport(url: &str, error: &reqwest::Error) -> FetchError {
+fn reason(error: &reqwest::Error) -> String {
     let mut reason = String::new();
     let mut source: Option<&dyn std::error::Error> = std::error::Error::source(error);
     if error.is_timeout() {
@@ -298,11 +291,7 @@ fn transport(url: &str, error: &reqwest::Error) -> FetchError {
         let _ = write!(reason, "{separator}{cause}");
         source = cause.source();
     }
-    FetchError::Transport {
-        url: shown(url),
-        reason,
-        was_noticed: !error.is_connect(),
-    }
+    reason
 }
 
 /// A URL without what is only for the service.
@@ -327,6 +316,12 @@ fn certificates(file: &Path) -> Result<Vec<Certificate>> {
         file.display()
     );
     Ok(certificates)
+}
+
+/// The proxy that the client takes from the environment.
+fn proxy_of_environment() -> Option<String> {
+    let names = ["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"];
+    names.iter().find_map(|name| std::env::var(name).ok())
 }
 
 fn query(config: &ListConfig) -> String {

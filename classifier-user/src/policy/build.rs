@@ -10,6 +10,9 @@ use super::{Action, Policy, PolicyRule, Selector};
 use crate::config::{Config, Failback, PolicyConfig};
 use crate::list::{Category, EndpointSet, Instance};
 
+/// As many rules have a number of their own.
+const MAX_RULES: usize = u16::MAX as usize;
+
 /// What a policy is built from.
 pub struct Build<'a> {
     /// The configuration.
@@ -30,6 +33,12 @@ impl Build<'_> {
             policy.rules[0].grace = self.config.list.grace.0;
             policy
         } else {
+            if self.config.policy.len() > MAX_RULES {
+                bail!(
+                    "there are {} [[policy]] sections; {MAX_RULES} can be told apart. Rules about the same sets can share one",
+                    self.config.policy.len()
+                );
+            }
             let mut policy = Policy {
                 rules: Vec::new(),
                 sources: Vec::new(),

@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use crate::config::Config;
 use crate::list::{Category, EndpointSet, PortRange, SetKey, parse_prefix};
 use crate::memory;
+use crate::text::decode;
 
 /// Memory that a prefix takes, from its line to the table in the kernel.
 const BYTES_PER_PREFIX: u64 = 600;
@@ -51,7 +52,7 @@ pub fn custom_sets(config: &Config) -> Result<Vec<EndpointSet>> {
     sets.collect()
 }
 
-/// One prefix a line; what follows a `#` is a comment.
+/// One prefix a line; what follows a `#` or a `;` is a comment.
 fn read_prefixes(file: &Path) -> Result<Vec<IpNet>> {
     let failed = || {
         format!(
@@ -63,18 +64,21 @@ fn read_prefixes(file: &Path) -> Result<Vec<IpNet>> {
     memory::require(lines * BYTES_PER_PREFIX, || {
         format!("{} with {lines} prefixes", file.display())
     })?;
-    let text = fs::read_to_string(file).with_context(failed)?;
+    let bytes = fs::read(file).with_context(failed)?;
+    let text = decode(&bytes)
+        .map_err(anyhow::Error::msg)
+        .with_context(failed)?;
     parse_prefixes(&text, &file.display().to_string())
 }
 
-/// Parses one prefix a line; what follows a `#` is a comment. `name` says in errors where the text came from.
+/// Parses one prefix a line; what follows a `#` or a `;` is a comment. `name` says in errors where the text came from.
 ///
 /// # Errors
 ///
 /// Names the first line that is neither.
 pub fn parse_prefixes(text: &str, name: &str) -> Result<Vec<IpNet>> {
     let lines = text.lines().enumerate().map(|(number, line)| {
-        let line = line.split('#').next().unwrap_or_default().trim();
+        let line = line.split(['#', ';']).next().unwrap_or_default().trim();
         let prefix = (!line.is_empty()).then(|| parse_prefix(line));
         prefix
             .transpose()

@@ -138,6 +138,13 @@ impl Policy {
         }
     }
 
+    /// Says whether any client's packets to an endpoint set are steered.
+    pub fn steers(&self, set: &EndpointSet) -> bool {
+        let choices = self.choices(set, Timestamp::now());
+        let mut choices = choices.iter();
+        choices.any(|choice| choice.action != Action::Pass && !choice.shadow)
+    }
+
     /// What the rules say about an endpoint set, in their order.
     pub fn choices(&self, set: &EndpointSet, now: Timestamp) -> Vec<Choice> {
         let mut choices: Vec<Choice> = Vec::new();

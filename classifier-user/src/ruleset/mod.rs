@@ -14,7 +14,7 @@ use std::net::IpAddr;
 use anyhow::{Result, bail};
 use ipnet::IpNet;
 
-use crate::list::{Category, EndpointSet, PortRange, SetKey};
+use crate::list::{Category, Coverage, EndpointSet, Family, PortRange, SetKey};
 use crate::policy::{Action, Choice, Policy};
 use crate::timestamp::Timestamp;
 use breakout_common::counters::SET_SLOTS;
@@ -109,6 +109,7 @@ impl Ruleset {
                 choices,
             });
         }
+        refuse_everything(&rules)?;
         Ok(Ruleset {
             rules,
             sources: policy.sources.clone(),
@@ -122,6 +123,28 @@ impl Ruleset {
     pub fn rule(&self, slot: u16) -> Option<&Rule> {
         self.rules.iter().find(|rule| rule.slot == slot)
     }
+}
+
+/// Fails if what is steered is every address of a family, in however many parts: that is a default route.
+fn refuse_everything(rules: &[Rule]) -> Result<()> {
+    let prefixes = || {
+        let steered = rules.iter().filter(|rule| rule.is_steered());
+        steered.flat_map(|rule| &rule.prefixes)
+    };
+    for family in Family::ALL {
+        // What is too little even without overlaps need not be sorted.
+        let of_family = prefixes().filter(|prefix| Family::of(prefix) == family);
+        let shares: f64 = of_family
+            .map(|prefix| (-f64::from(prefix.prefix_len())).exp2())
+            .sum();
+        if shares > 0.99 && Coverage::of(prefixes(), family).is_everything(family) {
+            bail!(
+                "the prefixes that are steered are every {family} address together; that is a default route, and not what \
+                 Breakout is for"
+            );
+        }
+    }
+    Ok(())
 }
 
 /// Which endpoint set has which counter. A set keeps its slot for as long as the counters live.

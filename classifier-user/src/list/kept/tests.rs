@@ -23,6 +23,7 @@ fn fetched(version: &str, prefix: &str) -> Fetched {
 fn judge() -> Judge {
     let config = ListConfig {
         max_removed: crate::config::Share::percent(100),
+        unknown_networks: crate::config::UnknownNetworks::Allow,
         ..ListConfig::default()
     };
     Judge::new(&config, Vec::new())

@@ -1,0 +1,119 @@
+//! Lists in order through the judge: what would have been in force.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Coverage, Family, Finding, Judge, List};
+
+/// What would have become of one list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Simulated {
+    /// Where it is from.
+    pub source: String,
+    /// Its instance.
+    pub instance: String,
+    /// Its version, where it is known.
+    pub version: Option<String>,
+    /// `start` for the list that is begun with, `in_force`, `refused` or `unreadable`.
+    pub outcome: String,
+    /// Why it is refused or cannot be read.
+    pub why: Option<String>,
+    /// What stands out in it.
+    pub findings: Vec<Finding>,
+    /// The refused list before that it agrees with, if so.
+    pub agrees_with: Option<String>,
+    /// What is steered from then on.
+    pub steered: Vec<SteeredFamily>,
+}
+
+/// What is steered of one address family, and how that has changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SteeredFamily {
+    /// `IPv4`, in addresses, or `IPv6`, in networks of 64 bits.
+    pub family: String,
+    /// How many.
+    pub steered: u64,
+    /// How many of them were not steered before.
+    pub added: u64,
+    /// How many are not steered any more.
+    pub removed: u64,
+}
+
+/// The lists of one instance, as a gateway would follow them.
+pub struct Simulation<'a> {
+    judge: &'a Judge,
+    in_force: Option<List>,
+    refused: Option<List>,
+}
+
+impl<'a> Simulation<'a> {
+    /// Begins with a list, or with the first one that comes.
+    pub fn new(judge: &'a Judge, in_force: Option<List>) -> Self {
+        Simulation {
+            judge,
+            in_force,
+            refused: None,
+        }
+    }
+
+    /// Takes the next list.
+    pub fn next(&mut self, list: List) -> Simulated {
+        let judgement = self
+            .in_force
+            .as_ref()
+            .map(|before| self.judge.judge(before, &list));
+        let is_passed = judgement.as_ref().is_none_or(super::Judgement::is_passed);
+        let refused = self.refused.as_ref().filter(|_| !is_passed);
+        let agrees = refused.filter(|refused| self.judge.judge(refused, &list).is_passed());
+        let mut simulated = Simulated {
+            source: list.source.clone(),
+            instance: list.instance.to_string(),
+            version: list.version.clone(),
+            outcome: match (&judgement, is_passed) {
+                (None, _) => "start",
+                (_, true) => "in_force",
+                (_, false) => "refused",
+            }
+            .to_owned(),
+            why: (judgement.as_ref().filter(|_| !is_passed)).map(super::Judgement::refusal),
+            findings: judgement.map_or_else(Vec::new, |judgement| judgement.findings),
+            agrees_with: agrees.map(List::name),
+            steered: Vec::new(),
+        };
+        let before = self.in_force.clone();
+        if is_passed {
+            self.refused = None;
+            self.in_force = Some(list);
+        } else {
+            self.refused = Some(list);
+        }
+        let after = self.in_force.as_ref();
+        simulated.steered = Family::ALL
+            .map(|family| self.steered(family, before.as_ref(), after))
+            .into();
+        simulated
+    }
+
+    fn steered(
+        &self,
+        family: Family,
+        before: Option<&List>,
+        after: Option<&List>,
+    ) -> SteeredFamily {
+        let coverage = |list: Option<&List>| {
+            let sets = list
+                .map(|list| self.judge.steered_sets(list))
+                .unwrap_or_default();
+            Coverage::of(sets.into_iter().flat_map(|set| &set.prefixes), family)
+        };
+        let (before, after) = (coverage(before), coverage(after));
+        let count = |number: u128| u64::try_from(number).unwrap_or(u64::MAX);
+        let common = before.common(&after);
+        SteeredFamily {
+            family: family.to_string(),
+            steered: count(after.size()),
+            added: count(after.size() - common),
+            removed: count(before.size() - common),
+        }
+    }
+}
