@@ -24,7 +24,7 @@ pub struct Event {
     pub number: u64,
     /// When.
     pub at: Timestamp,
-    /// What it is about: `egress`, `link`, `nat`, `program` or `ruleset`.
+    /// What it is about: `clock`, `egress`, `link`, `nat`, `program` or `ruleset`.
     pub kind: String,
     /// Which one: an egress and address family, an interface, a generation.
     pub subject: String,

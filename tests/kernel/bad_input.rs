@@ -25,6 +25,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("an_egress_without_any_gateway_is_refused", no_gateway),
     ("a_config_typo_is_refused", typo),
     ("bad_lists_are_refused", bad_lists),
+    ("a_huge_broken_list_costs_little", huge),
     ("a_second_controller_is_refused", second_controller),
     ("another_xdp_program_is_respected", foreign_xdp),
     ("without_root_it_says_so", not_root),
@@ -346,5 +347,48 @@ fn nobody_there() -> Result<()> {
         check["steered_sets"] == serde_json::json!([1, 11, 31]),
         "{check}"
     );
+    Ok(())
+}
+
+/// A watched file of 57 MiB without a row of use: it is read once, beside everything else, and leaves hardly anything.
+fn huge() -> Result<()> {
+    let lab = Lab::build()?;
+    let config = CONFIG
+        .replace("MODE", "route")
+        .replace("source = \"builtin\"", "source = \"list.json\"");
+    let site = Site::new(&config)?;
+    let mut text = "[null".to_owned();
+    text += &",null".repeat(60_000);
+    text += &" ".repeat(57 << 20);
+    text.push(']');
+    fs::write(site.path().join("list.json"), text)?;
+    let mut daemon = Daemon::start(&site, &lab.gateway)?;
+    daemon.wait_until(|daemon| daemon.log().contains("no usable endpoint set"))?;
+    let put_aside = site.path().join("state/lists/Worldwide/unreadable");
+    let before = fs::metadata(&put_aside)?;
+    ensure!(
+        before.len() <= 64 << 10,
+        "{} bytes are put aside",
+        before.len()
+    );
+    // It is looked at every second.
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    ensure!(
+        fs::metadata(&put_aside)?.modified()? == before.modified()?,
+        "it was put aside again"
+    );
+    let status = site.json(&lab.gateway, &["status"])?;
+    let error = status["follow"][0]["last_error"]
+        .as_str()
+        .unwrap_or_default();
+    ensure!(error.contains("no usable endpoint set"), "{status}");
+    let memory = fs::read_to_string(format!("/proc/{}/status", daemon.pid()))?;
+    let peak = memory.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let peak = peak.and_then(|peak| peak.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    ensure!(
+        peak.is_some_and(|peak| peak < 250 << 10),
+        "{peak:?} KiB at most"
+    );
+    daemon.stop()?;
     Ok(())
 }

@@ -67,7 +67,7 @@ impl Office {
         type_in(&self.site, &self.lab.gateway, &block(page, "sh", number)?)
     }
 
-    fn version(&self) -> Result<Value> {
+    pub(crate) fn version(&self) -> Result<Value> {
         Ok(self.run(&["status"])?["list"]["version"].clone())
     }
 
@@ -251,7 +251,7 @@ fn refused() -> Result<()> {
         ),
         (
             list(&["42.0.0.0/16"]),
-            "100 % of the IPv4 addresses of category Optimize are gone at once",
+            "100 % of the IPv4 addresses that are steered (524288 of 524288",
         ),
         ("[]".to_owned(), "no usable endpoint set"),
         (

@@ -17,6 +17,7 @@ mod links;
 mod manual;
 mod messages;
 mod office;
+mod orders;
 mod pinning;
 mod policy;
 mod probes;
@@ -127,6 +128,7 @@ fn is_shown_elsewhere(name: &str) -> bool {
     let is_same = OF_NO_KERNEL.contains(&name)
         || is_of(&[
             follow::TESTS,
+            orders::TESTS,
             thousand::TESTS,
             messages::TESTS,
             boundaries::TESTS,
@@ -213,6 +215,7 @@ fn main() -> ExitCode {
         policy::TESTS,
         manual::TESTS,
         follow::TESTS,
+        orders::TESTS,
         thousand::TESTS,
         adopt::TESTS,
         upgrade::TESTS,

@@ -1,5 +1,6 @@
 //! The manual's commands, typed as a reader would: those for laboratories here, others where what they are about is tested.
 
+use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
@@ -8,12 +9,14 @@ use breakout_tests::lab::{CONFIG, Lab};
 use breakout_tests::manual::{block, type_in};
 
 use crate::Test;
+use crate::follow::{Office, list};
 use crate::redirect::reason;
 
 pub(crate) const TESTS: &[Test] = &[
     ("the_manuals_generators_send_what_it_says", generators),
     ("the_manuals_iperf3_goes_by_the_egress", iperf3),
     ("the_manuals_policy_is_tried_and_applied", policy),
+    ("the_manuals_export_of_routes_follows_the_list", export),
 ];
 
 /// A lab in which the gateway has the manual's MAC address.
@@ -91,6 +94,40 @@ fn policy() -> Result<()> {
     ))?;
     let printed = type_in(&site, &lab.gateway, &block("docs/policy.md", "sh", 1)?)?;
     ensure!(printed.contains("first"), "{printed}");
+    daemon.stop()?;
+    Ok(())
+}
+
+fn export() -> Result<()> {
+    let office = Office::new("max_removed = \"100 %\"\ngrace = \"0 s\"")?;
+    let (site, gateway) = (&office.site, &office.lab.gateway);
+    let routes = || -> Result<String> {
+        let output = gateway.command("ip").arg("route").output()?;
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let daemon = Daemon::start(site, gateway)?;
+    fs::write(site.path().join("routes.now"), "")?;
+    for (version, prefixes, there, gone) in [
+        (
+            "2026070100",
+            &["40.96.0.0/13", "52.112.0.0/14"][..],
+            "52.112.0.0/14",
+            "40.104.0.0/15",
+        ),
+        (
+            "2026080100",
+            &["40.96.0.0/13", "40.104.0.0/15"],
+            "40.104.0.0/15",
+            "52.112.0.0/14",
+        ),
+    ] {
+        office.service.publish(version, list(prefixes));
+        office.fetch()?;
+        ensure!(office.version()? == version);
+        type_in(site, gateway, &block("docs/policy.md", "sh", 3)?)?;
+        let now = routes()?;
+        ensure!(now.contains(there) && !now.contains(gone), "{now}");
+    }
     daemon.stop()?;
     Ok(())
 }

@@ -212,7 +212,9 @@ fn doctor() -> Result<()> {
     for (command, advice) in trouble {
         ensure!(text.contains(advice), "after {command}: {text}");
     }
-    let checked = site.json(&lab.gateway, &["check"])?;
+    let output = site.output(&lab.gateway, &["check", "--json"])?;
+    ensure!(output.status.code() == Some(9), "{:?}", output.status);
+    let checked: serde_json::Value = serde_json::from_slice(&output.stdout)?;
     ensure!(
         checked["findings"]
             .as_array()

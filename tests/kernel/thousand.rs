@@ -147,6 +147,8 @@ fn next(rng: &mut Rng, in_force: &str, number: u32) -> Published {
         _ => *rng.choice(&victims).unwrap_or(&0),
     };
     let kind = rng.u32(0..strangest.max(6));
+    let steered = places.iter().find(|row| rows[**row]["id"] == 1);
+    let steered = *steered.unwrap_or(&0);
     match kind {
         // What happens every month.
         0 => rows.push(row(rng, 1000 + number)),
@@ -174,8 +176,8 @@ fn next(rng: &mut Rng, in_force: &str, number: u32) -> Published {
         14 => (rows, is_good) = (Vec::new(), false),
         15 => (rows[last]["ips"], is_good) = (json!(["0.0.0.0/0"]), false),
         16 => (rows[last]["ips"], is_good) = (json!(["192.168.0.0/16"]), false),
-        17 => (rows[0]["ips"], is_good) = (json!(["40.96.0.1/8", "here"]), false),
-        18 => (rows[0]["tcpPorts"], is_good) = (json!("http"), false),
+        17 => (rows[steered]["ips"], is_good) = (json!(["40.96.0.1/8", "here"]), false),
+        18 => (rows[steered]["tcpPorts"], is_good) = (json!("http"), false),
         19 => {
             let mut twice = rows[0].clone();
             twice["ips"] = json!(["40.104.0.0/15"]);

@@ -31,6 +31,7 @@ const RUN_BY: &[(&str, usize, &str)] = &[
     ("docs/lists.md", 3, "tests/kernel/follow.rs"),
     ("docs/policy.md", 1, "tests/kernel/manual.rs"),
     ("docs/policy.md", 2, "tests/kernel/policy.rs"),
+    ("docs/policy.md", 3, "tests/kernel/manual.rs"),
     ("docs/lab.md", 1, "tests/kernel/manual.rs"),
     ("docs/lab.md", 2, "tests/kernel/manual.rs"),
     ("docs/lab.md", 3, "tests/kernel/manual.rs"),

@@ -160,6 +160,12 @@ fn lists() -> Result<()> {
         "[{\"id\":1,\"ips\":[\"52.96.0.0/14\"],\"tcpPorts\":\"443\",\"category\":\"Optimize\"},{\"id\":\"two\"}]",
     )?;
     fs::write(place.path().join("bytes.json"), b"[\xff]")?;
+    let policies = "[[policy]]\nsets = 1\naction = \"pass\"\n".repeat(70_000);
+    Place::new("", &policies)?.says(
+        &["check"],
+        3,
+        &["70000 [[policy]] sections; 65535 can be told apart"],
+    )?;
     for (arguments, code, words) in [
         (
             &["check", "--list", "many.json"][..],

@@ -232,6 +232,22 @@ impl<'a> Daemon<'a> {
         Self::spawn(site, namespace, command)
     }
 
+    /// Starts a controller with a variable of its environment that names a file here, and waits until it is ready.
+    ///
+    /// # Errors
+    ///
+    /// As [`start`](Self::start).
+    pub fn start_with_file(
+        site: &'a Site,
+        namespace: &'a Namespace,
+        variable: &str,
+        file: &str,
+    ) -> Result<Self> {
+        let mut command = daemon_command(site, namespace, &[])?;
+        command.env(variable, site.path().join(file));
+        Self::spawn(site, namespace, command)
+    }
+
     /// Its process.
     pub fn pid(&self) -> u32 {
         self.child.id()

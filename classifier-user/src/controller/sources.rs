@@ -454,3 +454,68 @@ pub(super) fn client_id(state_directory: &Path) -> Result<String> {
     }
     Ok(id)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::list::{InForce, Judge};
+
+    /// A version that took more lists than this one may have put one into force.
+    #[test]
+    fn the_newest_list_that_loads_is_used() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut config = Config::default();
+        config.state.directory = directory.path().to_owned();
+        config.list.unknown_networks = crate::config::UnknownNetworks::Allow;
+        let mut kept = Kept::open(directory.path(), Instance::Worldwide).unwrap();
+        let disk = Disk::reliable();
+        let row = |id: u32| {
+            format!(
+                r#"{{"id":{id},"ips":["52.{}.{}.0/24"],"tcpPorts":"443","category":"Optimize"}}"#,
+                112 + id / 250,
+                id % 250
+            )
+        };
+        for (version, sets) in [("2026070100", 9), ("2026080100", 4200)] {
+            let rows: Vec<String> = (1..=sets).map(row).collect();
+            let fetched = Fetched {
+                version: Some(version.to_owned()),
+                source: "test".to_owned(),
+                query: String::new(),
+                endpoints: format!("[{}]", rows.join(",")).into_bytes(),
+                changes: Vec::new(),
+            };
+            let judge = Judge::new(&config.list, Vec::new());
+            let number = kept
+                .add(&disk, &fetched, &judge, Timestamp::now())
+                .unwrap()
+                .number;
+            kept.amend(&disk, number, |record| {
+                record.accepted = Some(Timestamp::now())
+            })
+            .unwrap();
+            let state = InForce {
+                record: Some(number),
+                ..InForce::default()
+            };
+            kept.set_in_force(&disk, state).unwrap();
+        }
+        let preferences = BTreeMap::from([("local".to_owned(), 0)]);
+        let mut slots = Slots::default();
+        for expected in [9, 9] {
+            let mut sources = Sources::open(&config, None).unwrap();
+            let now = Timestamp::now();
+            let loaded = sources.first_that_loads(&config, &preferences, &mut slots, now);
+            let (ruleset, lists) = loaded.unwrap();
+            assert_eq!(ruleset.rules.len(), expected);
+            assert_eq!(lists[0].version.as_deref(), Some("2026070100"));
+        }
+        let kept = Kept::read_only(directory.path(), Instance::Worldwide);
+        assert!(
+            kept.refused()
+                .unwrap()
+                .refusal()
+                .contains("cannot be loaded")
+        );
+    }
+}

@@ -8,10 +8,12 @@ use tokio::task::JoinError;
 
 use super::Controller;
 use super::change::{Cause, Wanted, longest_grace};
+use super::faults;
 use super::looks::{Done, Sight};
 use super::sources::{Looked, Seen};
 use crate::config::Apply;
 use crate::control::{FetchReport, Fetching, Reloaded, Reply};
+use crate::durable::Disk;
 use crate::exit::{Code, code_of};
 use crate::journal::Who;
 use crate::list::{
@@ -406,6 +408,11 @@ impl Controller {
         let needed = self.applied.needed(instance);
         let keep = self.config.list.keep;
         let saved = self.sources.kept_mut(instance).and_then(|(kept, disk)| {
+            // For this process it holds in any case.
+            faults::step("note the list in force").or_else(|error| {
+                kept.set_in_force(&Disk::failing_after(0), in_force.clone())
+                    .map_err(|_| error)
+            })?;
             kept.set_in_force(disk, in_force)?;
             kept.prune(disk, keep, &needed)
         });

@@ -64,13 +64,16 @@ impl Candidate {
             }
         };
         let judgement = judge.judge(&beside.in_force, &list);
-        let refused = beside.refused.iter().filter(|_| !judgement.is_passed());
-        let mut refused = refused.filter_map(|record| record.list().ok());
-        let agrees = refused.find(|refused| judge.judge(refused, &list).is_passed());
+        let refused = beside.refused.as_ref().filter(|_| !judgement.is_passed());
+        let agrees = refused.filter(|record| {
+            let is_small_step = |before: List| judge.judge(&before, &list).is_passed();
+            record.judgement.refusals().eq(judgement.refusals())
+                || record.list().is_ok_and(is_small_step)
+        });
         Ok(Candidate {
             hash: list.hash(),
             judgement,
-            agrees_with: agrees.as_ref().map(List::name),
+            agrees_with: agrees.map(Record::name),
             beside: beside.in_force.record,
             list,
             fetched,

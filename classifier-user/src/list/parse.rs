@@ -15,11 +15,15 @@ use super::{
     Category, EndpointSet, Instance, List, PortRange, Problem, SetKey, Severity, canonical,
     parse_ports,
 };
+use crate::memory;
 use crate::plain::{into_plain, plain};
 use crate::text::decode;
 
 /// The largest file that is read as a list. The real ones are below 100 KiB.
 const MAX_FILE: u64 = 64 << 20;
+
+/// Memory that a byte of a list takes, where it is one of many prefixes: up to the table in the kernel.
+const MEMORY_PER_BYTE: u64 = 30;
 
 /// The most rows that a list may have. The real ones have about a hundred.
 const MAX_ROWS: usize = 65_536;
@@ -97,6 +101,8 @@ pub fn read_bytes(path: &Path) -> Result<Vec<u8>, ParseError> {
             size,
         });
     }
+    memory::require(size * MEMORY_PER_BYTE, || path.display().to_string())
+        .map_err(|error| read_error(std::io::Error::other(format!("{error:#}"))))?;
     fs::read(path).map_err(read_error)
 }
 

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Coverage, Family, Finding, Judge, List};
+use super::{Coverage, Family, Finding, Judge, Judgement, List};
 
 /// What would have become of one list.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -43,7 +43,7 @@ pub struct SteeredFamily {
 pub struct Simulation<'a> {
     judge: &'a Judge,
     in_force: Option<List>,
-    refused: Option<List>,
+    refused: Option<(List, Judgement)>,
 }
 
 impl<'a> Simulation<'a> {
@@ -62,9 +62,14 @@ impl<'a> Simulation<'a> {
             .in_force
             .as_ref()
             .map(|before| self.judge.judge(before, &list));
-        let is_passed = judgement.as_ref().is_none_or(super::Judgement::is_passed);
-        let refused = self.refused.as_ref().filter(|_| !is_passed);
-        let agrees = refused.filter(|refused| self.judge.judge(refused, &list).is_passed());
+        let is_passed = judgement.as_ref().is_none_or(Judgement::is_passed);
+        let refused = self.refused.as_ref().zip(judgement.as_ref());
+        let agrees = refused.filter(|((before, earlier), judgement)| {
+            !is_passed
+                && (earlier.refusals().eq(judgement.refusals())
+                    || self.judge.judge(before, &list).is_passed())
+        });
+        let agrees_with = agrees.map(|((before, _), _)| before.name());
         let mut simulated = Simulated {
             source: list.source.clone(),
             instance: list.instance.to_string(),
@@ -75,9 +80,9 @@ impl<'a> Simulation<'a> {
                 (_, false) => "refused",
             }
             .to_owned(),
-            why: (judgement.as_ref().filter(|_| !is_passed)).map(super::Judgement::refusal),
-            findings: judgement.map_or_else(Vec::new, |judgement| judgement.findings),
-            agrees_with: agrees.map(List::name),
+            why: (judgement.as_ref().filter(|_| !is_passed)).map(Judgement::refusal),
+            findings: (judgement.clone()).map_or_else(Vec::new, |judgement| judgement.findings),
+            agrees_with,
             steered: Vec::new(),
         };
         let before = self.in_force.clone();
@@ -85,7 +90,7 @@ impl<'a> Simulation<'a> {
             self.refused = None;
             self.in_force = Some(list);
         } else {
-            self.refused = Some(list);
+            self.refused = judgement.map(|judgement| (list, judgement));
         }
         let after = self.in_force.as_ref();
         simulated.steered = Family::ALL

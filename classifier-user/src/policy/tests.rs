@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::config::parse;
-use crate::list::embedded;
+use crate::list::{SetKey, embedded};
+use crate::ruleset::{Ruleset, Slots};
 
 const BASE: &str = "[[lan]]\ninterface = \"lan\"\n[[lan]]\ninterface = \"guests\"\n\
                     [egress.local]\ninterface = \"inet\"\n[egress.lte]\ninterface = \"wwan0\"\n";
@@ -126,6 +127,36 @@ fn each_rule_keeps_what_is_withdrawn_for_its_own_time() {
     assert_eq!(actions(23), [Action::Steer(1)]);
     assert_eq!(actions(24), [Action::Steer(0)]);
     assert_eq!(actions(7 * 24), []);
+}
+
+#[test]
+fn a_default_route_in_parts_is_refused() {
+    let rules = "[[policy]]\ncategory = \"optimize\"\naction = \"local\"\n";
+    let ruleset = |prefixes: &[&str]| {
+        let set = EndpointSet {
+            key: SetKey::published(Instance::Worldwide, 1),
+            category: Category::Optimize,
+            prefixes: prefixes
+                .iter()
+                .map(|prefix| prefix.parse().unwrap())
+                .collect(),
+            ..embedded(Instance::Worldwide).sets[0].clone()
+        };
+        Ruleset::new(
+            [&set],
+            &policy(rules),
+            &mut Slots::default(),
+            Timestamp::now(),
+        )
+    };
+    assert!(ruleset(&["0.0.0.0/1", "128.0.0.0/2", "1.2.3.0/24"]).is_ok());
+    for parts in [
+        &["0.0.0.0/1", "128.0.0.0/1"][..],
+        &["::/2", "4000::/2", "8000::/1", "10.0.0.0/8"],
+    ] {
+        let error = ruleset(parts).unwrap_err().to_string();
+        assert!(error.contains("that is a default route"), "{error}");
+    }
 }
 
 #[test]

@@ -58,14 +58,18 @@ pub struct Judgement {
 impl Judgement {
     /// Says whether the list may be applied.
     pub fn is_passed(&self) -> bool {
-        !self.findings.iter().any(|finding| finding.refuses)
+        self.refusals().next().is_none()
+    }
+
+    /// The findings for which it may not.
+    pub fn refusals(&self) -> impl Iterator<Item = &Finding> {
+        self.findings.iter().filter(|finding| finding.refuses)
     }
 
     /// Says why it may not, in a sentence.
     pub fn refusal(&self) -> String {
-        let refusals = self.findings.iter().filter(|finding| finding.refuses);
-        let texts: Vec<String> = refusals.clone().take(3).map(ToString::to_string).collect();
-        let more = refusals.count() - texts.len() + self.more;
+        let texts: Vec<String> = self.refusals().take(3).map(ToString::to_string).collect();
+        let more = self.refusals().count() - texts.len() + self.more;
         match more {
             0 => texts.join("; "),
             _ => format!("{}; and {more} more", texts.join("; ")),
