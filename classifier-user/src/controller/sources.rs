@@ -491,7 +491,7 @@ mod tests {
                 .unwrap()
                 .number;
             kept.amend(&disk, number, |record| {
-                record.accepted = Some(Timestamp::now())
+                record.accepted = Some(Timestamp::now());
             })
             .unwrap();
             let state = InForce {
