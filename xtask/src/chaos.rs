@@ -1,11 +1,11 @@
 //! `cargo xtask chaos`.
 
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
 
-use crate::{paths, process, setup};
+use crate::{process, setup};
 
 /// What is handed on.
 #[derive(Args)]
@@ -20,19 +20,10 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     setup::ensure(setup::Purpose::Lab)?;
-    let mut build = process::cargo();
-    build.args(["build", "--quiet", "--locked", "--package", "breakout"]);
-    build.args(["--package", "breakout-tests", "--bins"]);
-    process::stream(&mut build)?;
-    let mut chaos = Command::new(paths::root().join("target/debug/breakout-chaos"));
+    let mut chaos = process::test_program("breakout-chaos")?;
     chaos.args(["--seconds", &(arguments.minutes * 30).to_string()]);
     if let Some(seed) = arguments.seed {
         chaos.args(["--seed", &seed.to_string()]);
     }
-    let status = chaos.status()?;
-    Ok(if status.success() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    process::exit_code(&mut chaos)
 }

@@ -1,11 +1,11 @@
 //! `cargo xtask demo`.
 
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
 
-use crate::{paths, process, setup};
+use crate::{process, setup};
 
 /// What is handed on to the demo.
 #[derive(Args)]
@@ -20,21 +20,12 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     setup::ensure(setup::Purpose::Lab)?;
-    let mut build = process::cargo();
-    build.args(["build", "--quiet", "--locked", "--package", "breakout"]);
-    build.args(["--package", "breakout-tests", "--bins"]);
-    process::stream(&mut build)?;
-    let mut demo = Command::new(paths::root().join("target/debug/breakout-demo"));
+    let mut demo = process::test_program("breakout-demo")?;
     if arguments.json {
         demo.arg("--json");
     }
     if arguments.keep {
         demo.arg("--keep");
     }
-    let status = demo.status()?;
-    Ok(if status.success() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    process::exit_code(&mut demo)
 }

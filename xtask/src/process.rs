@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -30,6 +30,23 @@ pub(crate) fn stream(command: &mut Command) -> Result<()> {
         bail!("{} failed ({status})", line(command));
     }
     Ok(())
+}
+
+/// Builds `breakout` and the programs of its tests, and gives one of these to be run.
+pub(crate) fn test_program(name: &str) -> Result<Command> {
+    let mut build = cargo();
+    build.args(["build", "--quiet", "--locked", "--package", "breakout"]);
+    build.args(["--package", "breakout-tests", "--bins"]);
+    stream(&mut build)?;
+    Ok(Command::new(paths::root().join("target/debug").join(name)))
+}
+
+/// Runs a command that says by its exit code whether all is well.
+pub(crate) fn exit_code(command: &mut Command) -> Result<ExitCode> {
+    Ok(match command.status()?.success() {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    })
 }
 
 /// What a command prints to stdout, or `None` if it cannot run or fails.
