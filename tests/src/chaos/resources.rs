@@ -1,12 +1,10 @@
 //! What a controller uses, which must not grow.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
-use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use breakout_tests::netns::run;
-use serde_json::Value;
 
 use crate::Place;
 
@@ -36,8 +34,8 @@ impl Resources {
         Ok(Resources {
             memory_kib: memory.context("the kernel tells VmRSS")?.parse()?,
             descriptors: fs::read_dir(format!("{process}/fd"))?.count(),
-            programs: count("prog")?,
-            maps: count("map")?,
+            programs: held(&process, "prog_id:")?,
+            maps: held(&process, "map_id:")?,
             state: size(&place.site.path().join("state"))?,
         })
     }
@@ -62,17 +60,26 @@ impl fmt::Display for Resources {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} KiB of memory, {} descriptors, {} programs and {} maps in the kernel, {} bytes of state",
+            "{} KiB of memory, {} descriptors, {} programs and {} maps held, {} bytes of state",
             self.memory_kib, self.descriptors, self.programs, self.maps, self.state
         )
     }
 }
 
-/// How many programs or maps the kernel has, whoever's they are.
-fn count(kind: &str) -> Result<usize> {
-    let text = run(Command::new("bpftool").args(["--json", kind, "show"]))?;
-    let all: Value = serde_json::from_str(&text)?;
-    Ok(all.as_array().map_or(0, Vec::len))
+/// How many programs or maps a process has descriptors of, by the line that names them (Linux, `bpf_prog_show_fdinfo` and
+/// `bpf_map_show_fdinfo`). Others may run beside it.
+fn held(process: &str, line: &str) -> Result<usize> {
+    let mut ids = BTreeSet::new();
+    for entry in fs::read_dir(format!("{process}/fdinfo"))?.flatten() {
+        // One may be closed meanwhile.
+        let text = fs::read_to_string(entry.path()).unwrap_or_default();
+        ids.extend(
+            text.lines()
+                .filter_map(|text| text.strip_prefix(line))
+                .map(str::to_owned),
+        );
+    }
+    Ok(ids.len())
 }
 
 fn size(directory: &std::path::Path) -> Result<u64> {
