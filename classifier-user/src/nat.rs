@@ -3,6 +3,8 @@
 //! The kernel asks chains of type `nat` in the order of their priorities until one has decided; a packet whose destination
 //! has been translated to itself is therefore not redirected to a proxy by a later one (`nf_nat_inet_fn`, Linux 4.18).
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
@@ -37,12 +39,12 @@ pub struct NatPlan {
 }
 
 impl NatPlan {
-    /// Makes the table as planned, in one transaction. Connections that exist keep their addresses.
+    /// Makes the table as planned, in one transaction, for which `nft` may take so long. Connections that exist keep their addresses.
     ///
     /// # Errors
     ///
     /// When there is no `nft`, or the kernel refuses the table. Then nothing has changed.
-    pub async fn apply(&self) -> Result<()> {
+    pub async fn apply(&self, limit: Duration) -> Result<()> {
         let mut commands = self.removal();
         if !self.egresses.is_empty() {
             commands.push(json!({ "add": self.table() }));
@@ -52,7 +54,7 @@ impl NatPlan {
                 commands.extend(self.rules(egress));
             }
         }
-        run(&commands)
+        run(&commands, limit)
             .await
             .with_context(|| format!("cannot make the nftables table inet {}", self.table))
     }
@@ -81,7 +83,9 @@ impl NatPlan {
 
     /// Whether there is such a table, as far as `nft` can tell.
     pub async fn is_there(&self) -> bool {
-        nft(&["list", "table", "inet", &self.table]).await.is_ok()
+        nft(tool::LIMIT, &["list", "table", "inet", &self.table])
+            .await
+            .is_ok()
     }
 
     /// Removes the table, if it is there.
@@ -90,7 +94,7 @@ impl NatPlan {
     ///
     /// When there is no `nft`, or the kernel refuses.
     pub async fn remove(&self) -> Result<()> {
-        run(&self.removal())
+        run(&self.removal(), tool::LIMIT)
             .await
             .with_context(|| format!("cannot remove the nftables table inet {}", self.table))
     }
@@ -149,17 +153,10 @@ impl NatPlan {
 }
 
 /// Runs commands in one transaction.
-async fn run(commands: &[Value]) -> Result<()> {
+async fn run(commands: &[Value], limit: Duration) -> Result<()> {
     let commands = json!({ "nftables": commands }).to_string();
-    let mut outcome = nft(&["-j", &commands]).await;
-    // A machine that is just booting may be slow at first; the transaction may be run twice.
-    for _ in 0..2 {
-        if !matches!(&outcome, Err(error) if error.is::<tool::TimedOut>()) {
-            break;
-        }
-        outcome = nft(&["-j", &commands]).await;
-    }
-    outcome
+    nft(limit, &["-j", &commands])
+        .await
         .map(drop)
         .context("install nftables if it is missing, or set masquerade and skip_dnat to false")
 }
@@ -171,12 +168,12 @@ async fn run(commands: &[Value]) -> Result<()> {
 /// When there is no `nft`, or it fails.
 pub async fn ruleset() -> Result<Value> {
     Ok(serde_json::from_slice(
-        &nft(&["-j", "list", "ruleset"]).await?,
+        &nft(tool::LIMIT, &["-j", "list", "ruleset"]).await?,
     )?)
 }
 
-async fn nft(arguments: &[&str]) -> Result<Vec<u8>> {
-    let output = tool::output("nft", arguments).await?;
+async fn nft(limit: Duration, arguments: &[&str]) -> Result<Vec<u8>> {
+    let output = tool::output_within(limit, "nft", arguments).await?;
     if !output.status.success() {
         bail!("nft: {}", String::from_utf8_lossy(&output.stderr).trim());
     }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use breakout_tests::daemon::Daemon;
 use breakout_tests::flow::{Flow, Transport};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::{Value, json};
 
 use crate::Test;
@@ -28,6 +29,11 @@ pub(crate) const TESTS: &[Test] = &[
         "a_list_that_cannot_be_loaded_is_not_applied_offline",
         offline,
     ),
+    (
+        "what_is_not_written_down_holds_and_is_written_later",
+        unwritten,
+    ),
+    ("a_rollback_goes_back_after_a_flap", flap),
     ("two_refusals_that_agree_are_a_louder_alert", two_refusals),
 ];
 
@@ -501,6 +507,25 @@ fn broken_file() -> Result<()> {
     ensure!(flow.talk(&office.lab.client)? == "wan");
     let output = office.site.output(&office.lab.gateway, &["reload"])?;
     ensure!(output.status.code() == Some(3), "{output:?}");
+    for command in [
+        "list show",
+        "list pending",
+        "list history",
+        "history",
+        "stats",
+        "flows",
+        "events",
+        "list fetch",
+    ] {
+        fs::write(office.site.config(), format!("[lan\n{text}"))?;
+        let arguments: Vec<&str> = command.split(' ').collect();
+        let output = office.site.output(&office.lab.gateway, &arguments)?;
+        ensure!(
+            output.status.success(),
+            "{command}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
     // The interface is known by the configuration in force, whatever the file says now.
     fs::write(
         office.site.config(),
@@ -596,6 +621,95 @@ fn two_refusals() -> Result<()> {
     ensure!(office.version()? == "2026080100");
     order(&office, &["list", "release"])?;
     ensure!(office.version()? == "2026090100");
+    daemon.stop()?;
+    Ok(())
+}
+
+/// A full disk keeps no order from being carried out, and no later one from knowing of it.
+fn unwritten() -> Result<()> {
+    let office = Office::new(LENIENT)?;
+    let state = office.site.path().join("state");
+    fs::create_dir(&state)?;
+    let none = MsFlags::empty();
+    mount(
+        Some("tmpfs"),
+        &state,
+        Some("tmpfs"),
+        none,
+        Some("size=512k"),
+    )?;
+    let outcome = unwritten_in(&office, &state);
+    umount2(&state, MntFlags::MNT_DETACH)?;
+    outcome
+}
+
+fn unwritten_in(office: &Office, state: &Path) -> Result<()> {
+    let gateway = &office.lab.gateway;
+    let mut daemon = Daemon::start(&office.site, gateway)?;
+    begin(office)?;
+    refuse(office, "2026080100")?;
+    // Until nothing more goes in.
+    let _ = fs::write(state.join("filler"), vec![0; 1 << 20]);
+    let done = office
+        .site
+        .json(gateway, &["list", "accept", "2026080100"])?;
+    ensure!(
+        done["notes"]
+            .to_string()
+            .contains("could not be written down"),
+        "{done}"
+    );
+    let done = office.site.json(gateway, &["bypass", "on"])?;
+    ensure!(
+        done["notes"]
+            .to_string()
+            .contains("the bypass may be as it was before"),
+        "{done}"
+    );
+    // Another interval is no reason to forget the list.
+    let text = fs::read_to_string(office.site.config())?;
+    fs::write(
+        office.site.config(),
+        text.replace("[list]\n", "[list]\ninterval = \"50m\"\n"),
+    )?;
+    order(office, &["reload"])?;
+    ensure!(office.version()? == "2026080100");
+    let alerts =
+        || -> Result<String> { Ok(office.site.json(gateway, &["status"])?["alerts"].to_string()) };
+    ensure!(alerts()?.contains("cannot write"), "{}", alerts()?);
+    fs::remove_file(state.join("filler"))?;
+    daemon.wait_until(|_| {
+        let is_written =
+            |alerts: String| !alerts.contains("cannot write") && !alerts.contains("written down");
+        alerts().is_ok_and(is_written)
+    })?;
+    daemon.kill()?;
+    let daemon = Daemon::start(&office.site, gateway)?;
+    ensure!(office.version()? == "2026080100");
+    let status = office.site.json(gateway, &["status"])?;
+    ensure!(status["bypass"]["since"].is_string(), "{status}");
+    ensure!(status["follow"][0]["refused"].is_null(), "{status}");
+    daemon.stop()?;
+    Ok(())
+}
+
+/// A mirror that publishes an older list for a moment.
+fn flap() -> Result<()> {
+    let office = Office::new(LENIENT)?;
+    let daemon = Daemon::start(&office.site, &office.lab.gateway)?;
+    begin(&office)?;
+    let newer = list(&["52.112.0.0/14"]);
+    for (version, body) in [
+        ("2026080100", newer.clone()),
+        ("2026070100", list(&["40.96.0.0/15"])),
+        ("2026080100", newer),
+    ] {
+        office.service.publish(version, body);
+        office.fetch()?;
+    }
+    ensure!(office.version()? == "2026080100");
+    order(&office, &["list", "rollback"])?;
+    ensure!(office.version()? == "2026070100");
     daemon.stop()?;
     Ok(())
 }

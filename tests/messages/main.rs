@@ -160,6 +160,7 @@ fn lists() -> Result<()> {
         "[{\"id\":1,\"ips\":[\"52.96.0.0/14\"],\"tcpPorts\":\"443\",\"category\":\"Optimize\"},{\"id\":\"two\"}]",
     )?;
     fs::write(place.path().join("bytes.json"), b"[\xff]")?;
+    fs::create_dir(place.path().join("empty"))?;
     let policies = "[[policy]]\nsets = 1\naction = \"pass\"\n".repeat(70_000);
     Place::new("", &policies)?.says(
         &["check"],
@@ -170,7 +171,10 @@ fn lists() -> Result<()> {
         (
             &["check", "--list", "many.json"][..],
             4,
-            &["endpoint sets over time", "to number them afresh"][..],
+            &[
+                "endpoint sets, with those of earlier lists",
+                "to number them afresh",
+            ][..],
         ),
         (
             &["check", "--list", "large.json"],
@@ -202,6 +206,16 @@ fn lists() -> Result<()> {
             &["list", "simulate", "--instance", "Mars", "odd.json"],
             2,
             &["there is no instance Mars"],
+        ),
+        (
+            &["list", "simulate", "empty"],
+            4,
+            &["there is no list (*.json) in the directory"],
+        ),
+        (
+            &["list", "simulate", "odd.json", "many.json"],
+            10,
+            &["1 of 2 lists would not have come into force"],
         ),
         (
             &["list", "simulate", "odd.json", "bytes.json"],

@@ -89,6 +89,27 @@ const MUTATIONS: &[(&str, Mutation)] = &[
         media["tcpPorts"] = json!("");
         Some(())
     }),
+    ("media by HTTPS", |rows, _| {
+        let media = rows.iter_mut().find(|row| is_media(row))?;
+        media["udpPorts"] = json!("");
+        media["tcpPorts"] = json!("443");
+        Some(())
+    }),
+    ("media at one address", |rows, _| {
+        let media = rows.iter_mut().find(|row| is_media(row))?;
+        media["ips"] = json!(["52.112.0.7/32"]);
+        Some(())
+    }),
+    ("no HTTPS", |rows, _| {
+        for row in rows
+            .iter_mut()
+            .filter(|row| is_optimize(row) && !is_media(row))
+        {
+            row["tcpPorts"] = json!("80");
+            row["udpPorts"] = json!("");
+        }
+        Some(())
+    }),
     ("Optimize gone", |rows, _| {
         rows.retain(|row| !is_optimize(row));
         Some(())

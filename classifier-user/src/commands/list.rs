@@ -9,7 +9,7 @@ use super::changes::print_reloaded;
 use super::offline::{Offline, live, offline_config};
 use super::output::{print_json, table};
 use super::simulate::simulate;
-use super::{connect, connect_to};
+use super::{connect, places};
 use crate::config::{self, Config};
 use crate::control::{FetchReport, KeptReport, ListOrder, ListReport, PendingList};
 use crate::controller::{self, report};
@@ -27,12 +27,12 @@ pub(super) async fn list(config: &ConfigArgument, command: &ListCommand) -> Resu
             Ok(())
         }
         ListCommand::Fetch { json } => fetch(config, *json).await,
-        ListCommand::History { json } => history(&loaded(config)?, *json),
+        ListCommand::History { json } => history(&places(config), *json),
         ListCommand::Diff {
             before,
             since,
             json,
-        } => diff(&loaded(config)?, before, since, *json),
+        } => diff(&places(config), before, since, *json),
         ListCommand::Pending { json } => pending(&shown(config, None).await?, *json),
         ListCommand::Simulate(arguments) => simulate(config, arguments),
         ListCommand::Accept { version, json } => {
@@ -71,10 +71,9 @@ async fn shown(config: &ConfigArgument, list: Option<&Path>) -> Result<ListRepor
 }
 
 async fn fetch(config: &ConfigArgument, json: bool) -> Result<()> {
-    let config = loaded(config)?;
-    let report = match connect_to(&config).await {
+    let report = match connect(config).await {
         Ok(mut client) => client.fetch().await?,
-        Err(_) => controller::fetch(&config).await?,
+        Err(_) => controller::fetch(&loaded(config)?).await?,
     };
     if json {
         print_json(&report)?;

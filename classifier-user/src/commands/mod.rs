@@ -52,10 +52,7 @@ pub async fn main(arguments: &Arguments) -> Result<()> {
         Command::Status { json, check } => {
             status::status(&mut connect(config).await?, *json, *check).await
         }
-        Command::Top { interval } => {
-            let config = config::load(&config.path()).code(Code::Config)?;
-            top::top(&config.control.socket, *interval).await
-        }
+        Command::Top { interval } => top::top(&places(config).control.socket, *interval).await,
         Command::Stats { json } => stats::stats(&mut connect(config).await?, *json).await,
         Command::Events {
             json,
@@ -81,10 +78,7 @@ pub async fn main(arguments: &Arguments) -> Result<()> {
             let done = connect(config).await?.bypass(bypass.order()).await?;
             changes::print_reloaded(&done, bypass.is_json())
         }
-        Command::History { json, limit } => {
-            let config = config::load(&config.path()).code(Code::Config)?;
-            changes::history(&config, *json, *limit)
-        }
+        Command::History { json, limit } => changes::history(&places(config), *json, *limit),
         Command::Sysdump { output, clients } => {
             sysdump::sysdump(config, output.as_deref(), *clients).await
         }
@@ -108,18 +102,30 @@ async fn connect(config: &arguments::ConfigArgument) -> Result<Client> {
         Err(error) => error,
     };
     // A running controller goes on by what it has read before, and can be asked and ordered.
-    let socket = config::socket_of(&config.path());
-    match Client::connect(&socket).await {
+    let places = config::places_of(&config.path());
+    match Client::connect(&places.control.socket).await {
         Ok(client) => {
-            eprintln!("note: {error:#}");
-            eprintln!(
-                "note: the controller that listens on {} is asked; it goes on with what it read before",
-                socket.display()
-            );
+            note_broken(&error, &places);
             Ok(client)
         }
         Err(_) => Err(error).code(Code::Config),
     }
+}
+
+fn note_broken(error: &config::ConfigError, places: &config::Config) {
+    eprintln!("note: {error}");
+    eprintln!(
+        "note: the controller that listens on {} is asked; it goes on with what it read before",
+        places.control.socket.display()
+    );
+}
+
+/// The configuration for what only reads the state directory: of a broken file what can be read.
+fn places(config: &arguments::ConfigArgument) -> config::Config {
+    config::load(&config.path()).unwrap_or_else(|error| {
+        eprintln!("note: {error}");
+        config::places_of(&config.path())
+    })
 }
 
 async fn connect_to(config: &config::Config) -> Result<Client> {

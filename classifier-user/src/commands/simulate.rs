@@ -11,10 +11,14 @@ use super::arguments::ConfigArgument;
 use super::offline::offline_config;
 use super::orders::Simulate;
 use super::output::{print_json, table};
-use crate::controller::offline_preferences;
+use crate::config::Config;
+use crate::controller::{make_ruleset, offline_preferences};
 use crate::exit::{Code, WithCode, coded};
-use crate::list::{Instance, Judge, Simulated, Simulation, embedded, read_file};
+use crate::list::{Instance, Judge, List, Simulated, Simulation, embedded, read_file};
+use crate::plain::plain;
 use crate::policy::Build;
+use crate::ruleset::{Slots, compile};
+use crate::timestamp::Timestamp;
 
 pub(super) fn simulate(config: &ConfigArgument, arguments: &Simulate) -> Result<()> {
     let config = offline_config(config)?;
@@ -22,7 +26,7 @@ pub(super) fn simulate(config: &ConfigArgument, arguments: &Simulate) -> Result<
         None => None,
         Some(name) => Some(
             Instance::from_name(name)
-                .with_context(|| format!("there is no instance {name}"))
+                .with_context(|| format!("there is no instance {}", plain(name)))
                 .code(Code::Usage)?,
         ),
     };
@@ -46,10 +50,10 @@ pub(super) fn simulate(config: &ConfigArgument, arguments: &Simulate) -> Result<
                 let start = arguments.builtin.then(|| embedded(instance));
                 let simulation = simulations.entry(instance);
                 let simulation = simulation.or_insert_with(|| Simulation::new(&judge, start));
-                simulation.next(list)
+                simulation.next(list, |list| loads(&config, list, &preferences))
             }
             Err(error) => Simulated {
-                source: file.display().to_string(),
+                source: plain(&file.display().to_string()).into_owned(),
                 instance: instance.to_string(),
                 version: version_of(&file),
                 outcome: "unreadable".to_owned(),
@@ -78,6 +82,17 @@ pub(super) fn simulate(config: &ConfigArgument, arguments: &Simulate) -> Result<
     }
 }
 
+/// Says why a list cannot be loaded with this configuration, if so.
+fn loads(config: &Config, list: &List, preferences: &BTreeMap<String, u8>) -> Result<(), String> {
+    let (mut slots, now) = (Slots::default(), Timestamp::now());
+    let lists = std::slice::from_ref(list);
+    let ruleset = make_ruleset(config, lists, preferences, &mut slots, now);
+    let ruleset = ruleset.map_err(|error| format!("{error:#}"))?;
+    compile(&ruleset)
+        .map(|_| ())
+        .map_err(|error| error.to_string())
+}
+
 /// The files that are named, and those of directories that are named, by the version in their names.
 fn files(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let mut all = Vec::new();
@@ -96,6 +111,13 @@ fn files(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
                 .is_some_and(|extension| extension == "json")
         });
         files.sort_by_key(|file| (version_of(file), file.clone()));
+        if files.is_empty() {
+            let error = anyhow!(
+                "there is no list (*.json) in the directory {}",
+                path.display()
+            );
+            return Err(error).code(Code::List);
+        }
         all.extend(files);
     }
     Ok(all)

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 pub use egress::{EgressConfig, HealthConfig, Mode, PinningConfig};
 pub use list::{Apply, ListConfig, ListSource, SERVICE, UnknownNetworks};
-pub use parse::{ConfigError, load, parse, socket_of};
+pub use parse::{ConfigError, load, parse, places_of};
 pub use policy::{Class, CustomConfig, Failback, PolicyConfig};
 pub use preference::{PASS, Preference};
 pub use values::{OneOrMany, Ports, Share, Span};

@@ -84,25 +84,29 @@ pub fn parse(text: &str, name: &str) -> Result<Config, ConfigError> {
     Ok(config)
 }
 
-/// The control socket that a configuration file names, whatever else is wrong with it; where it cannot be told, the default one.
-pub fn socket_of(path: &Path) -> PathBuf {
+/// What can be read of a configuration file that is broken elsewhere: where its controller listens, and where that keeps what; by
+/// default otherwise.
+pub fn places_of(path: &Path) -> Config {
     let text = fs::read_to_string(path).unwrap_or_default();
     let mut config = Config::default();
-    if let Some(socket) = socket_in(&text) {
-        config.control.socket = socket;
-        if let Ok(absolute) = std::path::absolute(path) {
-            config.resolve_paths(absolute.parent().unwrap_or(Path::new("/")));
-        }
+    if let Some(socket) = value_in(&text, "control", "socket") {
+        config.control.socket = socket.into();
     }
-    config.control.socket
+    if let Some(directory) = value_in(&text, "state", "directory") {
+        config.state.directory = directory.into();
+    }
+    if let Ok(absolute) = std::path::absolute(path) {
+        config.resolve_paths(absolute.parent().unwrap_or(Path::new("/")));
+    }
+    config
 }
 
-fn socket_in(text: &str) -> Option<PathBuf> {
-    // Only its own section has to be well written.
-    let section = text.split("[control]").nth(1)?;
+/// A value of a section. Only that section has to be well written.
+fn value_in(text: &str, section: &str, key: &str) -> Option<String> {
+    let section = text.split(&format!("[{section}]")).nth(1)?;
     let end = section.find("\n[").unwrap_or(section.len());
     let section: toml::Table = toml::from_str(&section[..end]).ok()?;
-    section.get("socket")?.as_str().map(PathBuf::from)
+    section.get(key)?.as_str().map(str::to_owned)
 }
 
 /// Turns serde's "unknown field `x`, expected one of ..." into a question about the nearest one.
@@ -164,9 +168,10 @@ mode = "route"
     fn the_socket_is_found_in_a_broken_file() {
         let broken =
             "[lan\nx = \n[control]\nsocket = \"/tmp/a.sock\" # here\n[list]\ninstance = 7\n[[";
-        assert_eq!(socket_in(broken), Some("/tmp/a.sock".into()));
-        assert_eq!(socket_in("[control]\nsocket = \n"), None);
-        assert_eq!(socket_in("[list"), None);
+        let socket = |text| value_in(text, "control", "socket");
+        assert_eq!(socket(broken).as_deref(), Some("/tmp/a.sock"));
+        assert_eq!(socket("[control]\nsocket = \n"), None);
+        assert_eq!(socket("[list"), None);
     }
 
     #[test]

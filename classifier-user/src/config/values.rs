@@ -175,6 +175,9 @@ impl TryFrom<OneOrMany<String>> for Ports {
         for text in &texts.0 {
             ranges.extend(parse_protocol_and_ports(text)?);
         }
+        if ranges.is_empty() {
+            return Err("ports names none; leave the key out for every port".to_owned());
+        }
         ranges.sort_unstable();
         Ok(Ports(ranges))
     }

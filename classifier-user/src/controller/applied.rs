@@ -97,7 +97,8 @@ impl AppliedRulesets {
         let mut newest_first = self.all.iter().rev();
         match name {
             Some(name) => newest_first.find(|applied| applied.is_called(name)),
-            None => newest_first.find(|applied| applied.lists != current),
+            // The same list may have been fetched twice, and have two numbers.
+            None => newest_first.find(|applied| !is_same(&applied.lists, current)),
         }
     }
 
@@ -141,4 +142,13 @@ impl AppliedRulesets {
             versions.join("-")
         ))
     }
+}
+
+/// Tells whether lists say the same, whatever their numbers.
+fn is_same(lists: &[AppliedList], others: &[AppliedList]) -> bool {
+    let content = |list: &AppliedList| AppliedList {
+        record: None,
+        ..list.clone()
+    };
+    lists.iter().map(content).eq(others.iter().map(content))
 }

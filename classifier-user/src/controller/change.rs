@@ -129,6 +129,16 @@ impl Controller {
         Ok(done)
     }
 
+    /// Adds to what an order has done what could not be written down.
+    pub(super) fn noted(&self, done: Result<Reloaded>) -> Result<Reloaded> {
+        done.map(|mut done| {
+            done.notes
+                .extend(self.unsaved.as_ref().map(ToString::to_string));
+            done.notes.extend(self.sources.unsaved());
+            done
+        })
+    }
+
     /// What the configuration file and the lists come to now, before any of it is in force.
     pub(super) fn next(&self, waiting: Waiting) -> Result<Next> {
         let config = self.read_config()?;
@@ -218,7 +228,8 @@ impl Controller {
         if config.list == self.config.list && is_open {
             return Ok(None);
         }
-        let sources = Sources::open(config, self.options.list.as_deref())?;
+        let open = &self.sources.kept;
+        let sources = Sources::open_beside(config, self.options.list.as_deref(), open)?;
         warn_of_problems(&sources.lists());
         Ok(Some(sources))
     }

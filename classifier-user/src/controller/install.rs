@@ -1,6 +1,7 @@
 //! Starting, reloading and stopping: each either succeeds or leaves things as they were.
 
 use std::collections::{BTreeSet, HashSet};
+use std::fmt;
 use std::time::Instant;
 
 use anyhow::{Result, anyhow};
@@ -107,11 +108,13 @@ impl Controller {
         persistent.installed = true;
         persistent.namespace = network_namespace()?;
         persistent.boot = boot_id();
-        let unsaved = unsaved(
-            &state,
-            &persistent,
-            "after a crash, what is installed now may have to be removed by hand",
-        );
+        let written = state.save(&persistent);
+        let unsaved = written.err().map(|error| Unsaved {
+            error: format!("{error:#}"),
+            follows: BTreeSet::from([
+                "after a crash, what is installed now may have to be removed by hand".to_owned(),
+            ]),
+        });
         if let Some(problem) = &unsaved {
             tracing::warn!("{problem}");
         }
@@ -312,14 +315,33 @@ impl Controller {
 
     /// Writes the state down. The data path does not depend on that, so a full disk is no reason to fail; what it means is said.
     pub(super) fn save(&mut self, otherwise: &str) {
-        let problem = match faults::step("write the state") {
-            Ok(()) => unsaved(&self.state, &self.persistent, otherwise),
-            Err(error) => Some(format!("{error:#}; {otherwise}")),
+        let written =
+            faults::step("write the state").and_then(|()| self.state.save(&self.persistent));
+        let Err(error) = written else {
+            self.unsaved = None;
+            return;
         };
-        if let Some(problem) = problem.as_ref().filter(|_| problem != self.unsaved) {
+        let before = self.unsaved.take();
+        let mut follows = before
+            .as_ref()
+            .map_or_else(BTreeSet::new, |before| before.follows.clone());
+        follows.insert(otherwise.to_owned());
+        let problem = Unsaved {
+            error: format!("{error:#}"),
+            follows,
+        };
+        if before.as_ref() != Some(&problem) {
             tracing::warn!("{problem}");
         }
-        self.unsaved = problem;
+        self.unsaved = Some(problem);
+    }
+
+    /// Writes the state again if it could not be written before.
+    pub(super) fn save_again(&mut self) {
+        if self.unsaved.is_some() && self.state.save(&self.persistent).is_ok() {
+            tracing::info!("the state is written down again");
+            self.unsaved = None;
+        }
     }
 
     /// Notes what is in force now. The data path is right already, so a full disk is no reason to fail.
@@ -347,10 +369,20 @@ impl Controller {
     }
 }
 
-/// Writes the state down. Returns why not, if so, and what follows from that.
-fn unsaved(state: &StateDirectory, persistent: &Persistent, otherwise: &str) -> Option<String> {
-    let error = state.save(persistent).err()?;
-    Some(format!("{error:#}; {otherwise}"))
+/// Why the state is not written down, and all that follows from that.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Unsaved {
+    error: String,
+    follows: BTreeSet<String>,
+}
+
+impl fmt::Display for Unsaved {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.error)?;
+        self.follows
+            .iter()
+            .try_for_each(|follows| write!(f, "; {follows}"))
+    }
 }
 
 /// How many flows are pinned, if they are.

@@ -53,6 +53,7 @@ use crate::ruleset::{Ruleset, Slots};
 use crate::timestamp::Timestamp;
 use applied::AppliedRulesets;
 use failover::Failover;
+use install::Unsaved;
 use leaving::Leaving;
 use looks::Looks;
 use nat::NatKeeper;
@@ -137,8 +138,7 @@ struct Controller {
     adopted: bool,
     /// Whether the links are to be looked at.
     wants_look: bool,
-    /// Why the state could not be written down last, and what follows from that.
-    unsaved: Option<String>,
+    unsaved: Option<Unsaved>,
     /// Before then nothing that has failed is tried again.
     retry_at: Option<Instant>,
     trace_readers: JoinSet<()>,
@@ -356,21 +356,21 @@ impl Controller {
             Request::Explain(query, reply) => drop(reply.send(self.explain(query))),
             Request::Reload(reply) if !reply.is_closed() => {
                 let outcome = self.reload().await;
-                drop(reply.send(outcome));
+                drop(reply.send(self.noted(outcome)));
             }
             Request::Plan(reply) => drop(reply.send(self.plan())),
             Request::Apply(reply) if !reply.is_closed() => {
                 let outcome = self.apply().await;
-                drop(reply.send(outcome));
+                drop(reply.send(self.noted(outcome)));
             }
             Request::Bypass(order, reply) if !reply.is_closed() => {
                 let outcome = self.bypass(order).await;
-                drop(reply.send(outcome));
+                drop(reply.send(self.noted(outcome)));
             }
             Request::Fetch(reply) => self.look_now(reply),
             Request::ChangeList(order, reply) if !reply.is_closed() => {
                 let outcome = self.change_list(order).await;
-                drop(reply.send(outcome));
+                drop(reply.send(self.noted(outcome)));
             }
             // Who gave the order has gone, and was told that it was not carried out.
             Request::Reload(_)
@@ -396,6 +396,7 @@ impl Controller {
                 tracing::error!("withdrawn endpoints are kept up: {error:#}");
                 self.retry_later();
             }
+            self.save_again();
             for kept in &mut self.sources.kept {
                 // It has been said that it cannot be written.
                 let _ = kept.save_again(&self.sources.disk);

@@ -8,6 +8,7 @@ use super::Controller;
 use super::egress::EgressState;
 use crate::config::Routing;
 use crate::nat::{NatEgress, NatPlan};
+use crate::tool;
 
 impl Controller {
     /// The table that there should be for these egresses.
@@ -33,7 +34,12 @@ impl Controller {
         }
         self.persistent.nat = true;
         self.save("after a crash, the nftables table may have to be removed by hand");
-        plan.apply().await?;
+        // Nothing waits for a controller that has not installed anything yet.
+        let limit = match self.datapath.live_table() {
+            Ok(_) => tool::LIMIT,
+            Err(_) => tool::LIMIT_AT_START,
+        };
+        plan.apply(limit).await?;
         self.nat_keeper.note_made(&plan).await;
         Ok(())
     }
@@ -101,8 +107,8 @@ impl NatKeeper {
             match now {
                 Ok(now) if made.as_ref() == Some(&now) => (Ok(None), made),
                 // What cannot be looked at now is looked at again later.
-                Err(error) if error.is::<crate::tool::TimedOut>() => (Err(error), made),
-                _ => match plan.apply().await {
+                Err(error) if error.is::<tool::TimedOut>() => (Err(error), made),
+                _ => match plan.apply(tool::LIMIT).await {
                     Ok(()) => {
                         let subject = format!("inet {}", plan.table);
                         (Ok(Some(subject)), listed(&plan).await.ok())

@@ -184,7 +184,8 @@ impl Controller {
             );
         }
         alerts.extend(self.missing_lans.values().cloned());
-        alerts.extend(self.unsaved.clone());
+        alerts.extend(self.unsaved.as_ref().map(ToString::to_string));
+        alerts.extend(self.sources.unsaved());
         alerts.extend(self.leaving.alert.clone());
         alerts.extend(self.translation.alert().cloned());
         for program in self.programs.iter().filter(|program| !program.in_place) {

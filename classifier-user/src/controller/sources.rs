@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -61,6 +62,16 @@ impl Sources {
     ///
     /// When a file that is to be used as it is is no list, or the state directory cannot be written.
     pub(super) fn open(config: &Config, file: Option<&Path>) -> Result<Self> {
+        Self::open_beside(config, file, &[])
+    }
+
+    /// The same, where the lists of instances that are open already go on as they are in memory: what could not be written down
+    /// holds as well.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open).
+    pub(super) fn open_beside(config: &Config, file: Option<&Path>, open: &[Kept]) -> Result<Self> {
         let source = match file {
             Some(file) => ListSource::Fixed(file.to_owned()),
             None => config.list.list_source(),
@@ -85,7 +96,11 @@ impl Sources {
                     .push(read_file(file, instance).code(Code::List)?),
                 ListSource::BuiltIn => sources.fixed.push(embedded(instance)),
                 ListSource::Service(_) | ListSource::Watched(_) => {
-                    sources.kept.push(open_kept(config, instance)?);
+                    let is_open = open.iter().find(|kept| kept.instance() == instance);
+                    sources.kept.push(match is_open {
+                        Some(kept) => kept.clone(),
+                        None => open_kept(config, instance)?,
+                    });
                 }
             }
         }
@@ -244,6 +259,17 @@ impl Sources {
             Some((kept.instance(), problem))
         });
         waiting.collect()
+    }
+
+    /// What could not be written down of the lists, and what follows from that.
+    pub(super) fn unsaved(&self) -> impl Iterator<Item = String> {
+        let unsaved = self.kept.iter().filter(|kept| !kept.is_saved());
+        unsaved.map(|kept| {
+            format!(
+                "which list of {} is in force could not be written down; after a restart an earlier one may be",
+                kept.instance()
+            )
+        })
     }
 
     /// The latest time that is known to have been.
@@ -411,6 +437,12 @@ fn read_watched(
         Ok(now) => now,
         Err(error) => return (Err(failed(error)), None),
     };
+    if !file.is_file() {
+        return (
+            Err(failed(std::io::Error::other("it is no regular file"))),
+            None,
+        );
+    }
     let (modified, length) = now;
     if let Some(seen) = seen.filter(|seen| (seen.modified, seen.length) == now) {
         return (seen.problem.clone().map_or(Ok(None), Err), Some(seen));
@@ -444,7 +476,8 @@ pub(super) fn client_id(state_directory: &Path) -> Result<String> {
     }
     let id = uuid::Uuid::new_v4().to_string();
     match Disk::reliable().write(&path, format!("{id}\n").as_bytes()) {
-        Err(error) if is_full(&error) => {
+        // Where there is no state directory, there was no place to make one.
+        Err(error) if is_full(&error) || error.kind() == ErrorKind::NotFound => {
             tracing::warn!(
                 "cannot write {}: {error}; the service is asked with another id after a restart",
                 path.display()

@@ -4,7 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Write};
+use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -24,8 +26,15 @@ use crate::ruleset::Slots;
 /// The state directory, locked for this process.
 pub(super) struct StateDirectory {
     path: PathBuf,
-    /// None where there is no directory.
-    _lock: Option<File>,
+    _lock: Lock,
+}
+
+/// What keeps a second controller out, for as long as it is held.
+enum Lock {
+    /// A file in the directory, or the directory.
+    File { _locked: File },
+    /// Where there is no directory: a name that the kernel lets one process of this network namespace have (unix(7), abstract).
+    Name { _bound: UnixDatagram },
 }
 
 /// The file of a state directory that the rest of this module is about.
@@ -177,7 +186,9 @@ impl StateDirectory {
                     );
                     return Ok(StateDirectory {
                         path: path.to_owned(),
-                        _lock: None,
+                        _lock: Lock::Name {
+                            _bound: bind_name(path)?,
+                        },
                     });
                 }
                 made => made
@@ -197,13 +208,7 @@ impl StateDirectory {
             Err(TryLockError::WouldBlock) => {
                 let mut pid = String::new();
                 let _ = lock.read_to_string(&mut pid);
-                let busy = anyhow!(
-                    "another controller (process {}) uses the state directory {}. Stop it, or give this one \
-                     its own [state] directory and [control] socket",
-                    pid.trim(),
-                    path.display()
-                );
-                return Err(busy).code(Code::Busy);
+                return Err(busy(path, pid.trim())).code(Code::Busy);
             }
             Err(TryLockError::Error(error)) => {
                 return Err(error).with_context(|| format!("cannot lock {}", file.display()));
@@ -219,7 +224,7 @@ impl StateDirectory {
         }
         Ok(StateDirectory {
             path: path.to_owned(),
-            _lock: Some(lock),
+            _lock: Lock::File { _locked: lock },
         })
     }
 
@@ -264,6 +269,27 @@ impl StateDirectory {
     fn file(&self) -> PathBuf {
         self.path.join(FILE)
     }
+}
+
+fn busy(directory: &Path, pid: &str) -> anyhow::Error {
+    let process = match pid {
+        "" => String::new(),
+        pid => format!(" (process {pid})"),
+    };
+    anyhow!(
+        "another controller{process} uses the state directory {}. Stop it, or give this one its own [state] directory and \
+         [control] socket",
+        directory.display()
+    )
+}
+
+/// Takes the name that stands for a directory which cannot be made.
+fn bind_name(directory: &Path) -> Result<UnixDatagram> {
+    let name = format!("breakout {}", directory.display());
+    let name: String = name.chars().take(100).collect();
+    let bound =
+        SocketAddr::from_abstract_name(name).and_then(|name| UnixDatagram::bind_addr(&name));
+    bound.map_err(|_| busy(directory, "")).code(Code::Busy)
 }
 
 /// Opens the file that is locked, or what can be locked in its place where nothing can be written: it as it is, or the

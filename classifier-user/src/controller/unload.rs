@@ -1,5 +1,7 @@
 //! Removing everything: at a stop, and after a controller that died.
 
+use std::io;
+
 use anyhow::{Context, Result, anyhow};
 
 use super::egress;
@@ -86,5 +88,16 @@ pub(super) async fn remove(
     persistent.slots.clear();
     persistent.egresses.clear();
     persistent.preferences.clear();
-    outcome.and(routing).and(nat).and(state.save(&persistent))
+    // All that matters is gone; a full disk only has the next start look for it once more.
+    let saved = state.save(&persistent).or_else(|error| {
+        let cause = error.root_cause().downcast_ref::<io::Error>();
+        match cause.is_some_and(durable::is_full) {
+            true => {
+                tracing::warn!("{error:#}");
+                Ok(())
+            }
+            false => Err(error),
+        }
+    });
+    outcome.and(routing).and(nat).and(saved)
 }

@@ -59,7 +59,7 @@ impl Candidate {
         let endpoints = match RawValue::from_string(text.into_owned()) {
             Ok(endpoints) => endpoints,
             Err(error) => {
-                let error = ParseError::Json(fetched.source.clone(), error);
+                let error = ParseError::Json(fetched.source.clone(), error.to_string());
                 return Err(Box::new((error, fetched)));
             }
         };

@@ -7,6 +7,7 @@
 //! lists/Worldwide/schedule.json              when the service was asked, and when it is asked again
 //! ```
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -59,7 +60,7 @@ pub struct Held {
 }
 
 /// The kept lists of one instance.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Kept {
     directory: PathBuf,
     instance: Instance,
@@ -67,6 +68,8 @@ pub struct Kept {
     in_force: InForce,
     /// Whether it is written down.
     is_saved: bool,
+    /// The numbers of lists whose amendment is not.
+    unsaved: BTreeSet<u32>,
     /// When the service was asked, and when it is asked again.
     pub schedule: Schedule,
     /// What could not be read.
@@ -138,6 +141,7 @@ impl Kept {
             records,
             in_force,
             is_saved: true,
+            unsaved: BTreeSet::new(),
             damaged,
         }
     }
@@ -407,7 +411,12 @@ impl Kept {
             bail!("there is no list with the number {number}");
         };
         amend(&mut self.records[place]);
-        self.write(disk, &self.records[place])
+        let written = self.write(disk, &self.records[place]);
+        match written {
+            Ok(()) => self.unsaved.remove(&number),
+            Err(_) => self.unsaved.insert(number),
+        };
+        written
     }
 
     /// Notes which list is in force: in any case for this process.
@@ -425,12 +434,23 @@ impl Kept {
         Ok(())
     }
 
-    /// Notes again which list is in force if that could not be written before.
+    /// Tells whether all is written down.
+    pub fn is_saved(&self) -> bool {
+        self.is_saved && self.unsaved.is_empty()
+    }
+
+    /// Writes again what could not be written before: which list is in force, and what became of others.
     ///
     /// # Errors
     ///
     /// When it still cannot be written.
     pub fn save_again(&mut self, disk: &Disk) -> Result<()> {
+        for number in self.unsaved.clone() {
+            if let Some(record) = self.record(number) {
+                self.write(disk, record)?;
+            }
+            self.unsaved.remove(&number);
+        }
         if self.is_saved {
             return Ok(());
         }

@@ -22,6 +22,7 @@ mod service;
 mod simulate;
 
 use std::fmt;
+use std::sync::OnceLock;
 
 use breakout_common::table::Transport;
 use ipnet::IpNet;
@@ -349,7 +350,21 @@ pub struct List {
     pub problems: Vec<Problem>,
     /// What is announced for later.
     pub pending: Vec<Pending>,
+    hash: Hash,
 }
+
+/// The hash of a list once it was asked for: of a large one it takes a second.
+#[derive(Clone, Debug, Default)]
+struct Hash(OnceLock<String>);
+
+/// It follows from everything else.
+impl PartialEq for Hash {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Hash {}
 
 /// A set's content, in one notation.
 fn canonical(set: &EndpointSet) -> String {
@@ -401,6 +416,10 @@ impl List {
     /// A hash of the published content, as hexadecimal digits: of all that is known of each set, in whatever order and notation it
     /// was written.
     pub fn hash(&self) -> String {
+        self.hash.0.get_or_init(|| self.hashed()).clone()
+    }
+
+    fn hashed(&self) -> String {
         let mut lines: Vec<String> = self.published().map(canonical).collect();
         // What could not be read is content as well.
         let problems = self.problems.iter();

@@ -1,8 +1,10 @@
 //! Reading a response of the web service, as saved by curl.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::fs;
+use std::collections::{BTreeMap, HashSet};
+use std::fs::{self, File};
+use std::io::Read;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use breakout_common::table::Transport;
@@ -12,11 +14,11 @@ use serde_json::value::RawValue;
 
 use super::row::Row;
 use super::{
-    Category, EndpointSet, Instance, List, PortRange, Problem, SetKey, Severity, canonical,
+    Category, EndpointSet, Hash, Instance, List, PortRange, Problem, SetKey, Severity, canonical,
     parse_ports,
 };
 use crate::memory;
-use crate::plain::{into_plain, plain};
+use crate::plain::{into_plain, plain, short};
 use crate::text::decode;
 
 /// The largest file that is read as a list. The real ones are below 100 KiB.
@@ -27,6 +29,9 @@ const MEMORY_PER_BYTE: u64 = 30;
 
 /// The most rows that a list may have. The real ones have about a hundred.
 const MAX_ROWS: usize = 65_536;
+
+/// As many characters of a text from outside are shown, or kept of a name.
+const MAX_TEXT: usize = 200;
 
 /// As many problems are told of; a damaged file can have millions.
 const MAX_PROBLEMS: usize = 200;
@@ -55,7 +60,7 @@ pub enum ParseError {
     /// It is a web page.
     #[error(
         "{0} is an HTML page, not a list. A proxy's log-in or error page was probably saved in its place; \
-         fetch https://endpoints.office.com/endpoints/INSTANCE?clientrequestid=GUID again, past the proxy"
+         fetch it again, past the proxy"
     )]
     Html(String),
     /// It ends too early.
@@ -63,7 +68,7 @@ pub enum ParseError {
     CutOff(String, serde_json::Error),
     /// It is no JSON array of endpoint sets.
     #[error("{0} is no response of the endpoints web service: {1}")]
-    Json(String, serde_json::Error),
+    Json(String, String),
     /// It is JSON, but holds nothing to steer by.
     #[error(
         "{0} has no usable endpoint set: none of its {1} sets has both addresses and ports. \
@@ -95,15 +100,25 @@ pub fn read_bytes(path: &Path) -> Result<Vec<u8>, ParseError> {
         error,
     };
     let size = fs::metadata(path).map_err(read_error)?.len();
+    let too_large = |size| ParseError::TooLarge {
+        source_name: path.display().to_string(),
+        size,
+    };
     if size > MAX_FILE {
-        return Err(ParseError::TooLarge {
-            source_name: path.display().to_string(),
-            size,
-        });
+        return Err(too_large(size));
     }
     memory::require(size * MEMORY_PER_BYTE, || path.display().to_string())
         .map_err(|error| read_error(std::io::Error::other(format!("{error:#}"))))?;
-    fs::read(path).map_err(read_error)
+    // What is no file has no size, and may have no end.
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(read_error)?;
+    file.take(MAX_FILE + 1)
+        .read_to_end(&mut bytes)
+        .map_err(read_error)?;
+    match bytes.len() as u64 {
+        size if size > MAX_FILE => Err(too_large(size)),
+        _ => Ok(bytes),
+    }
 }
 
 /// Parses the answer of `/endpoints/INSTANCE`, in UTF-8 or UTF-16. `source_name` says in errors where it came from.
@@ -125,6 +140,7 @@ pub fn parse(text: &[u8], instance: Instance, source_name: &str) -> Result<List,
         rows: 0,
         sets: Vec::new(),
         places: BTreeMap::new(),
+        twins: BTreeMap::new(),
         problems: Problems::default(),
     };
     let mut json = serde_json::Deserializer::from_str(&text);
@@ -133,7 +149,7 @@ pub fn parse(text: &[u8], instance: Instance, source_name: &str) -> Result<List,
         if error.is_eof() {
             ParseError::CutOff(name(), error)
         } else {
-            ParseError::Json(name(), error)
+            ParseError::Json(name(), short(&error.to_string(), MAX_TEXT))
         }
     })?;
     if !reader.sets.iter().any(EndpointSet::is_usable) {
@@ -148,6 +164,7 @@ pub fn parse(text: &[u8], instance: Instance, source_name: &str) -> Result<List,
         sets: reader.sets,
         problems: reader.problems.finish(),
         pending: Vec::new(),
+        hash: Hash::default(),
     })
 }
 
@@ -164,7 +181,7 @@ impl Problems {
         if self.told.len() < MAX_PROBLEMS {
             self.told.push(Problem {
                 id,
-                problem: into_plain(problem),
+                problem: short(&problem, MAX_TEXT),
                 severity,
             });
         } else {
@@ -197,6 +214,8 @@ struct Reader {
     sets: Vec<EndpointSet>,
     /// The place of each id in `sets`.
     places: BTreeMap<u32, usize>,
+    /// What the sets say that have come twice, and their URLs.
+    twins: BTreeMap<u32, (String, HashSet<String>)>,
     problems: Problems,
 }
 
@@ -223,7 +242,12 @@ impl<'de> Visitor<'de> for &mut Reader {
 
 impl Reader {
     fn row(&mut self, text: &str) {
-        let row: Row = match serde_json::from_str(text) {
+        // A list would be read as the fields of a row in their order.
+        let row = match text.starts_with('{') {
+            true => serde_json::from_str(text).map_err(|error| error.to_string()),
+            false => Err("it is no object".to_owned()),
+        };
+        let row: Row = match row {
             Ok(row) => row,
             Err(error) => {
                 let problem = format!("row {} cannot be understood: {error}", self.rows);
@@ -239,33 +263,36 @@ impl Reader {
                 self.sets.push(set);
             }
             Entry::Occupied(place) => {
-                let first = &mut self.sets[*place.get()];
-                if let Err(problem) = merge(first, set) {
+                let place = *place.get();
+                if !self.merge(id, place, set) {
+                    let problem = "is there twice, with different content; the first one is taken";
                     self.problems
-                        .report(Some(id), Severity::Contradictory, problem);
+                        .report(Some(id), Severity::Contradictory, problem.to_owned());
                 }
             }
         }
     }
-}
 
-/// Takes the names of a second row into the first, if they say the same of everything else.
-fn merge(first: &mut EndpointSet, second: EndpointSet) -> Result<(), String> {
-    let nameless = |set: &EndpointSet| {
-        canonical(&EndpointSet {
-            urls: Vec::new(),
-            ..set.clone()
-        })
-    };
-    if nameless(first) != nameless(&second) {
-        return Err("is there twice, with different content; the first one is taken".to_owned());
-    }
-    for url in second.urls {
-        if !first.urls.contains(&url) {
-            first.urls.push(url);
+    /// Takes the names of a further row into the first, if they say the same of everything else.
+    fn merge(&mut self, id: u32, place: usize, mut further: EndpointSet) -> bool {
+        let first = &mut self.sets[place];
+        let (content, urls) = self.twins.entry(id).or_insert_with(|| {
+            let urls = std::mem::take(&mut first.urls);
+            let content = canonical(first);
+            first.urls = urls;
+            (content, first.urls.iter().cloned().collect())
+        });
+        let further_urls = std::mem::take(&mut further.urls);
+        if *content != canonical(&further) {
+            return false;
         }
+        for url in further_urls {
+            if urls.insert(url.clone()) {
+                first.urls.push(url);
+            }
+        }
+        true
     }
-    Ok(())
 }
 
 fn endpoint_set(row: Row, instance: Instance, problems: &mut Problems) -> EndpointSet {
@@ -277,7 +304,7 @@ fn endpoint_set(row: Row, instance: Instance, problems: &mut Problems) -> Endpoi
         match parse_prefix(text) {
             Ok(prefix) => prefixes.push(prefix),
             // That is no mistake of writing.
-            Err(problem) if text.ends_with("/0") => report(problem, Severity::Contradictory),
+            Err(problem) if has_no_length(text) => report(problem, Severity::Contradictory),
             Err(problem) => report(problem, Severity::Damaged),
         }
     }
@@ -297,7 +324,8 @@ fn endpoint_set(row: Row, instance: Instance, problems: &mut Problems) -> Endpoi
             Severity::Useless,
         );
     }
-    let category = row.category.map(into_plain).unwrap_or_default();
+    let name = |text: Option<String>| short(&text.unwrap_or_default(), MAX_TEXT);
+    let category = name(row.category);
     let category = Category::from(category.as_str());
     if let Category::Other(name) = &category
         && !prefixes.is_empty()
@@ -308,7 +336,7 @@ fn endpoint_set(row: Row, instance: Instance, problems: &mut Problems) -> Endpoi
     let urls = row.urls.unwrap_or_default();
     EndpointSet {
         key: SetKey::published(instance, id),
-        service_area: row.service_area.map(into_plain).unwrap_or_default(),
+        service_area: name(row.service_area),
         category,
         prefixes,
         ports,
@@ -325,21 +353,38 @@ fn endpoint_set(row: Row, instance: Instance, problems: &mut Problems) -> Endpoi
 ///
 /// Says what is wrong with the text.
 pub fn parse_prefix(text: &str) -> Result<IpNet, String> {
-    let prefix: IpNet = text
+    let shown = || short(text, 60);
+    // An address with leading zeros is read as octal by some, and as decimal by others.
+    let address = text.split('/').next().unwrap_or_default();
+    let address: IpAddr = address
         .parse()
-        .or_else(|_| text.parse().map(|address: std::net::IpAddr| address.into()))
-        .map_err(|_| format!("\"{text}\" is no IP prefix"))?;
+        .map_err(|_| format!("\"{}\" is no IP prefix", shown()))?;
+    let prefix: IpNet = match text.contains('/') {
+        true => text
+            .parse()
+            .map_err(|_| format!("\"{}\" is no IP prefix", shown()))?,
+        false => address.into(),
+    };
     if prefix.network() != prefix.addr() {
         return Err(format!(
-            "\"{text}\" has address bits beyond its prefix length; the network is {}, the address alone {}",
+            "\"{}\" has address bits beyond its prefix length; the network is {}, the address alone {}",
+            shown(),
             prefix.trunc(),
             prefix.addr()
         ));
     }
     if prefix.prefix_len() == 0 {
-        return Err(format!("\"{text}\" covers every address"));
+        return Err(format!("\"{}\" covers every address", shown()));
     }
     Ok(prefix)
+}
+
+/// Tells a prefix of length 0, in whatever way it is written.
+fn has_no_length(text: &str) -> bool {
+    let length = text
+        .split_once('/')
+        .map(|(_, length)| length.trim().parse());
+    length == Some(Ok(0u8))
 }
 
 #[cfg(test)]

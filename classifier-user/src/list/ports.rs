@@ -3,6 +3,7 @@
 use breakout_common::table::Transport;
 
 use super::PortRange;
+use crate::plain::short;
 
 /// Parses `"443,80"`, `"80, 443"`, `"3478-3481"` or `""` into sorted ranges; adjacent and
 /// overlapping ones become one.
@@ -62,11 +63,16 @@ pub fn parse_protocol_and_ports(text: &str) -> Result<Vec<PortRange>, String> {
 
 fn parse_range(part: &str) -> Result<(u16, u16), String> {
     let (first, last) = part.split_once('-').unwrap_or((part, part));
-    let port = |text: &str| match text.trim().parse::<u16>() {
-        Ok(0) | Err(_) => Err(format!(
-            "\"{part}\" is no port or range of ports from 1 to 65535"
-        )),
-        Ok(port) => Ok(port),
+    let port = |text: &str| {
+        let is_number = |text: &&str| text.bytes().all(|byte| byte.is_ascii_digit());
+        let number = Some(text.trim()).filter(is_number);
+        match number.and_then(|text| text.parse::<u16>().ok()) {
+            None | Some(0) => Err(format!(
+                "\"{}\" is no port or range of ports from 1 to 65535",
+                short(part, 40)
+            )),
+            Some(port) => Ok(port),
+        }
     };
     let (first, last) = (port(first)?, port(last)?);
     if first > last {

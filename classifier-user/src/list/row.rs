@@ -5,9 +5,11 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, Visitor};
 
+use crate::plain::short;
+
 /// One row. Unknown fields are of no interest; missing, empty and null ones are ordinary.
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", expecting = "an endpoint set")]
 pub(super) struct Row {
     #[serde(deserialize_with = "id")]
     pub(super) id: u32,
@@ -59,8 +61,11 @@ fn id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
         }
 
         fn visit_str<E: Error>(self, text: &str) -> Result<u32, E> {
-            let number = text.trim().parse();
-            number.map_err(|_| E::custom(format!("\"{text}\" is no id")))
+            let digits = text.trim();
+            let digits = digits.strip_suffix(".0").unwrap_or(digits);
+            let is_number = digits.bytes().all(|byte| byte.is_ascii_digit());
+            let number = digits.parse().ok().filter(|_| is_number);
+            number.ok_or_else(|| E::custom(format!("\"{}\" is no id", short(text, 40))))
         }
     }
     deserializer.deserialize_any(Id)

@@ -41,6 +41,10 @@ impl Default for Limits {
     }
 }
 
+/// What is said of HTML in the place of an answer.
+const WEB_PAGE: &str = "it is an HTML page: the log-in or error page of a proxy or of the network. Let this gateway pass there, or set \
+                        [list] proxy";
+
 /// What to wait after 429 if the service does not say.
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -141,6 +145,9 @@ impl Service {
             expected: "a version",
             reason,
         };
+        if text.trim_ascii_start().starts_with(b"<") {
+            return Err(wrong(WEB_PAGE.to_owned()));
+        }
         let version: Version = serde_json::from_slice(&text)
             .map_err(|error| wrong(format!("{error}{}", beginning(&text))))?;
         if version.latest.len() != 10 || !version.latest.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -286,9 +293,16 @@ fn reason(error: &reqwest::Error) -> String {
     if error.is_timeout() {
         reason.push_str("it took too long");
     }
+    if error.is_body() || error.is_decode() {
+        reason.push_str("the answer broke off, or is damaged");
+    }
     while let Some(cause) = source {
-        let separator = if reason.is_empty() { "" } else { ": " };
-        let _ = write!(reason, "{separator}{cause}");
+        let (separator, cause_text) =
+            (if reason.is_empty() { "" } else { ": " }, cause.to_string());
+        // Each layer says the same again.
+        if !reason.contains(&cause_text) && !cause_text.contains("response body error") {
+            let _ = write!(reason, "{separator}{cause_text}");
+        }
         source = cause.source();
     }
     reason

@@ -56,12 +56,21 @@ impl<'a> Simulation<'a> {
         }
     }
 
-    /// Takes the next list.
-    pub fn next(&mut self, list: List) -> Simulated {
-        let judgement = self
+    /// Takes the next list. `loads` says why one cannot be loaded, if so.
+    pub fn next(
+        &mut self,
+        list: List,
+        loads: impl FnOnce(&List) -> Result<(), String>,
+    ) -> Simulated {
+        let mut judgement = self
             .in_force
             .as_ref()
             .map(|before| self.judge.judge(before, &list));
+        let may_load = judgement.as_ref().is_none_or(Judgement::is_passed);
+        if let Some(Err(why)) = may_load.then(|| loads(&list)) {
+            let refused = judgement.get_or_insert_default();
+            refused.find(None, true, format!("it cannot be loaded: {why}"));
+        }
         let is_passed = judgement.as_ref().is_none_or(Judgement::is_passed);
         let refused = self.refused.as_ref().zip(judgement.as_ref());
         let agrees = refused.filter(|((before, earlier), judgement)| {

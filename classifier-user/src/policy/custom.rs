@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader};
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use breakout_common::table::Transport;
 use ipnet::IpNet;
 
@@ -60,6 +60,8 @@ fn read_prefixes(file: &Path) -> Result<Vec<IpNet>> {
             file.display()
         )
     };
+    let is_file = fs::metadata(file).with_context(failed)?.is_file();
+    ensure!(is_file, "{}: it is no regular file", failed());
     let lines = count_lines(file).with_context(failed)?;
     memory::require(lines * BYTES_PER_PREFIX, || {
         format!("{} with {lines} prefixes", file.display())

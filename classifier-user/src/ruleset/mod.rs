@@ -173,8 +173,8 @@ impl Slots {
         let next = self.by_key.values().max().map_or(0, |slot| slot + 1);
         if usize::from(next) >= SET_SLOTS {
             bail!(
-                "the lists have more than {SET_SLOTS} endpoint sets over time; \
-                 restart the controller with `breakout unload` in between to number them afresh"
+                "there are more than {SET_SLOTS} endpoint sets, with those of earlier lists; \
+                 if it is only with them, restart the controller with `breakout unload` in between to number them afresh"
             );
         }
         self.by_key.insert(key.clone(), next);

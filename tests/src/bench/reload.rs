@@ -136,8 +136,7 @@ fn to_list(ruleset: Ruleset) -> List {
         express_route: false,
         withdrawn: None,
     });
-    List {
-        sets: sets.collect(),
-        ..breakout::list::embedded(breakout::list::Instance::Worldwide)
-    }
+    let mut list = breakout::list::embedded(breakout::list::Instance::Worldwide);
+    list.sets = sets.collect();
+    list
 }

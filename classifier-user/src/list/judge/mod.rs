@@ -7,20 +7,29 @@ mod steered;
 #[cfg(test)]
 mod tests;
 
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Category, EndpointSet, List, ListDelta, Severity};
+use super::{Category, Coverage, EndpointSet, Family, List, ListDelta, SetKey, Severity};
 use crate::config::{ListConfig, Share, UnknownNetworks};
+use crate::timestamp::Timestamp;
 use networks::{Known, overlap, special};
-use steered::Steered;
+use steered::{Steered, coverage};
 
 /// So many sets may come to be steered at once because their category has changed. In Microsoft's lists of all years hardly one did.
 const MOVES: usize = 2;
+
+/// When this was written, 2026-11-01: a clock that is behind that is wrong.
+const WRITTEN: u64 = 1_793_491_200;
+
+/// A version may be so far ahead of the clock. Microsoft's are of the day that they are published on.
+const AHEAD: Duration = Duration::from_secs(366 * 86_400);
 
 /// As many findings are told of; a damaged list can have millions.
 const MAX_FINDINGS: usize = 100;
@@ -53,6 +62,9 @@ pub struct Judgement {
     /// How many findings there are beyond these.
     #[serde(default)]
     pub more: usize,
+    /// For how many of those it is refused.
+    #[serde(default)]
+    pub more_refusals: usize,
 }
 
 impl Judgement {
@@ -69,23 +81,23 @@ impl Judgement {
     /// Says why it may not, in a sentence.
     pub fn refusal(&self) -> String {
         let texts: Vec<String> = self.refusals().take(3).map(ToString::to_string).collect();
-        let more = self.refusals().count() - texts.len() + self.more;
+        let more = self.refusals().count() - texts.len() + self.more_refusals;
         match more {
             0 => texts.join("; "),
             _ => format!("{}; and {more} more", texts.join("; ")),
         }
     }
 
-    fn find(&mut self, id: Option<u32>, refuses: bool, what: String) {
+    pub(super) fn find(&mut self, id: Option<u32>, refuses: bool, what: String) {
         if self.findings.len() < MAX_FINDINGS {
             self.findings.push(Finding { id, what, refuses });
             return;
         }
         self.more += 1;
         // What refuses must not drown in what does not.
-        let last = self.findings.last_mut();
-        if let Some(last) = last.filter(|last| refuses && !last.refuses) {
-            *last = Finding { id, what, refuses };
+        match self.findings.last_mut() {
+            Some(last) if refuses && !last.refuses => *last = Finding { id, what, refuses },
+            _ => self.more_refusals += usize::from(refuses),
         }
     }
 }
@@ -106,6 +118,8 @@ pub struct Judge {
     pub unknown_networks: UnknownNetworks,
     /// The networks of the gateway and its LANs.
     pub own: Vec<IpNet>,
+    /// What day it is, if that is known.
+    pub today: Option<Timestamp>,
     steers: Steers,
 }
 
@@ -118,6 +132,7 @@ impl Judge {
             max_removed: config.max_removed,
             unknown_networks: config.unknown_networks,
             own,
+            today: Some(Timestamp::now()).filter(|now| *now > Timestamp::from_seconds(WRITTEN)),
             steers: Arc::new(|set| set.category == Category::Optimize),
         }
     }
@@ -149,8 +164,8 @@ impl Judge {
             let what = "no usable set is steered any more: none is in category Optimize, or named by the policy";
             judgement.find(None, true, what.to_owned());
         }
-        self.prefixes(before, new, &old, &now, &mut judgement);
-        self.moves(before, new, &old, &mut judgement);
+        self.prefixes(before, new, &now, &mut judgement);
+        self.moves(before, new, &old, &now, &mut judgement);
         for (id, what) in now.foreign_ports(&old) {
             judgement.find(id, true, what);
         }
@@ -205,20 +220,21 @@ impl Judge {
                 "version {version} is no day and number, as in 2026033100; every later list would be older"
             );
             judgement.find(None, true, what);
+        } else if let Some(today) = self.today
+            && day_of(version).is_some_and(|day| day > today.after(AHEAD))
+        {
+            let what = format!(
+                "version {version} is of more than a year after today ({today}); every later list would be older until then"
+            );
+            judgement.find(None, true, what);
         }
     }
 
     /// Looks at each prefix by itself.
-    fn prefixes(
-        &self,
-        before: &List,
-        new: &List,
-        old: &Steered<'_>,
-        now: &Steered<'_>,
-        judgement: &mut Judgement,
-    ) {
-        let known = Known::of(new.instance, before, &old.sets);
-        let is_steered = |set: &EndpointSet| now.sets.iter().any(|other| other.key == set.key);
+    fn prefixes(&self, before: &List, new: &List, now: &Steered<'_>, judgement: &mut Judgement) {
+        let known = Known::of(new.instance, before);
+        let steered: HashSet<&SetKey> = now.sets.iter().map(|set| &set.key).collect();
+        let is_steered = |set: &EndpointSet| steered.contains(&set.key);
         for set in new.published() {
             let refuses = is_steered(set) && self.unknown_networks == UnknownNetworks::Refuse;
             for prefix in &set.prefixes {
@@ -254,40 +270,83 @@ impl Judge {
         ))
     }
 
-    /// Tells of sets whose category has changed. When many are steered only since then, the list is refused.
-    fn moves(&self, before: &List, new: &List, old: &Steered<'_>, judgement: &mut Judgement) {
-        let mut moves = 0;
+    /// Tells of sets whose category has changed. When many are steered only since then, also under other ids, or when sign-in is
+    /// steered with another set, the list is refused.
+    fn moves(
+        &self,
+        before: &List,
+        new: &List,
+        old: &Steered<'_>,
+        now: &Steered<'_>,
+        judgement: &mut Judgement,
+    ) {
         for delta in ListDelta::between(before, new).sets {
-            let (Some(from), Some(to), true) =
+            if let (Some(from), Some(to), true) =
                 (&delta.category.0, &delta.category.1, delta.is_move())
-            else {
-                continue;
-            };
-            let what = format!("has moved from category {from} to {to}");
-            judgement.find(Some(delta.id), false, what);
-            let set = List::published(new).find(|set| set.key.id() == Some(delta.id));
-            let was_steered = old.sets.iter().any(|set| set.key.id() == Some(delta.id));
-            moves += usize::from(!was_steered && set.is_some_and(|set| (self.steers)(set)));
+            {
+                let what = format!("has moved from category {from} to {to}");
+                judgement.find(Some(delta.id), false, what);
+            }
         }
-        if !old.sets.is_empty() && moves > MOVES {
+        if old.sets.is_empty() {
+            return;
+        }
+        let was_steered: HashSet<&SetKey> = old.sets.iter().map(|set| &set.key).collect();
+        let others: Vec<&EndpointSet> = List::published(before)
+            .filter(|set| set.is_usable() && !was_steered.contains(&set.key))
+            .collect();
+        let by_key: HashMap<&SetKey, &EndpointSet> =
+            others.iter().map(|set| (&set.key, *set)).collect();
+        let other = Family::ALL.map(|family| coverage(&others, family));
+        let is_move = |set: &&&EndpointSet| {
+            by_key.contains_key(&set.key)
+                || !was_steered.contains(&set.key)
+                    && Family::ALL.into_iter().any(|family| {
+                        let own = coverage([*set], family);
+                        let moved = own.common(&other[family as usize]);
+                        let known = own.common(&old.coverage[family as usize]);
+                        2 * moved > own.size() && 2 * known < own.size()
+                    })
+        };
+        let moves = now.sets.iter().filter(is_move).count();
+        if moves > MOVES {
             let what = format!(
                 "{moves} sets have moved to category Optimize, or another one that is steered, at once, more than {MOVES}"
             );
             judgement.find(None, true, what);
         }
+        let sign_in: Vec<&EndpointSet> = (before.published().chain(new.published()))
+            .filter(|set| set.is_sign_in())
+            .collect();
+        let steered: Vec<&EndpointSet> = now
+            .sets
+            .iter()
+            .filter(|set| !set.is_sign_in())
+            .copied()
+            .collect();
+        for family in Family::ALL {
+            let sign_in: Coverage = coverage(&sign_in, family);
+            let was = old.coverage[family as usize].common(&sign_in);
+            let is = coverage(&steered, family).common(&sign_in);
+            if is > was {
+                let what = format!(
+                    "{is} {} where users sign in would be steered with other sets",
+                    family.unit()
+                );
+                judgement.find(None, true, what);
+            }
+        }
     }
 }
 
-/// Tells a year since 2018, a month, a day and two digits, as in Microsoft's versions, from anything else.
+/// Tells a day since 2018 and two digits, as in Microsoft's versions, from anything else.
 fn is_version(version: &str) -> bool {
-    let number = |range| {
-        version
-            .get(range)
-            .and_then(|digits: &str| digits.parse().ok())
-    };
     version.len() == 10
         && version.bytes().all(|byte| byte.is_ascii_digit())
-        && number(0..4).is_some_and(|year: u32| (2018..2100).contains(&year))
-        && number(4..6).is_some_and(|month: u32| (1..=12).contains(&month))
-        && number(6..8).is_some_and(|day: u32| (1..=31).contains(&day))
+        && (2018..2100).contains(&version[..4].parse().unwrap_or(0))
+        && day_of(version).is_some()
+}
+
+fn day_of(version: &str) -> Option<Timestamp> {
+    Timestamp::from_day(version.get(..8)?)
 }

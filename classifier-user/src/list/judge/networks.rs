@@ -2,11 +2,11 @@
 
 use ipnet::IpNet;
 
-use crate::list::{Coverage, EndpointSet, Family, Instance, List, embedded};
+use crate::list::{Category, Coverage, Family, Instance, List, embedded};
 
 /// Networks that no public service is in (RFC 6890 and the registries it names): private, loopback, link-local, shared,
 /// documentation, benchmarking, transition, multicast, reserved.
-const SPECIAL: [&str; 24] = [
+const SPECIAL: [&str; 27] = [
     "0.0.0.0/8",
     "10.0.0.0/8",
     "100.64.0.0/10",
@@ -23,13 +23,16 @@ const SPECIAL: [&str; 24] = [
     "224.0.0.0/3",
     "::/8",
     "100::/64",
+    "100:0:0:1::/64",
     "2001::/23",
     "2001:db8::/32",
     "2002::/16",
     "3ffe::/16",
     "3fff::/20",
+    "5f00::/16",
     "fc00::/7",
     "fe80::/10",
+    "fec0::/10",
     "ff00::/8",
 ];
 
@@ -91,7 +94,8 @@ const MICROSOFT: &[&str] = &[
     "104.146.0.0/15",
     "104.208.0.0/13",
     "108.140.0.0/14",
-    "111.221.0.0/16",
+    "111.221.16.0/20",
+    "111.221.64.0/18",
     "131.253.0.0/16",
     "132.245.0.0/16",
     "134.170.0.0/16",
@@ -111,8 +115,11 @@ const MICROSOFT: &[&str] = &[
     "172.208.0.0/13",
     "191.232.0.0/13",
     "195.134.224.0/19",
-    "204.79.176.0/20",
-    "204.79.192.0/18",
+    "204.79.135.0/24",
+    "204.79.179.0/24",
+    "204.79.181.0/24",
+    "204.79.195.0/24",
+    "204.79.196.0/23",
     "206.191.224.0/19",
     "207.46.0.0/16",
     "207.68.128.0/18",
@@ -141,7 +148,8 @@ const VIANET: &[&str] = &[
     "2406:e500::/32",
 ];
 
-/// The blocks that a prefix of a published list lets one expect others in: its network of 16 bits, of IPv6 32.
+/// Beside a prefix of category Optimize others are expected in the network that is so many bits shorter, but no shorter than this.
+const NEARBY: u8 = 8;
 const BLOCK: [u8; 2] = [16, 32];
 
 /// The special network that a prefix overlaps, if any.
@@ -154,12 +162,12 @@ pub(super) fn overlap(a: &IpNet, b: &IpNet) -> bool {
     a.contains(b) || b.contains(a)
 }
 
-/// The networks in which an instance's services are expected: Microsoft's blocks, the blocks around what is built in and around
-/// what was steered, and whatever else the list before had.
+/// The networks in which an instance's services are expected: Microsoft's blocks, those around what is built in of category
+/// Optimize, and whatever else the built-in list and the list before have.
 pub(super) struct Known([Coverage; 2]);
 
 impl Known {
-    pub(super) fn of(instance: Instance, before: &List, steered: &[&EndpointSet]) -> Self {
+    pub(super) fn of(instance: Instance, before: &List) -> Self {
         let vianet = match instance {
             Instance::China => VIANET,
             _ => &[],
@@ -167,9 +175,11 @@ impl Known {
         let named = MICROSOFT.iter().chain(vianet);
         let mut blocks: Vec<IpNet> = named.filter_map(|net| net.parse().ok()).collect();
         let built_in = embedded(instance);
-        let sets = built_in.sets.iter().chain(steered.iter().copied());
-        blocks.extend(sets.flat_map(|set| &set.prefixes).map(block));
-        blocks.extend(before.sets.iter().flat_map(|set| &set.prefixes));
+        let optimize = built_in.sets.iter();
+        let optimize = optimize.filter(|set| set.category == Category::Optimize);
+        blocks.extend(optimize.flat_map(|set| &set.prefixes).map(block));
+        let others = built_in.sets.iter().chain(&before.sets);
+        blocks.extend(others.flat_map(|set| &set.prefixes));
         Known(Family::ALL.map(|family| Coverage::of(&blocks, family)))
     }
 
@@ -180,7 +190,8 @@ impl Known {
 
 /// The block around a prefix, or the prefix where that is shorter.
 fn block(prefix: &IpNet) -> IpNet {
-    let length = BLOCK[Family::of(prefix) as usize].min(prefix.prefix_len());
+    let shortest = BLOCK[Family::of(prefix) as usize].min(prefix.prefix_len());
+    let length = prefix.prefix_len().saturating_sub(NEARBY).max(shortest);
     IpNet::new(prefix.network(), length).map_or(*prefix, |net| net.trunc())
 }
 
@@ -208,10 +219,10 @@ mod tests {
             "test",
         )
         .unwrap();
-        let steered: Vec<&EndpointSet> = before.sets.iter().take(1).collect();
-        let known = Known::of(Instance::Worldwide, &before, &steered);
+        let known = Known::of(Instance::Worldwide, &before);
         for (prefix, is_known) in [
-            ("9.9.200.0/24", true),
+            ("9.9.9.128/25", true),
+            ("9.9.8.0/24", false),
             ("9.8.0.0/24", false),
             ("9.7.9.128/25", true),
             ("9.7.200.0/24", false),
@@ -227,7 +238,9 @@ mod tests {
                 "{prefix}"
             );
         }
-        let china = Known::of(Instance::China, &before, &[]);
+        let china = Known::of(Instance::China, &before);
         assert!(china.contains(&"42.159.0.0/24".parse().unwrap()));
+        // In category Allow there are others as well.
+        assert!(!china.contains(&"112.25.0.0/16".parse().unwrap()));
     }
 }

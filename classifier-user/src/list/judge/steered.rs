@@ -1,11 +1,11 @@
 //! What is steered, in addresses and ports, and how it differs between two lists.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use breakout_common::table::Transport;
 
 use crate::config::Share;
-use crate::list::{Category, Coverage, EndpointSet, Family, PortRange};
+use crate::list::{Category, Coverage, EndpointSet, Family, PortRange, SetKey};
 
 /// The ports that Microsoft has given to category Optimize since there is one, in 2018: HTTP and HTTPS, QUIC, and Teams media.
 const PORTS: [PortRange; 4] = [
@@ -14,6 +14,9 @@ const PORTS: [PortRange; 4] = [
     port_range(Transport::Udp, 443, 443),
     port_range(Transport::Udp, 3478, 3481),
 ];
+
+/// The ports of Teams' media.
+const MEDIA: PortRange = port_range(Transport::Udp, 3478, 3481);
 
 /// The ports that other categories have had beyond these: mail.
 const OTHER_PORTS: [PortRange; 4] = [
@@ -39,7 +42,7 @@ const fn port_range(transport: Transport, first: u16, last: u16) -> PortRange {
 pub(super) struct Steered<'a> {
     pub(super) sets: Vec<&'a EndpointSet>,
     /// What they cover together, by family.
-    coverage: [Coverage; 2],
+    pub(super) coverage: [Coverage; 2],
 }
 
 impl<'a> Steered<'a> {
@@ -87,10 +90,16 @@ impl<'a> Steered<'a> {
 
     /// Names the sets of which too much is gone, with the share: of addresses times ports that no other set has either, because media
     /// that loses its ports loses no address. It is too much if it is so in each family, or all of one. A set that is there
-    /// still was renumbered, if anything.
+    /// still may have as many other addresses instead.
     pub(super) fn lost_sets(&self, now: &Steered<'_>, most: Share) -> Vec<(Option<u32>, u128)> {
+        let by_key: HashMap<&SetKey, &EndpointSet> =
+            now.sets.iter().map(|set| (&set.key, *set)).collect();
+        let cells = cells(&self.sets, &now.sets);
         let sets = self.sets.iter();
-        let lost = sets.filter_map(|set| Some((set.key.id(), lost_of(set, now, most)?)));
+        let lost = sets.filter_map(|set| {
+            let lost = lost_of(set, by_key.get(&set.key).copied(), &cells, most)?;
+            Some((set.key.id(), lost))
+        });
         lost.collect()
     }
 
@@ -122,65 +131,106 @@ impl<'a> Steered<'a> {
     }
 }
 
-fn coverage<'a>(sets: impl IntoIterator<Item = &'a &'a EndpointSet>, family: Family) -> Coverage {
+pub(super) fn coverage<'a>(
+    sets: impl IntoIterator<Item = &'a &'a EndpointSet>,
+    family: Family,
+) -> Coverage {
     let prefixes = sets.into_iter().flat_map(|set| &set.prefixes);
     Coverage::of(prefixes, family)
 }
 
-fn lost_of(set: &EndpointSet, now: &Steered<'_>, most: Share) -> Option<u128> {
-    let parts = elementary(&set.ports, now);
+/// Ports that each set has as a whole or not at all, and what the sets cover that have them, by family.
+struct Cell {
+    ports: PortRange,
+    coverage: [Coverage; 2],
+}
+
+impl Cell {
+    /// How much the ports count: what all of a service depends on more, HTTP without TLS, which only leads on to HTTPS, not at all.
+    fn weight(&self) -> u128 {
+        let PortRange {
+            transport,
+            first,
+            last,
+        } = self.ports;
+        let has = |port: u16| u128::from((first..=last).contains(&port));
+        let width = u128::from(last - first) + 1;
+        match transport {
+            Transport::Tcp => width + 2 * has(443) - has(80),
+            Transport::Udp => width + 2 * has(3478),
+        }
+    }
+}
+
+/// Cuts the ports of `before` into cells, with what `now` covers of each.
+fn cells(before: &[&EndpointSet], now: &[&EndpointSet]) -> Vec<Cell> {
+    let all = before.iter().chain(now).flat_map(|set| &set.ports);
+    let cuts: BTreeSet<(Transport, u32)> = all
+        .flat_map(|range| {
+            [u32::from(range.first), u32::from(range.last) + 1].map(|cut| (range.transport, cut))
+        })
+        .collect();
+    let cuts: Vec<(Transport, u32)> = cuts.into_iter().collect();
+    let between = cuts.windows(2).filter_map(|pair| {
+        let ((transport, first), (other, end)) = (pair[0], pair[1]);
+        let ports = PortRange {
+            transport,
+            first: u16::try_from(first).ok()?,
+            last: u16::try_from(end - 1).ok()?,
+        };
+        (transport == other && before.iter().any(|set| has_ports(set, &ports))).then_some(ports)
+    });
+    let cells = between.map(|ports| Cell {
+        ports,
+        coverage: Family::ALL
+            .map(|family| coverage(now.iter().filter(|set| has_ports(set, &ports)), family)),
+    });
+    cells.collect()
+}
+
+fn has_ports(set: &EndpointSet, cell: &PortRange) -> bool {
+    let mut ports = set.ports.iter();
+    ports.any(|range| {
+        range.transport == cell.transport && range.first <= cell.first && cell.last <= range.last
+    })
+}
+
+fn lost_of(
+    set: &EndpointSet,
+    successor: Option<&EndpointSet>,
+    cells: &[Cell],
+    most: Share,
+) -> Option<u128> {
+    let own_cells = || cells.iter().filter(|cell| has_ports(set, &cell.ports));
+    // A set of HTTP alone counts as well.
+    let is_light = own_cells().all(|cell| cell.weight() == 0);
     let families = Family::ALL.into_iter().filter_map(|family| {
         let own = coverage([&set], family);
-        let mut same = now.sets.iter().filter(|other| other.key == set.key);
-        let is_there = same.any(|now| now.prefixes.iter().any(|net| Family::of(net) == family));
+        let instead = successor.map(|set| coverage([&set], family).size());
         let (addresses, mut all, mut lost) = (own.size(), 0u128, 0u128);
-        for part in &parts {
-            let width = u128::from(part.last - part.first) + 1;
-            all += addresses * width;
-            if !is_there {
-                let others = now.sets.iter().filter(|set| has_port_of(set, part));
-                lost += (addresses - own.common(&coverage(others, family))) * width;
-            }
+        for cell in own_cells() {
+            let weight = cell.weight() + u128::from(is_light);
+            let kept = own.common(&cell.coverage[family as usize]);
+            // In China Skype became Teams, and HTTPS its media.
+            let becomes_media =
+                |now: &EndpointSet| has_ports(now, &MEDIA) && !has_ports(set, &MEDIA);
+            let is_there = |now: &EndpointSet| has_ports(now, &cell.ports) || becomes_media(now);
+            let instead = instead.filter(|_| successor.is_some_and(is_there));
+            let kept = kept.max(instead.unwrap_or_default().min(addresses));
+            all += addresses * weight;
+            lost += (addresses - kept) * weight;
         }
         (all > 0).then_some((lost, all))
     });
     let families: Vec<(u128, u128)> = families.collect();
-    let is_too_much = (families.iter()).all(|(lost, all)| most.is_exceeded(*lost, *all))
+    let is_too_much = !families.is_empty()
+        && (families.iter()).all(|(lost, all)| most.is_exceeded(*lost, *all))
         || most.is_exceeded(1, 1) && families.iter().any(|(lost, all)| lost == all);
     let percents = families.iter().map(|(lost, all)| percent(*lost, *all));
     percents.max().filter(|_| is_too_much)
 }
 
+/// Percent, rounded up, so that what is more than a limit is also shown so.
 fn percent(part: u128, all: u128) -> u128 {
-    part.saturating_mul(100) / all.max(1)
-}
-
-fn has_port_of(set: &EndpointSet, part: &PortRange) -> bool {
-    let mut ports = set.ports.iter();
-    ports.any(|range| {
-        range.transport == part.transport && range.first <= part.last && part.first <= range.last
-    })
-}
-
-/// Cuts ports into parts that each of the sets has as a whole or not at all.
-fn elementary(ports: &[PortRange], steered: &Steered<'_>) -> Vec<PortRange> {
-    let cuts: BTreeSet<(Transport, u16)> = (steered.sets.iter().flat_map(|set| &set.ports))
-        .flat_map(|range| {
-            [Some(range.first), range.last.checked_add(1)].map(|cut| (range.transport, cut))
-        })
-        .filter_map(|(transport, cut)| Some((transport, cut?)))
-        .collect();
-    let mut parts = Vec::new();
-    for range in ports {
-        let mut first = range.first;
-        let inside = cuts.iter().filter(|(transport, cut)| {
-            *transport == range.transport && range.first < *cut && *cut <= range.last
-        });
-        for (_, cut) in inside {
-            parts.push(port_range(range.transport, first, cut - 1));
-            first = *cut;
-        }
-        parts.push(port_range(range.transport, first, range.last));
-    }
-    parts
+    part.saturating_mul(100).div_ceil(all.max(1))
 }

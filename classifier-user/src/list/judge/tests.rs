@@ -134,7 +134,7 @@ fn what_other_categories_lose_is_said_only() {
     let said = judgement.findings[0].to_string();
     assert_eq!(
         said,
-        "88 % of the IPv4 addresses of all sets (4194304 of 4718592 IPv4 addresses) are gone at once"
+        "89 % of the IPv4 addresses of all sets (4194304 of 4718592 IPv4 addresses) are gone at once"
     );
 }
 
@@ -165,7 +165,14 @@ fn media_that_loses_its_ports_is_refused() {
         let text = refusal(&before, &format!("[{}]", rows.join(",")));
         assert!(text.contains(part), "{part}: {text}");
     }
-    let fewer = calls(r#""udpPorts":"3478,3481""#);
+    for lost in ["3478", "3479-3481", "443"] {
+        let text = refusal(
+            &before,
+            &format!("[{mail},{}]", calls(&format!(r#""udpPorts":"{lost}""#))),
+        );
+        assert!(text.contains("endpoint set 11: "), "{lost}: {text}");
+    }
+    let fewer = calls(r#""udpPorts":"3478-3480""#);
     assert_eq!(refusal(&before, &format!("[{mail},{fewer}]")), "");
     // What it had itself, and what another set has taken over.
     let quic = media(
@@ -220,6 +227,8 @@ fn a_version_after_which_none_can_come_is_refused() {
         ("2018063000", true),
         ("9999999999", false),
         ("2026130100", false),
+        ("2026023000", false),
+        ("2098010100", false),
         ("20260331000", false),
         ("latest", false),
     ] {
@@ -285,13 +294,19 @@ fn what_is_not_known_to_be_microsofts_is_refused_where_it_is_steered() {
     };
     for known in [
         "52.112.0.0/14",
-        "9.9.8.0/24",
+        "9.9.9.0/25",
         "9.7.7.0/25",
         "2603:1063::/38",
     ] {
         assert_eq!(with(&[known]).refusal(), "", "{known}");
     }
-    for foreign in ["8.8.8.0/24", "9.7.0.0/24", "185.1.2.3/32", "2a00:1450::/32"] {
+    for foreign in [
+        "8.8.8.0/24",
+        "9.9.8.0/24",
+        "9.7.0.0/24",
+        "185.1.2.3/32",
+        "2a00:1450::/32",
+    ] {
         let refusal = with(&[foreign]).refusal();
         let expected = format!("endpoint set 1: {foreign} is in no network that");
         assert!(refusal.starts_with(&expected), "{refusal}");
@@ -358,5 +373,68 @@ fn findings_are_counted_and_refusals_do_not_drown() {
         judgement.refusal().contains("10.0.0.0/8"),
         "{}",
         judgement.refusal()
+    );
+}
+
+#[test]
+fn a_set_that_stays_keeps_what_it_is_for() {
+    let row = |id: u32, tcp: &str, udp: &str, prefixes: &[&str]| {
+        format!(
+            r#"{{"id":{id},"ips":{prefixes:?},"tcpPorts":"{tcp}","udpPorts":"{udp}","category":"Optimize"}}"#
+        )
+    };
+    let mail = |tcp: &str, udp: &str| row(1, tcp, udp, &["40.64.0.0/10"]);
+    let calls = row(11, "", "3478-3481", &["52.112.0.0/14", "52.120.0.0/14"]);
+    let before = list(&format!("[{},{calls}]", mail("80,443", "443")));
+    let small = row(11, "", "3478-3481", &["52.112.0.7/32"]);
+    let swapped = row(1, "80,443", "443", &["52.112.0.0/14", "52.120.0.0/14"]);
+    for (rows, id) in [
+        (format!("{},{calls}", mail("80", "")), 1),
+        (format!("{},{calls}", mail("80", "443")), 1),
+        (format!("{},{small}", mail("80,443", "443")), 11),
+        (
+            format!("{swapped},{}", row(11, "", "3478-3481", &["40.64.0.0/10"])),
+            1,
+        ),
+    ] {
+        let text = refusal(&before, &format!("[{rows}]"));
+        assert!(
+            text.contains(&format!("endpoint set {id}: ")),
+            "{rows}: {text}"
+        );
+    }
+    // Without HTTP, without QUIC, and at other addresses.
+    let elsewhere = row(11, "", "3478-3481", &["52.124.0.0/14", "52.116.0.0/14"]);
+    for rows in [
+        format!("{},{calls}", mail("443", "443")),
+        format!("{},{calls}", mail("443", "")),
+        format!("{},{elsewhere}", mail("80,443", "443")),
+    ] {
+        assert_eq!(refusal(&before, &format!("[{rows}]")), "", "{rows}");
+    }
+}
+
+#[test]
+fn sets_that_move_under_other_ids_are_moves_and_sign_in_is_left_alone() {
+    let others = |category: &str, first: u32| -> String {
+        let sets = (0..4).map(|n| set(first + n, category, &[&format!("20.{n}.0.0/24")]));
+        sets.collect::<Vec<_>>().join(",")
+    };
+    let optimize = set(1, "Optimize", &["40.96.0.0/13"]);
+    let sign_in = r#"{"id":56,"ips":["20.190.128.0/18"],"tcpPorts":"443","category":"Allow"}"#;
+    let before = list(&format!("[{optimize},{},{sign_in}]", others("Allow", 100)));
+    let text = refusal(
+        &before,
+        &format!("[{optimize},{},{sign_in}]", others("Optimize", 200)),
+    );
+    assert!(text.starts_with("4 sets have moved"), "{text}");
+    let with = set(1, "Optimize", &["40.96.0.0/13", "20.190.128.0/18"]);
+    let text = refusal(
+        &before,
+        &format!("[{with},{},{sign_in}]", others("Allow", 100)),
+    );
+    assert!(
+        text.contains("where users sign in would be steered"),
+        "{text}"
     );
 }
