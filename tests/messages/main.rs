@@ -118,6 +118,8 @@ fn configurations_and_policies() -> Result<()> {
             "cannot read the prefixes of a [[custom]] set",
         ),
         (custom("file = \"tools.txt\""), 3, "tools.txt:2: "),
+        (custom("file = \"/dev/zero\""), 3, "it is no regular file"),
+        (custom("ports = []"), 3, "ports names none"),
         (sources, 3, "different lists of sources; share some of them"),
         (
             format!("{lans}{}", rule("lan = \"l32\"")),
