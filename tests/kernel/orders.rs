@@ -3,12 +3,13 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use breakout_tests::daemon::Daemon;
+use breakout_tests::fake_service::Mood;
 use breakout_tests::flow::{Flow, Transport};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::{Value, json};
@@ -34,6 +35,7 @@ pub(crate) const TESTS: &[Test] = &[
         unwritten,
     ),
     ("a_rollback_goes_back_after_a_flap", flap),
+    ("a_reload_ends_a_fetch_from_the_former_source", abandoned),
     ("two_refusals_that_agree_are_a_louder_alert", two_refusals),
 ];
 
@@ -549,7 +551,7 @@ fn many_fetch() -> Result<()> {
             let mut command: Command = office
                 .site
                 .command(&office.lab.gateway, &["list", "fetch"])?;
-            Ok(command.stdout(std::process::Stdio::null()).spawn()?)
+            Ok(command.stdout(Stdio::null()).spawn()?)
         })
         .collect::<Result<_>>()?;
     for mut child in children {
@@ -666,6 +668,16 @@ fn unwritten_in(office: &Office, state: &Path) -> Result<()> {
             .contains("the bypass may be as it was before"),
         "{done}"
     );
+    let kept = office.site.json(gateway, &["list", "history"])?;
+    let kept = kept.as_array().map_or(&[][..], Vec::as_slice);
+    let marked: Vec<&Value> = kept
+        .iter()
+        .filter(|list| list["in_force"] == true)
+        .collect();
+    ensure!(
+        marked.len() == 1 && marked[0]["version"] == "2026080100",
+        "{marked:?}"
+    );
     // Another interval is no reason to forget the list.
     let text = fs::read_to_string(office.site.config())?;
     fs::write(
@@ -709,6 +721,41 @@ fn flap() -> Result<()> {
     }
     ensure!(office.version()? == "2026080100");
     order(&office, &["list", "rollback"])?;
+    ensure!(office.version()? == "2026070100");
+    daemon.stop()?;
+    Ok(())
+}
+
+fn abandoned() -> Result<()> {
+    let office = Office::new(LENIENT)?;
+    let daemon = Daemon::start(&office.site, &office.lab.gateway)?;
+    begin(&office)?;
+    office.service.state().mood = Mood::Hangs;
+    let before = office.service.requests("/version/");
+    let mut fetch = office
+        .site
+        .command(&office.lab.gateway, &["list", "fetch"])?;
+    let fetch = fetch.stderr(Stdio::piped()).spawn()?;
+    let asked = Instant::now();
+    while office.service.requests("/version/") == before {
+        ensure!(
+            asked.elapsed() < Duration::from_secs(10),
+            "the service is not asked"
+        );
+        thread::sleep(Duration::from_millis(10));
+    }
+    let text = fs::read_to_string(office.site.config())?;
+    fs::write(
+        office.site.config(),
+        text.replace("[list]\n", "[list]\ninterval = \"50m\"\n"),
+    )?;
+    order(&office, &["reload"])?;
+    let output = fetch.wait_with_output()?;
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(
+        !output.status.success() && message.contains("[list] has changed"),
+        "{message}"
+    );
     ensure!(office.version()? == "2026070100");
     daemon.stop()?;
     Ok(())

@@ -9,12 +9,12 @@ use super::changes::print_reloaded;
 use super::offline::{Offline, live, offline_config};
 use super::output::{print_json, table};
 use super::simulate::simulate;
-use super::{connect, places};
+use super::{connect, connect_to, places};
 use crate::config::{self, Config};
 use crate::control::{FetchReport, KeptReport, ListOrder, ListReport, PendingList};
 use crate::controller::{self, report};
 use crate::exit::{Code, WithCode, coded};
-use crate::list::{Kept, List, ListDelta, SetDelta};
+use crate::list::{Kept, List, ListDelta, Record, SetDelta};
 
 pub(super) async fn list(config: &ConfigArgument, command: &ListCommand) -> Result<()> {
     match command {
@@ -27,7 +27,7 @@ pub(super) async fn list(config: &ConfigArgument, command: &ListCommand) -> Resu
             Ok(())
         }
         ListCommand::Fetch { json } => fetch(config, *json).await,
-        ListCommand::History { json } => history(&places(config), *json),
+        ListCommand::History { json } => history(&places(config), *json).await,
         ListCommand::Diff {
             before,
             since,
@@ -113,16 +113,42 @@ fn print_fetched(report: &FetchReport) {
     }
 }
 
-fn history(config: &Config, json: bool) -> Result<()> {
+async fn history(config: &Config, json: bool) -> Result<()> {
+    // On a full disk the controller knows better than the files which list is in force.
+    let known = match connect_to(config).await {
+        Ok(mut client) => client.status().await.ok().map(|status| status.lists),
+        Err(_) => None,
+    };
+    let in_force = |kept: &Kept| {
+        let written = kept.state().record;
+        let Some(lists) = &known else { return written };
+        let is_known = |record: &&Record| {
+            lists.iter().any(|list| {
+                list.instance == record.instance.to_string()
+                    && list.hash == record.hash
+                    && list.version == record.version
+            })
+        };
+        // The same list may have been fetched twice.
+        let mut matching = kept
+            .records()
+            .iter()
+            .filter(is_known)
+            .map(|record| record.number);
+        match matching.clone().any(|number| written == Some(number)) {
+            true => written,
+            false => matching.next_back(),
+        }
+    };
     let kept = config.list.instances().into_iter();
     let kept: Vec<Kept> = kept
         .map(|instance| Kept::read_only(&config.state.directory, instance))
         .collect();
     let reports = kept.iter().flat_map(|kept| {
-        let records = kept.records();
+        let (records, in_force) = (kept.records(), in_force(kept));
         records
             .iter()
-            .map(|record| KeptReport::of(record, kept.state().record == Some(record.number)))
+            .map(move |record| KeptReport::of(record, in_force == Some(record.number)))
     });
     let reports: Vec<KeptReport> = reports.collect();
     if json {

@@ -551,4 +551,23 @@ mod tests {
                 .contains("cannot be loaded")
         );
     }
+
+    /// What one cloud's service asks for holds no other one back.
+    #[test]
+    fn each_instance_waits_for_itself() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut config = Config::default();
+        config.state.directory = directory.path().to_owned();
+        config.list.instance.0 = vec!["worldwide".to_owned(), "china".to_owned()];
+        let mut sources = Sources::open(&config, None).unwrap();
+        let now = Timestamp::now();
+        sources.kept[1].schedule.last_attempt = Some(now);
+        sources.kept[1].schedule.not_before = Some(now.after(Duration::from_secs(3600)));
+        assert_eq!(sources.may_be_asked(now).unwrap(), [Instance::Worldwide]);
+        let left_alone = sources.left_alone(now);
+        assert!(left_alone[&Instance::China].contains("asked to be left alone until"));
+        assert_eq!(left_alone.len(), 1);
+        sources.kept[0].schedule = sources.kept[1].schedule.clone();
+        assert!(sources.may_be_asked(now).is_err());
+    }
 }

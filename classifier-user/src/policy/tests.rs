@@ -130,6 +130,26 @@ fn each_rule_keeps_what_is_withdrawn_for_its_own_time() {
 }
 
 #[test]
+fn a_custom_file_is_read_as_editors_save_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("own.txt");
+    let rules = format!("[[custom]]\nname = \"own\"\nfile = {file:?}\n");
+    let config = parse(&format!("{BASE}{rules}"), "c").unwrap();
+    let text = "\u{feff}# ours\r\n198.51.100.0/24 ; one\r\n\r\n2001:db8::/48\r\n";
+    let units: Vec<u8> = text.encode_utf16().flat_map(u16::to_le_bytes).collect();
+    for bytes in [text.as_bytes(), &units] {
+        std::fs::write(&file, bytes).unwrap();
+        assert_eq!(custom_sets(&config).unwrap()[0].prefixes.len(), 2);
+    }
+    std::fs::write(&file, "198.51.100.7/24\n").unwrap();
+    let error = format!("{:#}", custom_sets(&config).unwrap_err());
+    assert!(
+        error.contains("own.txt:1: ") && error.contains("the network is 198.51.100.0/24"),
+        "{error}"
+    );
+}
+
+#[test]
 fn a_default_route_in_parts_is_refused() {
     let rules = "[[policy]]\ncategory = \"optimize\"\naction = \"local\"\n";
     let ruleset = |prefixes: &[&str]| {
