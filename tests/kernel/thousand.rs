@@ -186,7 +186,7 @@ fn next(rng: &mut Rng, in_force: &str, number: u32) -> Published {
         }
         _ => {
             // Ports that category Optimize has never had.
-            rows[0]["tcpPorts"] = "1-65535".into();
+            rows[steered]["tcpPorts"] = "1-65535".into();
             is_good = false;
         }
     }
