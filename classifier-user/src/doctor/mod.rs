@@ -65,21 +65,13 @@ pub async fn examine(config: &Config, ruleset: &Ruleset) -> Result<Vec<Finding>>
     let mut findings = kernel::examine(config).await;
     findings.extend(routing::examine(&links, config, ruleset).await?);
     findings.extend(netfilter::examine(&links, config).await);
-    let lans = config
-        .lan
-        .iter()
-        .map(|lan| ("[[lan]]".to_owned(), &lan.interface));
+    let lans = config.lan.iter();
+    let lans = lans.map(|lan| ("[[lan]]".to_owned(), lan.interface.as_str()));
+    findings.extend(missing(&links, lans.collect()).await?);
     let egresses = config.egress.iter();
-    let egresses = egresses.map(|(name, egress)| (format!("[egress.{name}]"), &egress.interface));
-    for (place, interface) in lans.chain(egresses) {
-        if links.interface(interface).await?.is_none() {
-            findings.push(Finding::new(
-                Level::Error,
-                format!("{place} there is no interface {interface}"),
-                "See: ip link",
-            ));
-        }
-    }
+    let egresses =
+        egresses.map(|(name, egress)| (format!("[egress.{name}]"), egress.interface.as_str()));
+    findings.extend(missing(&links, egresses.collect()).await?);
     for (name, egress) in &config.egress {
         let interface = links.interface(&egress.interface).await?;
         let Some(interface) = interface.filter(|_| egress.mode == Mode::Redirect) else {
@@ -95,4 +87,24 @@ pub async fn examine(config: &Config, ruleset: &Ruleset) -> Result<Vec<Finding>>
     }
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.level));
     Ok(findings)
+}
+
+/// Finds the interfaces that are not there. Beside others that are it may be a modem that is not plugged in; without any nothing is
+/// steered.
+async fn missing(links: &Links, interfaces: Vec<(String, &str)>) -> Result<Vec<Finding>> {
+    let all = interfaces.len();
+    let mut gone = Vec::new();
+    for (place, interface) in interfaces {
+        if links.interface(interface).await?.is_none() {
+            gone.push(format!("{place} there is no interface {interface}"));
+        }
+    }
+    let level = match gone.len() == all {
+        true => Level::Error,
+        false => Level::Warning,
+    };
+    let findings = gone
+        .into_iter()
+        .map(|what| Finding::new(level, what, "See: ip link"));
+    Ok(findings.collect())
 }
