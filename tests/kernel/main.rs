@@ -7,6 +7,7 @@ mod cleanup;
 mod egress;
 mod failover;
 mod families;
+mod feed;
 mod flows;
 mod follow;
 mod golden;
@@ -130,6 +131,7 @@ fn is_shown_elsewhere(name: &str) -> bool {
     let is_same = OF_NO_KERNEL.contains(&name)
         || is_of(&[
             follow::TESTS,
+            feed::TESTS,
             orders::TESTS,
             thousand::TESTS,
             messages::TESTS,
@@ -217,6 +219,7 @@ fn main() -> ExitCode {
         policy::TESTS,
         manual::TESTS,
         follow::TESTS,
+        feed::TESTS,
         orders::TESTS,
         thousand::TESTS,
         adopt::TESTS,
