@@ -120,16 +120,24 @@ fn page(lab: &Lab, address: &str) -> Result<String> {
     Ok(answer.trim().to_owned())
 }
 
+/// Waits for what the log should have, since it follows the answers. Returns whether it came.
+fn logged(squid: &Squid, has: impl Fn(&str) -> bool) -> bool {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while !has(&squid.log()) {
+        if Instant::now() > deadline {
+            return false;
+        }
+        sleep(Duration::from_millis(20));
+    }
+    true
+}
+
 fn check(lab: &Lab, squid: &Squid) -> Result<()> {
     for round in 0..3 {
         ensure!(page(lab, STEERED)? == "internet", "round {round}");
         ensure!(page(lab, OTHER)? == "wan", "round {round}");
     }
-    // The log follows the answers.
-    let deadline = Instant::now() + Duration::from_secs(5);
-    while squid.log().lines().count() < 3 && Instant::now() < deadline {
-        sleep(Duration::from_millis(20));
-    }
+    logged(squid, |log| log.lines().count() >= 3);
     let log = squid.log();
     ensure!(!log.contains(STEERED), "squid saw steered flows: {log}");
     let seen = log.lines().filter(|line| line.contains(OTHER)).count();
@@ -165,13 +173,13 @@ fn by_redirect() -> Result<()> {
     )?;
     ensure!(page(lab, STEERED)? == "internet" && page(lab, OTHER)? == "wan");
     ensure!(
-        !squid.log().contains(STEERED) && squid.log().matches(OTHER).count() >= 4,
+        logged(&squid, |log| log.matches(OTHER).count() >= 4) && !squid.log().contains(STEERED),
         "{}",
         squid.log()
     );
     daemon.stop()?;
     ensure!(
-        page(lab, STEERED)? == "wan" && squid.log().contains(STEERED),
+        page(lab, STEERED)? == "wan" && logged(&squid, |log| log.contains(STEERED)),
         "without us squid sees it"
     );
     Ok(())
@@ -241,7 +249,7 @@ fn by_tproxy() -> Result<()> {
         );
         page(lab, STEERED)?;
         ensure!(
-            squid.log().contains(STEERED),
+            logged(&squid, |log| log.contains(STEERED)),
             "{table}: without the line squid sees them"
         );
         let found = || -> Result<String> {
