@@ -97,27 +97,30 @@ pub async fn main(arguments: &Arguments) -> Result<()> {
 
 /// Connects to the controller that the configuration names.
 async fn connect(config: &arguments::ConfigArgument) -> Result<Client> {
-    let error = match config::load(&config.path()) {
-        Ok(config) => return connect_to(&config).await,
-        Err(error) => error,
-    };
+    match config::load(&config.path()) {
+        Ok(config) => connect_to(&config).await,
+        Err(error) => connect_beside(config, error).await,
+    }
+}
+
+/// Connects to the controller of a configuration that is broken by now.
+async fn connect_beside(
+    config: &arguments::ConfigArgument,
+    error: config::ConfigError,
+) -> Result<Client> {
     // A running controller goes on by what it has read before, and can be asked and ordered.
     let places = config::places_of(&config.path());
     match Client::connect(&places.control.socket).await {
         Ok(client) => {
-            note_broken(&error, &places);
+            eprintln!("note: {error}");
+            eprintln!(
+                "note: the controller that listens on {} is asked; it goes on with what it read before",
+                places.control.socket.display()
+            );
             Ok(client)
         }
         Err(_) => Err(error).code(Code::Config),
     }
-}
-
-fn note_broken(error: &config::ConfigError, places: &config::Config) {
-    eprintln!("note: {error}");
-    eprintln!(
-        "note: the controller that listens on {} is asked; it goes on with what it read before",
-        places.control.socket.display()
-    );
 }
 
 /// The configuration for what only reads the state directory: of a broken file what can be read.

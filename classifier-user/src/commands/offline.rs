@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Result, anyhow};
 
 use super::arguments::ConfigArgument;
-use super::note_broken;
+use super::connect_beside;
 use crate::config::{self, Config};
 use crate::control::Client;
 use crate::controller::{make_ruleset, offline_preferences, read_lists};
@@ -81,16 +81,7 @@ pub(super) async fn live(config: &ConfigArgument, list: Option<&Path>) -> Result
     }
     let config = match config::load(&config.path()) {
         Ok(config) => config,
-        Err(error) => {
-            let places = config::places_of(&config.path());
-            return match Client::connect(&places.control.socket).await {
-                Ok(client) => {
-                    note_broken(&error, &places);
-                    Ok(Some(client))
-                }
-                Err(_) => Err(error).code(Code::Config),
-            };
-        }
+        Err(error) => return connect_beside(config, error).await.map(Some),
     };
     match Client::connect(&config.control.socket).await {
         Ok(client) => Ok(Some(client)),

@@ -12,12 +12,12 @@ use super::offline::offline_config;
 use super::orders::Simulate;
 use super::output::{print_json, table};
 use crate::config::Config;
-use crate::controller::{make_ruleset, offline_preferences};
+use crate::controller::{make_loadable, offline_preferences};
 use crate::exit::{Code, WithCode, coded};
 use crate::list::{Instance, Judge, List, Simulated, Simulation, embedded, read_file};
 use crate::plain::plain;
 use crate::policy::Build;
-use crate::ruleset::{Slots, compile};
+use crate::ruleset::Slots;
 use crate::timestamp::Timestamp;
 
 pub(super) fn simulate(config: &ConfigArgument, arguments: &Simulate) -> Result<()> {
@@ -86,11 +86,8 @@ pub(super) fn simulate(config: &ConfigArgument, arguments: &Simulate) -> Result<
 fn loads(config: &Config, list: &List, preferences: &BTreeMap<String, u8>) -> Result<(), String> {
     let (mut slots, now) = (Slots::default(), Timestamp::now());
     let lists = std::slice::from_ref(list);
-    let ruleset = make_ruleset(config, lists, preferences, &mut slots, now);
-    let ruleset = ruleset.map_err(|error| format!("{error:#}"))?;
-    compile(&ruleset)
-        .map(|_| ())
-        .map_err(|error| error.to_string())
+    let ruleset = make_loadable(config, lists, preferences, &mut slots, now);
+    ruleset.map(drop).map_err(|error| format!("{error:#}"))
 }
 
 /// The files that are named, and those of directories that are named, by the version in their names.

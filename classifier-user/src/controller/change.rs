@@ -12,9 +12,9 @@ use super::egress::EgressState;
 use super::install;
 use super::lans::{Lans, look_at_lans, refuse_missing};
 use super::pinning::connections;
-use super::sources::Sources;
+use super::sources::{Sources, WithWaiting};
 use super::translation::forget_beside;
-use super::{Controller, delta, egress, faults, make_ruleset, summary};
+use super::{Controller, delta, egress, faults, make_loadable, make_ruleset, summary};
 use crate::config::{self, Config};
 use crate::control::{Plan, Reloaded};
 use crate::datapath::LanPlan;
@@ -159,17 +159,15 @@ impl Controller {
             preferences: &persistent.preferences,
         };
         let grace = longest_grace(&build.policy().code(Code::Config)?);
-        let mut lists = followed.lists();
-        let mut states = Vec::new();
-        for (kept, list) in followed.kept.iter().zip(&mut lists) {
-            let record = kept.waiting().filter(|_| waiting == Waiting::Apply);
-            if let Some(record) = record {
-                causes.push(format!("list {} {} waits", kept.instance(), record.name()));
-                let (after, state) = kept.after(record, now, grace).code(Code::List)?;
-                *list = after;
-                states.push((kept.instance(), state));
-            }
-        }
+        let with = match waiting {
+            Waiting::Apply => followed.with_waiting(now, grace)?,
+            Waiting::Wait => WithWaiting {
+                lists: followed.lists(),
+                ..WithWaiting::default()
+            },
+        };
+        causes.extend(with.names.iter().map(|name| format!("list {name} waits")));
+        let WithWaiting { lists, states, .. } = with;
         Ok(Next {
             config,
             preferences: persistent.preferences,
@@ -190,8 +188,7 @@ impl Controller {
             ..
         } = self.next(Waiting::Apply)?;
         let mut slots = self.slots.clone();
-        let ruleset = make_ruleset(&config, &lists, &preferences, &mut slots, Timestamp::now())?;
-        compile(&ruleset).code(Code::List)?;
+        let ruleset = make_loadable(&config, &lists, &preferences, &mut slots, Timestamp::now())?;
         if causes.is_empty() && ruleset.hash() != self.ruleset_hash {
             causes.push(
                 "a file that the configuration names was edited, or a grace time is over"

@@ -4,7 +4,6 @@ use super::Controller;
 use super::sources::Sources;
 use super::state::Persistent;
 use crate::clock::Clock;
-use crate::list::List;
 use crate::timestamp::Timestamp;
 
 impl Controller {
@@ -25,8 +24,8 @@ impl Controller {
         self.persistent.clock = Some(self.clock.ahead());
         self.persistent.move_by(step);
         self.sources.move_by(step);
-        for list in &mut self.lists {
-            move_withdrawn(list, step);
+        for set in self.lists.iter_mut().flat_map(|list| &mut list.sets) {
+            set.move_by(step);
         }
         for rule in &mut self.ruleset.rules {
             rule.withdrawn = rule.withdrawn.map(|since| since.moved_by(step));
@@ -57,10 +56,4 @@ pub(super) fn resume(persistent: &mut Persistent, sources: &mut Sources) -> Cloc
     }
     persistent.clock = Some(clock.ahead());
     clock
-}
-
-pub(super) fn move_withdrawn(list: &mut List, step: i64) {
-    for set in &mut list.sets {
-        set.withdrawn = set.withdrawn.map(|since| since.moved_by(step));
-    }
 }

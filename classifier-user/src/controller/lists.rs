@@ -11,7 +11,7 @@ use crate::control::{ListReport, ListSummary, ListedSet, PendingReport, Unusable
 use crate::exit::{Code, WithCode};
 use crate::list::{Kept, List, embedded, read_file};
 use crate::policy::{Build, custom_sets};
-use crate::ruleset::{Rule, Ruleset, Slots};
+use crate::ruleset::{Rule, Ruleset, Slots, compile};
 use crate::timestamp::Timestamp;
 
 /// The lists that a configuration leads to without a controller: from `--list`, from `[list] file`, those that a controller
@@ -85,6 +85,23 @@ pub fn make_ruleset(
     let custom = custom_sets(config).code(Code::Config)?;
     let sets = lists.iter().flat_map(|list| &list.sets).chain(&custom);
     Ruleset::new(sets, &policy, slots, now).code(Code::List)
+}
+
+/// [`make_ruleset`], compiled once to see that it fits into the data path.
+///
+/// # Errors
+///
+/// As [`make_ruleset`], and when it is too large.
+pub fn make_loadable(
+    config: &Config,
+    lists: &[List],
+    preferences: &BTreeMap<String, u8>,
+    slots: &mut Slots,
+    now: Timestamp,
+) -> Result<Ruleset> {
+    let ruleset = make_ruleset(config, lists, preferences, slots, now)?;
+    compile(&ruleset).code(Code::List)?;
+    Ok(ruleset)
 }
 
 /// A list in a line.

@@ -64,7 +64,8 @@ use translation::Translation;
 pub use egress::mark_of;
 pub use lans::lan_number;
 pub use lists::{
-    make_ruleset, name_of, offline_preferences, preference_names, read_lists, report, summary,
+    make_loadable, make_ruleset, name_of, offline_preferences, preference_names, read_lists,
+    report, summary,
 };
 pub use offline::fetch;
 pub use state::require_privileges;

@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use super::applied::AppliedRulesets;
 use super::change::longest_grace;
-use super::make_ruleset;
+use super::make_loadable;
 use super::sources::Sources;
 use super::state::StateDirectory;
 use crate::config::{Apply, Config};
@@ -15,7 +15,7 @@ use crate::exit::{Code, WithCode};
 use crate::links::Links;
 use crate::list::{FetchError, Fetched, Instance, Judge, List};
 use crate::policy::{Build, Policy};
-use crate::ruleset::{Slots, compile};
+use crate::ruleset::Slots;
 use crate::timestamp::Timestamp;
 
 /// Looks at the lists' source once and keeps what it has, for the next controller.
@@ -124,7 +124,6 @@ fn loads(config: &Config, sources: &Sources, list: List) -> Result<()> {
     }
     let preferences = super::offline_preferences(config);
     let mut slots = Slots::default();
-    let ruleset = make_ruleset(config, &lists, &preferences, &mut slots, Timestamp::now())?;
-    compile(&ruleset)?;
+    make_loadable(config, &lists, &preferences, &mut slots, Timestamp::now())?;
     Ok(())
 }

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, anyhow, bail};
 
 use super::Controller;
 use super::change::{Cause, Waiting, Wanted};
+use super::sources::WithWaiting;
 use crate::control::{BypassOrder, BypassStatus, ListOrder, Reloaded};
 use crate::exit::{Code, WithCode};
 use crate::journal::Who;
@@ -48,21 +49,13 @@ impl Controller {
     async fn release_lists(&mut self) -> Result<Reloaded> {
         let now = Timestamp::now();
         let grace = self.grace()?;
-        let mut lists = self.sources.lists();
-        let mut states = Vec::new();
+        let WithWaiting {
+            lists,
+            states,
+            names,
+        } = self.sources.with_waiting(now, grace)?;
         let mut causes = vec!["updates are no longer held".to_owned()];
-        for (kept, list) in self.sources.kept.iter().zip(&mut lists) {
-            if let Some(record) = kept.waiting() {
-                let (after, state) = kept.after(record, now, grace)?;
-                *list = after;
-                states.push((kept.instance(), state));
-                causes.push(format!(
-                    "{} {} comes into force",
-                    kept.instance(),
-                    record.name()
-                ));
-            }
-        }
+        causes.extend(names.iter().map(|name| format!("{name} comes into force")));
         let wanted = Wanted {
             config: self.config.clone(),
             lists,

@@ -8,15 +8,15 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, anyhow};
 
-use super::make_ruleset;
+use super::make_loadable;
 use crate::config::{Config, ListSource};
 use crate::durable::{Disk, is_full, read_text};
 use crate::exit::{Code, WithCode, code_of};
 use crate::list::{
-    FetchError, Fetched, Instance, Kept, Limits, List, Schedule, Service, check, embedded,
+    FetchError, Fetched, InForce, Instance, Kept, Limits, List, Schedule, Service, check, embedded,
     read_file,
 };
-use crate::ruleset::{Ruleset, Slots, compile};
+use crate::ruleset::{Ruleset, Slots};
 use crate::secrets::masked;
 use crate::timestamp::Timestamp;
 
@@ -33,6 +33,14 @@ pub(super) struct Seen {
     length: u64,
     /// Why it is no list, if so.
     problem: Option<FetchError>,
+}
+
+/// Lists, those that wait among them.
+#[derive(Default)]
+pub(super) struct WithWaiting {
+    pub(super) lists: Vec<List>,
+    pub(super) states: Vec<(Instance, InForce)>,
+    pub(super) names: Vec<String>,
 }
 
 impl Seen {
@@ -141,6 +149,28 @@ impl Sources {
         self.kept.iter().map(Kept::in_force).collect()
     }
 
+    /// The lists once those that wait come into force, with what is noted of these then, and their names.
+    ///
+    /// # Errors
+    ///
+    /// When this version of Breakout cannot read one of them.
+    pub(super) fn with_waiting(&self, now: Timestamp, grace: Duration) -> Result<WithWaiting> {
+        let mut with = WithWaiting {
+            lists: self.lists(),
+            ..WithWaiting::default()
+        };
+        for (kept, list) in self.kept.iter().zip(&mut with.lists) {
+            if let Some(record) = kept.waiting() {
+                let (after, state) = kept.after(record, now, grace).code(Code::List)?;
+                *list = after;
+                with.states.push((kept.instance(), state));
+                with.names
+                    .push(format!("{} {}", kept.instance(), record.name()));
+            }
+        }
+        Ok(with)
+    }
+
     /// The ruleset of the newest lists in force that can be loaded, and these lists. One that cannot be is noted, and the good one
     /// before it comes into force.
     ///
@@ -157,12 +187,7 @@ impl Sources {
         loop {
             let lists = self.lists();
             let before = slots.clone();
-            let loaded =
-                make_ruleset(config, &lists, preferences, slots, as_of).and_then(|ruleset| {
-                    compile(&ruleset).code(Code::List)?;
-                    Ok(ruleset)
-                });
-            match loaded {
+            match make_loadable(config, &lists, preferences, slots, as_of) {
                 Ok(ruleset) => return Ok((ruleset, lists)),
                 Err(error) if code_of(&error) == Code::List && self.step_back(&error) => {
                     *slots = before;
@@ -491,7 +516,7 @@ pub(super) fn client_id(state_directory: &Path) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::list::{InForce, Judge};
+    use crate::list::Judge;
 
     /// A version that took more lists than this one may have put one into force.
     #[test]

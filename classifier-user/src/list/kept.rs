@@ -498,7 +498,7 @@ impl Kept {
         self.schedule.move_by(step);
         let mut state = self.in_force.clone();
         for set in &mut state.withdrawn {
-            set.withdrawn = set.withdrawn.map(|since| since.moved_by(step));
+            set.move_by(step);
         }
         if let Some(held) = &mut state.held {
             held.since = held.since.moved_by(step);

@@ -285,6 +285,11 @@ impl EndpointSet {
         !self.prefixes.is_empty() && !self.ports.is_empty()
     }
 
+    /// Moves along since when it is withdrawn, after the clock was set.
+    pub fn move_by(&mut self, step: i64) {
+        self.withdrawn = self.withdrawn.map(|since| since.moved_by(step));
+    }
+
     /// Whether users sign in there. Tenant restrictions and conditional access by address apply to that.
     pub fn is_sign_in(&self) -> bool {
         const HOSTS: [&str; 3] = [
