@@ -22,7 +22,8 @@ use crate::vm::{self, Machine};
 #[derive(Default)]
 pub(crate) struct Outcome {
     pub(crate) passed: usize,
-    pub(crate) failed: usize,
+    /// What failed, each by its name or in its own words.
+    pub(crate) failed: Vec<String>,
     /// What was skipped, and why.
     pub(crate) skipped: Vec<String>,
 }
@@ -146,7 +147,7 @@ fn run_stage(name: &'static str, stage: impl FnOnce() -> Result<Outcome>) -> Row
     let outcome = stage().unwrap_or_else(|error| {
         println!("{error:#}");
         Outcome {
-            failed: 1,
+            failed: vec![format!("{error:#}")],
             ..Outcome::default()
         }
     });
@@ -188,7 +189,7 @@ fn summarise(report: &[Row]) -> ExitCode {
             "{name:28} {:6.1} s  {:4} passed {:3} failed {:3} skipped",
             took.as_secs_f64(),
             outcome.passed,
-            outcome.failed,
+            outcome.failed.len(),
             outcome.skipped.len()
         );
     }
@@ -196,8 +197,13 @@ fn summarise(report: &[Row]) -> ExitCode {
     for skipped in all().flat_map(|outcome| &outcome.skipped) {
         println!("skipped: {skipped}");
     }
+    for (name, _, outcome) in report {
+        for failed in &outcome.failed {
+            println!("FAILED: {name}: {failed}");
+        }
+    }
     let passed: usize = all().map(|outcome| outcome.passed).sum();
-    let failed: usize = all().map(|outcome| outcome.failed).sum();
+    let failed: usize = all().map(|outcome| outcome.failed.len()).sum();
     let skipped: usize = all().map(|outcome| outcome.skipped.len()).sum();
     println!("total: {passed} passed, {failed} failed, {skipped} skipped");
     if failed == 0 {
@@ -232,14 +238,20 @@ fn tests(arguments: &[&str]) -> Result<Outcome> {
         }
         if line.starts_with("test result: ") {
             outcome.passed += number_before(&line, " passed");
-            outcome.failed += number_before(&line, " failed");
         }
+        outcome.failed.extend(failed_test(&line));
     }
     let status = child.wait()?;
-    if !status.success() && outcome.failed == 0 {
+    if !status.success() && outcome.failed.is_empty() {
         bail!("{} failed ({status})", line(&command));
     }
     Ok(outcome)
+}
+
+/// The test that failed, by a line of a test program.
+pub(crate) fn failed_test(line: &str) -> Option<String> {
+    let (name, _) = line.strip_prefix("test ")?.rsplit_once("... FAILED")?;
+    Some(name.trim().to_owned())
 }
 
 pub(crate) fn number_before(line: &str, word: &str) -> usize {
@@ -302,8 +314,7 @@ fn toolchains() -> Result<Outcome> {
                 outcome.passed += 1;
             }
             Err(error) => {
-                println!("FAILED: {name}'s Rust: {error}");
-                outcome.failed += 1;
+                outcome.failed.push(format!("{name}'s Rust: {error}"));
             }
         }
     }

@@ -61,8 +61,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let mut failed = 0;
     for machine in machines {
         let outcome = machine.run()?;
-        println!("{} passed, {} failed", outcome.passed, outcome.failed);
-        failed += outcome.failed;
+        let count = outcome.failed.len();
+        println!("{} passed, {count} failed", outcome.passed);
+        failed += count;
     }
     Ok(if failed == 0 {
         ExitCode::SUCCESS
@@ -143,7 +144,8 @@ fn watch(machine: &mut Command, name: &str, mut skipped: Vec<String>) -> Result<
         }
     });
     let deadline = Instant::now() + LIMIT;
-    let (mut passed, mut failed) = (0, 0);
+    let mut passed = 0;
+    let mut failed = Vec::new();
     let mut is_done = false;
     while let Ok(line) = lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
         println!("{name}: {line}");
@@ -153,11 +155,11 @@ fn watch(machine: &mut Command, name: &str, mut skipped: Vec<String>) -> Result<
         }
         if let Some(counts) = line.strip_prefix("test result: ") {
             passed += crate::test::number_before(counts, " passed");
-            failed += crate::test::number_before(counts, " failed");
         }
+        failed.extend(crate::test::failed_test(&line));
         passed += usize::from(line.starts_with("ok: "));
         // Also the very first line, as above.
-        failed += usize::from(line.contains("FAILED: "));
+        failed.extend(line.split_once("FAILED: ").map(|(_, what)| what.to_owned()));
         if line.contains("the machine is done") {
             is_done = true;
             break;
@@ -168,7 +170,7 @@ fn watch(machine: &mut Command, name: &str, mut skipped: Vec<String>) -> Result<
     if !is_done && Instant::now() > deadline {
         bail!("{name} took longer than {LIMIT:?}");
     }
-    if !is_done || passed + failed == 0 {
+    if !is_done || passed == 0 && failed.is_empty() {
         bail!("{name} ended without a test result");
     }
     Ok(Outcome {
