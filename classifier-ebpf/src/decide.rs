@@ -2,9 +2,10 @@
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use breakout_common::classify::rule;
-use breakout_common::egress::{EGRESS_WORDS, Egress, NextHop};
+use breakout_common::egress::{EgressWords, is_up};
 use breakout_common::fragment::{self, Fragment};
-use breakout_common::packet::{Headers, Stop, walk};
+use breakout_common::frame::Frame;
+use breakout_common::packet::{Headers, Stop, V6, walk};
 use breakout_common::verdict::{Decision, Reason};
 
 use crate::globals;
@@ -16,15 +17,15 @@ use crate::ruleset::LiveRuleset;
 /// A decision with what carrying it out takes.
 pub(crate) struct Decided {
     pub(crate) decision: Decision,
-    /// The words of the egress, if the verdict is to steer; see [`Egress::from_words`].
-    pub(crate) egress: Option<&'static [u32; EGRESS_WORDS]>,
+    /// The egress, if the verdict is to steer.
+    pub(crate) egress: Option<&'static EgressWords>,
     /// The headers; none for fragments after the first one.
     pub(crate) headers: Option<Headers>,
 }
 
 impl Decided {
     #[inline(always)]
-    fn pass(reason: Reason) -> Self {
+    pub(crate) fn pass(reason: Reason) -> Self {
         Decided {
             decision: Decision::pass(reason),
             egress: None,
@@ -33,24 +34,101 @@ impl Decided {
     }
 }
 
-/// Decides a frame.
+/// Decides a frame, whatever it is.
 #[inline(always)]
-pub(crate) fn decide_frame(packet: &Packet) -> Result<Decided, Stop> {
-    match walk(packet) {
-        Ok(headers) => {
+pub(crate) fn decide_frame(packet: &Packet) -> Decided {
+    let mut walked = Walked::NONE;
+    walk_apart(packet, &mut walked);
+    let headers = walked.headers;
+    match walked.stop {
+        Walked::WHOLE => {
             let word = rule(&LiveRuleset, packet, &headers, u32::from(globals::lan()));
             let decision = decide_way(packet, &headers, word);
             if let Some(first) = headers.first_fragment() {
                 remember(packet, &first, &decision);
             }
-            Ok(with_egress(decision, headers.is_v6(), Some(headers)))
+            with_egress(decision, headers.is_v6(), Some(headers))
         }
-        Err(Stop::LaterFragment(later)) => Ok(match recall(packet, &later) {
-            Some(first) => with_egress(first, later.v6_header.is_some(), None),
+        Walked::LATER_FRAGMENT => match recall(packet, &walked.later_fragment()) {
+            Some(first) => with_egress(first, headers.is_v6(), None),
             None => Decided::pass(Reason::LaterFragment),
-        }),
-        Err(stop) => Err(stop),
+        },
+        reason => Decided {
+            decision: Decision::from_known_word(reason),
+            egress: None,
+            headers: None,
+        },
     }
+}
+
+/// What the header walk found, in words all of which are always set.
+pub(crate) struct Walked {
+    /// The headers; of a later fragment, where it is.
+    pub(crate) headers: Headers,
+    /// The number of the reason why there are none, or one of the numbers below.
+    pub(crate) stop: u32,
+}
+
+impl Walked {
+    /// There are headers.
+    pub(crate) const WHOLE: u32 = 1 << 8;
+    const LATER_FRAGMENT: u32 = 1 << 9;
+
+    pub(crate) const NONE: Walked = Walked {
+        headers: Headers {
+            ip_offset: 0,
+            ip_len: 0,
+            transport_offset: 0,
+            ttl: 0,
+            halves: (0, 0),
+            key: 0,
+            marks: 0,
+            fragment_header: 0,
+            vlan: 0,
+        },
+        stop: 0,
+    };
+
+    #[inline(always)]
+    fn later_fragment(&self) -> Fragment {
+        let Headers {
+            ip_offset,
+            fragment_header,
+            ..
+        } = self.headers;
+        Fragment {
+            ip_offset,
+            v6_header: self.headers.is_v6().then_some(fragment_header),
+        }
+    }
+}
+
+/// The header walk as a function of its own, whose stack is free again behind it.
+#[inline(never)]
+pub(crate) fn walk_apart(packet: &Packet, walked: &mut Walked) {
+    match walk(packet) {
+        Ok(headers) => {
+            walked.headers = headers;
+            walked.stop = Walked::WHOLE;
+        }
+        Err(Stop::LaterFragment(later)) => {
+            walked.headers.ip_offset = later.ip_offset;
+            if let Some(header) = later.v6_header {
+                walked.headers.fragment_header = header;
+                walked.headers.marks = V6;
+            }
+            walked.stop = Walked::LATER_FRAGMENT;
+        }
+        Err(Stop::Reason(reason)) => walked.stop = reason as u32,
+    }
+}
+
+/// Decides a packet whose headers are [plain](breakout_common::packet::plain_v4). `None` if that takes what is not done here.
+#[inline(always)]
+pub(crate) fn decide_plain<F: Frame>(frame: &F, headers: &Headers) -> Option<Decided> {
+    let word = LiveRuleset.word_for_all(headers.destination(), headers.key)?;
+    let decision = decide_way(frame, headers, word);
+    Some(with_egress(decision, headers.is_v6(), Some(*headers)))
 }
 
 /// Adds the egress; one without a way out has the packet pass.
@@ -62,8 +140,7 @@ fn with_egress(decision: Decision, v6: bool, headers: Option<Headers>) -> Decide
         headers,
     };
     if let Some(index) = decision.egress() {
-        let is_up = |words: &&_| Egress::from_words(words).next_hop(v6) != NextHop::None;
-        decided.egress = egress(index).filter(is_up);
+        decided.egress = egress(index).filter(|words| is_up(words, v6));
         if decided.egress.is_none() {
             decided.decision = decision.but_pass(Reason::EgressDown);
         }

@@ -3,7 +3,10 @@
 //! They live in frozen read-only data, so the verifier knows their values: it uses them as bounds and
 //! removes the branches they switch off.
 
+use core::mem;
+
 use breakout_common::constants::Constants;
+use breakout_common::frame::Frame;
 
 #[unsafe(no_mangle)]
 static CONSTANTS: Constants = Constants::UNSET;
@@ -20,13 +23,28 @@ macro_rules! constant {
 }
 
 constant!(table_words, u32);
-constant!(lan_mac, [u8; 6]);
 constant!(trace, u8);
 constant!(tc_counts, u8);
 constant!(report, u8);
 constant!(lan, u8);
 constant!(pins, u8);
 constant!(clock_shift, u8);
+
+/// Whether a frame is addressed to the LAN interface.
+#[inline(always)]
+pub(crate) fn is_to_lan<F: Frame + ?Sized>(frame: &F) -> bool {
+    let mac: *const u8 = (&raw const CONSTANTS.lan_mac).cast();
+    const { assert!(mem::offset_of!(Constants, lan_mac) % 4 == 0) };
+    // SAFETY: as for the constants above; the address is aligned, and six bytes long.
+    let (start, end) = unsafe {
+        (
+            core::ptr::read_volatile(mac.cast::<u32>()),
+            core::ptr::read_volatile(mac.add(4).cast::<u16>()),
+        )
+    };
+    frame.read(0).map(u32::from_ne_bytes) == Some(start)
+        && frame.read(4).map(u16::from_ne_bytes) == Some(end)
+}
 
 /// Always zero. It is not in the frozen data, so the verifier does not know that.
 #[unsafe(no_mangle)]

@@ -3,7 +3,7 @@
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, DevMap, DevMapHash, LruHashMap, PerCpuArray};
 use aya_ebpf::macros::btf_map;
 use breakout_common::counters::{Counter, REASON_SLOTS, SET_SLOTS};
-use breakout_common::egress::{EGRESS_WORDS, MAX_EGRESSES};
+use breakout_common::egress::{EgressWords, MAX_EGRESSES};
 use breakout_common::fragment::{Key, Memory};
 use breakout_common::path::{PIN_EVENTS, PathTable, Pin, PinKey};
 
@@ -57,6 +57,6 @@ pub(crate) fn paths() -> Option<&'static PathTable> {
 
 /// The words of the egress with this index in the table in force.
 #[inline(always)]
-pub(crate) fn egress(index: u8) -> Option<&'static [u32; EGRESS_WORDS]> {
+pub(crate) fn egress(index: u8) -> Option<&'static EgressWords> {
     paths()?.egresses.get(opaque(usize::from(index)))
 }

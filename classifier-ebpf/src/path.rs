@@ -2,6 +2,7 @@
 
 use aya_ebpf::helpers::generated::bpf_jiffies64;
 use breakout_common::classify::flow;
+use breakout_common::frame::Frame;
 use breakout_common::packet::Headers;
 use breakout_common::path::{Flow, Pin, PinEvent, PinKey, Pins, settle, unsteered};
 use breakout_common::table::NO_PREFIX;
@@ -10,12 +11,11 @@ use breakout_common::verdict::{Decision, Reason};
 use crate::globals;
 use crate::maps::{PINNED, PINS, paths};
 use crate::opaque::opaque;
-use crate::reader::Packet;
 
 /// The decision on a packet that the ruleset has answered with a word. A packet to other destinations ends here at once,
 /// unless there are pins of flows that were steered before.
 #[inline(always)]
-pub(crate) fn decide_way(packet: &Packet, headers: &Headers, word: u32) -> Decision {
+pub(crate) fn decide_way<F: Frame>(packet: &F, headers: &Headers, word: u32) -> Decision {
     let is_pinned = globals::pins() != 0;
     if word == NO_PREFIX && !(is_pinned && has_pins_beyond_ruleset()) {
         return Decision::pass(Reason::NoPrefix);

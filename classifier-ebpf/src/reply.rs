@@ -9,12 +9,14 @@ use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use breakout_common::classify::source;
 use breakout_common::condition::Client;
+use breakout_common::egress::link_header_of;
 use breakout_common::forward;
 use breakout_common::frame::Frame;
-use breakout_common::packet::{FIRST_FRAGMENT, Headers, OPTIONS, TAGGED, walk};
+use breakout_common::packet::{FIRST_FRAGMENT, Headers, OPTIONS, TAGGED};
 use breakout_common::table::{Destination, KEYS, Lookup, Outcome};
 
 use crate::count::add;
+use crate::decide::{Walked, walk_apart};
 use crate::globals;
 use crate::maps::{LANS, REPLIES};
 use crate::reader::Packet;
@@ -39,11 +41,14 @@ pub(crate) fn breakout_reply(ctx: XdpContext) -> u32 {
     )]
     let len = end.wrapping_sub(start) as u32;
     let mut packet = Packet::new(start, end, len);
-    let Ok(headers) = walk(&packet) else {
+    let mut walked = Walked::NONE;
+    walk_apart(&packet, &mut walked);
+    if walked.stop != Walked::WHOLE {
         return XDP_PASS;
-    };
+    }
+    let headers = walked.headers;
     // In promiscuous mode there are frames for others.
-    if packet.read::<6>(0) != Some(globals::lan_mac()) || !is_reply(&packet, &headers) {
+    if !globals::is_to_lan(&packet) || !is_reply(&packet, &headers) {
         return XDP_PASS;
     }
     let action = forward_reply(&ctx, &mut packet, &headers).unwrap_or(XDP_PASS);
@@ -105,7 +110,7 @@ fn forward_reply(ctx: &XdpContext, packet: &mut Packet, headers: &Headers) -> Op
         return None;
     }
     LANS.redirect(query.ifindex, u64::from(XDP_PASS)).ok()?;
-    match forward::rewrite(packet, headers, query.dmac, query.smac) {
+    match forward::rewrite(packet, headers, link_header_of(query.dmac, query.smac)) {
         Some(()) => Some(XDP_REDIRECT),
         None => Some(XDP_DROP),
     }

@@ -7,8 +7,8 @@ use aya_ebpf::btf_maps::{Array, ArrayOfMaps};
 use aya_ebpf::macros::btf_map;
 use breakout_common::condition::Client;
 use breakout_common::table::{
-    BLOCK, CHAIN, Destination, Lookup, Table, answer_word, leaf_word, lookup_v4, lookup_v6,
-    v4_root, v6_root,
+    BLOCK, CHAIN, Destination, Lookup, NO_PREFIX, Table, answer_word, is_covered, leaf_word,
+    lookup_v4, lookup_v6, v4_root, v6_root,
 };
 
 use crate::globals;
@@ -44,6 +44,19 @@ impl Lookup for LiveRuleset {
             word = breakout_ask_for(high, low, question, source_high, source_low);
         }
         word
+    }
+}
+
+impl LiveRuleset {
+    /// The same where it is alike for all clients; `None` where it is not.
+    #[inline(always)]
+    pub(crate) fn word_for_all(&self, destination: Destination, key: u32) -> Option<u32> {
+        let table = LiveTable::current()?;
+        if !is_covered(&table, destination) {
+            return Some(NO_PREFIX);
+        }
+        let word = self.lookup_word(destination, key, || None);
+        (word != 0).then_some(word)
     }
 }
 

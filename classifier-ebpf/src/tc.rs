@@ -4,12 +4,12 @@ use aya_ebpf::bindings::TC_ACT_UNSPEC;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::info;
-use breakout_common::egress::Egress;
+use breakout_common::egress::marked;
 use breakout_common::frame::TAG_PRESENT;
-use breakout_common::verdict::Decision;
+use breakout_common::packet::{PLAIN_V4_LEN, PLAIN_V6_LEN, plain_v4, plain_v6};
 
 use crate::count::count;
-use crate::decide::decide_frame;
+use crate::decide::{Decided, decide_frame, decide_plain};
 use crate::globals;
 use crate::reader::Packet;
 
@@ -19,31 +19,49 @@ const PULL: u32 = 128;
 /// Entry point. Always answers `TC_ACT_UNSPEC`, so that programs and filters behind this one run as before.
 #[classifier]
 pub(crate) fn breakout_tc(ctx: TcContext) -> i32 {
-    let decision = match decide_frame(&packet(&ctx)) {
-        Ok(decided) => {
-            if let Some(words) = decided.egress {
-                let egress = Egress::from_words(words);
-                // SAFETY: the context is the live socket buffer's; the verifier rewrites the access to its field.
-                let mark = unsafe { (*ctx.skb.skb).mark };
-                ctx.skb.set_mark((mark & !egress.mark_mask) | egress.mark);
-            }
-            decided.decision
-        }
-        Err(stop) => Decision::pass(stop.reason()),
+    let packet = packet(&ctx);
+    let decided = match fast(&packet) {
+        Some(decided) => decided,
+        None => decide_frame(&packet),
     };
+    finish(&ctx, &decided);
+    if globals::trace() != 0 {
+        info!(&ctx, "tc: {}", decided.decision.reason().name());
+    }
+    TC_ACT_UNSPEC
+}
+
+/// Decides what nearly all packets are.
+#[inline(always)]
+fn fast(packet: &Packet) -> Option<Decided> {
+    if let Some(headers) = plain_v4(&packet.window::<PLAIN_V4_LEN>()?) {
+        return decide_plain(packet, &headers);
+    }
+    let headers = plain_v6(&packet.window::<PLAIN_V6_LEN>()?)?;
+    decide_plain(packet, &headers)
+}
+
+/// Marks what is steered, and counts.
+#[inline(always)]
+fn finish(ctx: &TcContext, decided: &Decided) {
+    if let Some(egress) = decided.egress {
+        // SAFETY: the context is the live socket buffer's; the verifier rewrites the access to its field.
+        let mark = unsafe { (*ctx.skb.skb).mark };
+        ctx.skb.set_mark(marked(egress, mark));
+    }
     if globals::tc_counts() != 0 {
         // SAFETY: the context is the live socket buffer's; the verifier rewrites the access to its field.
         let segments = unsafe { (*ctx.skb.skb).gso_segs };
-        count(&decision, u64::from(segments.max(1)), u64::from(ctx.len()));
+        count(
+            &decided.decision,
+            u64::from(segments.max(1)),
+            u64::from(ctx.len()),
+        );
     }
     if globals::report() != 0 {
         // SAFETY: the context is the live socket buffer's; the verifier rewrites the access to its field.
-        unsafe { (*ctx.skb.skb).cb[0] = decision.to_word() };
+        unsafe { (*ctx.skb.skb).cb[0] = decided.decision.to_word() };
     }
-    if globals::trace() != 0 {
-        info!(&ctx, "tc: {}", decision.reason().name());
-    }
-    TC_ACT_UNSPEC
 }
 
 /// The packet, with its headers moved into the directly readable part if they may be in fragments of the buffer.

@@ -4,15 +4,15 @@ use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT};
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use aya_log_ebpf::info;
-use breakout_common::egress::Egress;
+use breakout_common::egress::{EgressWords, redirects};
 use breakout_common::forward;
-use breakout_common::frame::Frame;
-use breakout_common::packet::Headers;
+use breakout_common::frame::FrameMut;
+use breakout_common::packet::{Headers, PLAIN_V4_LEN, PLAIN_V6_LEN, plain_v4, plain_v6};
 use breakout_common::table::{Destination, OWN, may_be_own};
 use breakout_common::verdict::{Decision, Reason};
 
 use crate::count::count;
-use crate::decide::{Decided, decide_frame};
+use crate::decide::{Decided, decide_frame, decide_plain};
 use crate::globals;
 use crate::maps::DEVICES;
 use crate::reader::Packet;
@@ -21,41 +21,69 @@ use crate::ruleset::{LiveTable, V6, breakout_ask};
 /// Entry point. Everything that is not redirected goes on to the kernel, where `breakout_tc` marks what is steered.
 #[xdp]
 pub(crate) fn breakout_xdp(ctx: XdpContext) -> u32 {
-    let start = ctx.data();
-    let end = ctx.data_end();
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "both pointers are into one packet"
-    )]
-    let len = end.wrapping_sub(start) as u32;
-    let mut packet = Packet::new(start, end, len);
-    let (decision, action) = match decide_frame(&packet) {
-        Ok(decided) => act(&mut packet, decided),
-        Err(stop) => (Decision::pass(stop.reason()), XDP_PASS),
+    let mut packet = packet(&ctx);
+    let (decision, action) = match fast(&packet) {
+        Some(done) => done,
+        None => {
+            let decided = decide_frame(&packet);
+            finish(&mut packet, decided)
+        }
     };
-    count(&decision, 1, u64::from(len));
     if globals::trace() != 0 {
         info!(&ctx, "xdp: {}", decision.reason().name());
     }
     action
 }
 
+#[inline(always)]
+fn packet(ctx: &XdpContext) -> Packet {
+    let (start, end) = (ctx.data(), ctx.data_end());
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "both pointers are into one packet"
+    )]
+    let len = end.wrapping_sub(start) as u32;
+    Packet::new(start, end, len)
+}
+
+/// Handles what nearly all packets are.
+#[inline(always)]
+fn fast(packet: &Packet) -> Option<(Decision, u32)> {
+    let mut window = packet.window::<PLAIN_V4_LEN>()?;
+    if let Some(headers) = plain_v4(&window) {
+        let decided = decide_plain(&window, &headers)?;
+        return Some(finish(&mut window, decided));
+    }
+    let mut window = packet.window::<PLAIN_V6_LEN>()?;
+    let headers = plain_v6(&window)?;
+    let decided = decide_plain(&window, &headers)?;
+    Some(finish(&mut window, decided))
+}
+
+/// Carries a decision out and counts it.
+#[inline(always)]
+fn finish<F: FrameMut>(frame: &mut F, decided: Decided) -> (Decision, u32) {
+    let len = frame.len();
+    let (decision, action) = act(frame, decided);
+    count(&decision, 1, u64::from(len));
+    (decision, action)
+}
+
 /// Carries a decision out. What is not redirected is returned with the reason why.
 #[inline(always)]
-fn act(packet: &mut Packet, decided: Decided) -> (Decision, u32) {
+fn act<F: FrameMut>(frame: &mut F, decided: Decided) -> (Decision, u32) {
     let decision = decided.decision;
-    let (Some(index), Some(words)) = (decision.egress(), decided.egress) else {
+    let (Some(index), Some(egress)) = (decision.egress(), decided.egress) else {
         return (decision, XDP_PASS);
     };
-    let egress = Egress::from_words(words);
-    if packet.read::<6>(0) != Some(globals::lan_mac()) {
+    if !globals::is_to_lan(frame) {
         return (Decision::pass(Reason::NotForGateway), XDP_PASS);
     }
-    if !egress.redirect {
+    if !redirects(egress) {
         return (decision, XDP_PASS);
     }
     let redirected = match &decided.headers {
-        Some(headers) => redirect(packet, headers, &egress, index),
+        Some(headers) => redirect(frame, headers, egress, index),
         None => Err(Reason::KernelFragment),
     };
     match redirected {
@@ -66,17 +94,17 @@ fn act(packet: &mut Packet, decided: Decided) -> (Decision, u32) {
 
 /// The target is looked up before the packet is changed, so that a missing device leaves it whole.
 #[inline(always)]
-fn redirect(
-    packet: &mut Packet,
+fn redirect<F: FrameMut>(
+    frame: &mut F,
     headers: &Headers,
-    egress: &Egress,
+    egress: &EgressWords,
     index: u8,
 ) -> Result<u32, Reason> {
-    let destination_mac = forward::plan(packet, headers, egress, is_own)?;
+    let link_header = forward::plan(frame, headers, egress, is_own)?;
     DEVICES
         .redirect(u32::from(index), u64::from(XDP_PASS))
         .map_err(|_| Reason::KernelDevice)?;
-    match forward::rewrite(packet, headers, destination_mac, egress.source_mac) {
+    match forward::rewrite(frame, headers, link_header) {
         Some(()) => Ok(XDP_REDIRECT),
         None => Ok(XDP_DROP),
     }

@@ -3,7 +3,7 @@
 /// The most egresses one controller can have.
 pub const MAX_EGRESSES: usize = 16;
 /// 32-bit words of one egress in the egress table.
-pub const EGRESS_WORDS: usize = 9;
+pub const EGRESS_WORDS: usize = 16;
 
 /// How the packets of one address family get to an egress's next hop.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,72 +42,81 @@ const V6_UP: u32 = 1 << 2;
 const V4_MAC: u32 = 1 << 3;
 const V6_MAC: u32 = 1 << 4;
 
+/// One egress in the path table: flags, mark, mark's mask and MTU; then for IPv4 and for IPv6 a [`LinkHeader`] and a word that is
+/// not used yet. The rest is not used yet either.
+pub type EgressWords = [u32; EGRESS_WORDS];
+
+/// The next hop's and the egress's MAC addresses, as they stand in a frame, in words of the machine's byte order.
+pub type LinkHeader = [u32; 3];
+
+/// Where the link headers for IPv4 and for IPv6 are.
+const LINK_HEADERS: [usize; 2] = [4, 8];
+
+/// Whether XDP redirects to an egress.
+#[inline(always)]
+pub const fn redirects(words: &EgressWords) -> bool {
+    words[0] & REDIRECT != 0
+}
+
+/// A packet's mark with the egress's value in it.
+#[inline(always)]
+pub const fn marked(words: &EgressWords, mark: u32) -> u32 {
+    mark & !words[2] | words[1]
+}
+
+/// The longest IP packet that the egress takes, in bytes.
+#[inline(always)]
+pub const fn mtu(words: &EgressWords) -> u32 {
+    words[3]
+}
+
+/// Whether an egress has a way out for an address family.
+#[inline(always)]
+pub const fn is_up(words: &EgressWords, v6: bool) -> bool {
+    words[0] & if v6 { V6_UP } else { V4_UP } != 0
+}
+
+/// What a frame to the next hop of an address family begins with, if its MAC address is known.
+#[inline(always)]
+pub const fn link_header(words: &EgressWords, v6: bool) -> Option<LinkHeader> {
+    if words[0] & (if v6 { V6_MAC } else { V4_MAC }) == 0 {
+        None
+    } else if v6 {
+        Some([words[8], words[9], words[10]])
+    } else {
+        Some([words[4], words[5], words[6]])
+    }
+}
+
+/// The words of a link header.
+pub const fn link_header_of(destination: [u8; 6], source: [u8; 6]) -> LinkHeader {
+    let ([a, b, c, d, e, f], [g, h, i, j, k, l]) = (destination, source);
+    [
+        u32::from_ne_bytes([a, b, c, d]),
+        u32::from_ne_bytes([e, f, g, h]),
+        u32::from_ne_bytes([i, j, k, l]),
+    ]
+}
+
 impl Egress {
-    /// The way to the next hop for IPv6, or else IPv4, packets.
-    #[inline(always)]
-    pub const fn next_hop(&self, v6: bool) -> NextHop {
-        if v6 { self.v6 } else { self.v4 }
-    }
-
-    /// The egress as words of the egress table.
-    pub fn to_words(self) -> [u32; EGRESS_WORDS] {
-        let mut flags = if self.redirect { REDIRECT } else { 0 };
-        let mut encode = |hop: NextHop, up: u32, known: u32| match hop {
-            NextHop::None => [0; 6],
-            NextHop::Kernel => {
-                flags |= up;
-                [0; 6]
-            }
-            NextHop::Mac(mac) => {
-                flags |= up | known;
-                mac
-            }
-        };
-        let (s, a, b) = (
-            self.source_mac,
-            encode(self.v4, V4_UP, V4_MAC),
-            encode(self.v6, V6_UP, V6_MAC),
-        );
-        [
-            flags,
-            self.mark,
-            self.mark_mask,
-            u32::from_ne_bytes([s[0], s[1], s[2], s[3]]),
-            u32::from_ne_bytes([s[4], s[5], a[0], a[1]]),
-            u32::from_ne_bytes([a[2], a[3], a[4], a[5]]),
-            u32::from_ne_bytes([b[0], b[1], b[2], b[3]]),
-            u32::from_ne_bytes([b[4], b[5], 0, 0]),
-            u32::from(self.mtu),
-        ]
-    }
-
-    /// The egress that the words of the egress table stand for.
-    #[inline(always)]
-    pub fn from_words(words: &[u32; EGRESS_WORDS]) -> Self {
-        let flags = words[0];
-        let [s0, s1, s2, s3] = words[3].to_ne_bytes();
-        let [s4, s5, a0, a1] = words[4].to_ne_bytes();
-        let [a2, a3, a4, a5] = words[5].to_ne_bytes();
-        let [b0, b1, b2, b3] = words[6].to_ne_bytes();
-        let [b4, b5, _, _] = words[7].to_ne_bytes();
-        let next_hop = |up: u32, known: u32, mac: [u8; 6]| {
-            if flags & up == 0 {
-                NextHop::None
-            } else if flags & known == 0 {
-                NextHop::Kernel
-            } else {
-                NextHop::Mac(mac)
-            }
-        };
-        Egress {
-            redirect: flags & REDIRECT != 0,
-            mark: words[1],
-            mark_mask: words[2],
-            mtu: (words[8] & 0xffff) as u16,
-            source_mac: [s0, s1, s2, s3, s4, s5],
-            v4: next_hop(V4_UP, V4_MAC, [a0, a1, a2, a3, a4, a5]),
-            v6: next_hop(V6_UP, V6_MAC, [b0, b1, b2, b3, b4, b5]),
+    /// The egress as words of the path table.
+    pub fn to_words(self) -> EgressWords {
+        let mut words = [0; EGRESS_WORDS];
+        words[0] = if self.redirect { REDIRECT } else { 0 };
+        (words[1], words[2]) = (self.mark, self.mark_mask);
+        words[3] = u32::from(self.mtu);
+        let hops = [(self.v4, V4_UP, V4_MAC), (self.v6, V6_UP, V6_MAC)];
+        for ((hop, up, known), at) in hops.into_iter().zip(LINK_HEADERS) {
+            words[0] |= match hop {
+                NextHop::None => 0,
+                NextHop::Kernel => up,
+                NextHop::Mac(mac) => {
+                    words[at..at + 3].copy_from_slice(&link_header_of(mac, self.source_mac));
+                    up | known
+                }
+            };
         }
+        words
     }
 }
 
@@ -116,25 +125,35 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_hold_everything() {
+    fn words_hold_what_the_data_path_asks_for() {
         let hops = [
             NextHop::None,
             NextHop::Kernel,
             NextHop::Mac([1, 2, 3, 4, 5, 6]),
         ];
-        for v4 in hops {
-            for v6 in hops {
-                for redirect in [false, true] {
-                    let egress = Egress {
-                        redirect,
-                        mark: 0x0001_0000,
-                        mark_mask: 0x1f00_0000,
-                        mtu: 1492,
-                        source_mac: [9, 8, 7, 6, 5, 4],
-                        v4,
-                        v6,
-                    };
-                    assert_eq!(Egress::from_words(&egress.to_words()), egress);
+        for (v4, v6) in hops.iter().flat_map(|v4| hops.map(|v6| (*v4, v6))) {
+            for redirect in [false, true] {
+                let egress = Egress {
+                    redirect,
+                    mark: 0x0001_0000,
+                    mark_mask: 0x1f00_0000,
+                    mtu: 1492,
+                    source_mac: [9, 8, 7, 6, 5, 4],
+                    v4,
+                    v6,
+                };
+                let words = egress.to_words();
+                assert_eq!(redirects(&words), redirect);
+                assert_eq!(marked(&words, 0xff00_0001), 0xe001_0001);
+                assert_eq!(mtu(&words), 1492);
+                for (is_v6, hop) in [(false, v4), (true, v6)] {
+                    assert_eq!(is_up(&words, is_v6), hop != NextHop::None);
+                    let header = link_header(&words, is_v6);
+                    assert_eq!(header.is_some(), matches!(hop, NextHop::Mac(_)));
+                    let bytes: [u8; 12] = [1, 2, 3, 4, 5, 6, 9, 8, 7, 6, 5, 4];
+                    if let Some(header) = header {
+                        assert_eq!(header.map(u32::to_ne_bytes).as_flattened(), bytes);
+                    }
                 }
             }
         }

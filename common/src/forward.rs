@@ -1,7 +1,7 @@
 //! Redirect mode: which steered packets XDP may forward itself, and what it writes into them.
 
 use crate::classify::source;
-use crate::egress::{Egress, NextHop};
+use crate::egress::{EgressWords, LinkHeader, link_header, mtu};
 use crate::frame::{Frame, FrameMut};
 use crate::packet::{FIRST_FRAGMENT, Headers, OPTIONS, TAGGED};
 use crate::table::Destination;
@@ -10,7 +10,7 @@ use crate::verdict::Reason;
 /// The shortest Ethernet frame without its check sequence (IEEE 802.3). Shorter packets have padding behind them.
 const SHORTEST_FRAME: u32 = 60;
 
-/// The link-layer addresses for a packet that XDP may forward, or why it is left to the kernel. `is_own` says whether an address
+/// The link header of a packet that XDP may forward, or why it is left to the kernel. `is_own` says whether an address
 /// is one of the gateway's.
 ///
 /// The packet's way is decided already; the kernel sends it by the same egress, if it sends it at all.
@@ -18,10 +18,10 @@ const SHORTEST_FRAME: u32 = 60;
 pub fn plan<F: Frame + ?Sized>(
     frame: &F,
     headers: &Headers,
-    egress: &Egress,
+    egress: &EgressWords,
     is_own: impl FnOnce(Destination) -> bool,
-) -> Result<[u8; 6], Reason> {
-    let NextHop::Mac(destination_mac) = egress.next_hop(headers.is_v6()) else {
+) -> Result<LinkHeader, Reason> {
+    let Some(link_header) = link_header(egress, headers.is_v6()) else {
         return Err(Reason::KernelNextHop);
     };
     if headers.marks & TAGGED != 0 {
@@ -36,7 +36,7 @@ pub fn plan<F: Frame + ?Sized>(
     if headers.ttl <= 1 {
         return Err(Reason::KernelTtl);
     }
-    if headers.ip_len > u32::from(egress.mtu) {
+    if headers.ip_len > mtu(egress) {
         return Err(Reason::KernelMtu);
     }
     if !is_whole(frame, headers) {
@@ -50,7 +50,7 @@ pub fn plan<F: Frame + ?Sized>(
         }
         _ => return Err(Reason::KernelSource),
     }
-    Ok(destination_mac)
+    Ok(link_header)
 }
 
 /// Whether the IPv4 header without options has the right checksum (RFC 1812, section 5.2.2), and nothing but padding stands
@@ -77,7 +77,7 @@ pub const fn is_clients(v6: bool, high: u64, low: u64) -> bool {
     }
 }
 
-/// Writes the next hop's and the egress's MAC addresses and takes one from the TTL or hop limit.
+/// Writes the link header and takes one from the TTL or hop limit.
 ///
 /// All places were read by the header walk of the same frame, so `None` cannot happen for a packet that
 /// [`plan`] let through; the caller drops the frame then, as it may be half changed.
@@ -85,12 +85,12 @@ pub const fn is_clients(v6: bool, high: u64, low: u64) -> bool {
 pub fn rewrite<F: FrameMut + ?Sized>(
     frame: &mut F,
     headers: &Headers,
-    destination_mac: [u8; 6],
-    source_mac: [u8; 6],
+    link_header: LinkHeader,
 ) -> Option<()> {
-    let [d0, d1, d2, d3, d4, d5] = destination_mac;
-    let [s0, s1, s2, s3, s4, s5] = source_mac;
-    frame.write(0, [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5])?;
+    let [first, second, third] = link_header.map(u32::to_ne_bytes);
+    frame.write(0, first)?;
+    frame.write(4, second)?;
+    frame.write(8, third)?;
     match headers.destination() {
         Destination::V4(_) => {
             // TTL, protocol, checksum: bytes 8 to 11 of the header.
@@ -119,7 +119,10 @@ const fn decremented_checksum(checksum: u16) -> u16 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::egress::{Egress, NextHop, link_header_of};
     use crate::packet::walk;
+
+    const HEADER: LinkHeader = link_header_of([1; 6], [0; 6]);
 
     fn checksum(header: &[u8]) -> u16 {
         let mut sum: u32 = header
@@ -152,7 +155,7 @@ mod tests {
                 let mut bytes = udp(ttl, identification);
                 let frame: &mut [u8] = &mut bytes;
                 let headers = walk(frame).unwrap();
-                rewrite(frame, &headers, [2; 6], [4; 6]).unwrap();
+                rewrite(frame, &headers, link_header_of([2; 6], [4; 6])).unwrap();
                 assert_eq!(frame[22], ttl - 1);
                 assert_eq!(checksum(&frame[14..34]), 0, "ttl {ttl} id {identification}");
                 assert_eq!(frame[..12], [2, 2, 2, 2, 2, 2, 4, 4, 4, 4, 4, 4]);
@@ -172,8 +175,10 @@ mod tests {
             v4: NextHop::Mac([1; 6]),
             ..Egress::default()
         };
-        let plan = |headers: &Headers, egress: &Egress| plan(frame, headers, egress, |_| false);
-        assert_eq!(plan(&headers, &egress), Ok([1; 6]));
+        let plan = |headers: &Headers, egress: &Egress| {
+            plan(frame, headers, &egress.to_words(), |_| false)
+        };
+        assert_eq!(plan(&headers, &egress), Ok(HEADER));
         let kernel = Egress {
             v4: NextHop::Kernel,
             ..egress
@@ -217,7 +222,7 @@ mod tests {
             ip_len: 1500,
             ..headers
         };
-        assert_eq!(plan(&longest, &egress), Ok([1; 6]));
+        assert_eq!(plan(&longest, &egress), Ok(HEADER));
     }
 
     #[test]
@@ -230,10 +235,10 @@ mod tests {
         };
         let planned = |bytes: &[u8], is_own: bool| {
             let headers = walk(bytes).unwrap();
-            plan(bytes, &headers, &egress, |_| is_own)
+            plan(bytes, &headers, &egress.to_words(), |_| is_own)
         };
         let bytes = udp(64, 7);
-        assert_eq!(planned(&bytes, false), Ok([1; 6]));
+        assert_eq!(planned(&bytes, false), Ok(HEADER));
         assert_eq!(planned(&bytes, true), Err(Reason::KernelSource));
         for byte in [14 + 1, 14 + 5, 14 + 10, 14 + 15] {
             let mut damaged = bytes;
@@ -249,7 +254,7 @@ mod tests {
             bytes.resize(length, 0);
             planned(&bytes, false)
         };
-        assert_eq!(with_tail(60), Ok([1; 6]));
+        assert_eq!(with_tail(60), Ok(HEADER));
         assert_eq!(with_tail(61), Err(Reason::KernelDamaged));
         for (source, is_clients) in [
             ([0, 1, 2, 3], false),

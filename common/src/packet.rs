@@ -4,11 +4,15 @@
 //! options (RFC 791), and IPv6 with up to [`MAX_EXTENSION_HEADERS`] extension headers (RFC 8200). It is
 //! total: every input gives either [`Headers`] or the reason why it cannot be decided.
 
+mod plain;
+
 use crate::ethernet::{ETHERNET_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, ethernet};
 use crate::fragment::Fragment;
 use crate::frame::{Frame, MAX_OFFSET};
 use crate::table::{Destination, Transport};
 use crate::verdict::Reason;
+
+pub use plain::{PLAIN_V4_LEN, PLAIN_V6_LEN, plain_v4, plain_v6};
 
 /// IPv6 extension headers that are followed before the walk gives up.
 pub const MAX_EXTENSION_HEADERS: u32 = 8;

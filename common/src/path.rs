@@ -8,7 +8,7 @@
 //! Flows of the class `media` are pinned by client: all of one client's flows share what one pin says, so they
 //! move together.
 
-use crate::egress::{EGRESS_WORDS, MAX_EGRESSES};
+use crate::egress::{EGRESS_WORDS, EgressWords, MAX_EGRESSES};
 
 mod settle;
 
@@ -46,8 +46,8 @@ pub struct PathTable {
     pub reserved: [u32; 6],
     /// The egresses that work, one bit each, by [`place`].
     pub working: [u32; PLACES],
-    /// The egresses; see [`Egress`](crate::egress::Egress).
-    pub egresses: [[u32; EGRESS_WORDS]; MAX_EGRESSES],
+    /// The egresses.
+    pub egresses: [EgressWords; MAX_EGRESSES],
     /// The choices of each preference.
     pub preferences: [[u32; PREFERENCE_WORDS]; MAX_PREFERENCES],
 }

@@ -7,10 +7,11 @@
 //! word 3        number of classes
 //! word 4        word offset and number of source intervals for IPv4, then for IPv6 (see `condition`)
 //! word 8        64 bits, by which most addresses are known not to be the gateway's own (see `own_bit`)
-//! word 16       IPv4 root: 65,536 entries, indexed by the upper 16 bits of the destination
-//! word 65552    IPv6 root: 8,192 entries for 2000::/3, indexed by bits 3 to 15; one entry for all other addresses
-//! word 73760    class pages: 512 offsets, indexed by the upper 9 bits of a key
-//! word 74272    leaves, each with as many words as there are classes
+//! word 16       a bit for each entry of the IPv4 root, then of the IPv6 root for 2000::/3: whether any prefix covers any of its part
+//! word 2320     IPv4 root: 65,536 entries, indexed by the upper 16 bits of the destination
+//! word 67856    IPv6 root: 8,192 entries for 2000::/3, indexed by bits 3 to 15; one entry for all other addresses
+//! word 76064    class pages: 512 offsets, indexed by the upper 9 bits of a key
+//! word 76576    leaves, each with as many words as there are classes
 //! after those   the pages, and blocks, in any order
 //! ```
 //!
@@ -43,7 +44,7 @@ pub use answer::{Answer, Hold, Outcome};
 pub use destination::{Destination, Transport};
 
 /// The first word of every table. Its low byte is the layout's version.
-pub const MAGIC: u32 = 0x4252_4b08;
+pub const MAGIC: u32 = 0x4252_4b09;
 
 /// Index of the word that holds the generation.
 pub const GENERATION: u32 = 1;
@@ -55,8 +56,12 @@ pub const CLASS_COUNT: u32 = 3;
 pub const SOURCES: u32 = 4;
 /// Index of the two words, the lower half first, that have a bit for each of the gateway's own addresses; see [`own_bit`].
 pub const OWN_BITS: u32 = 8;
+/// Index of the first word of the bits for the IPv4 root; see [`is_covered`].
+pub const V4_COVERED: u32 = 16;
+/// The same for the IPv6 root.
+pub const V6_COVERED: u32 = V4_COVERED + V4_ENTRIES / 32;
 /// Index of the first entry of the IPv4 root.
-pub const V4_ROOT: u32 = 16;
+pub const V4_ROOT: u32 = V6_COVERED + V6_ENTRIES / 32;
 /// Entries of the IPv4 root.
 pub const V4_ENTRIES: u32 = 1 << 16;
 /// Index of the first entry of the IPv6 root.
@@ -228,6 +233,21 @@ pub const fn v6_root(high: u64) -> u32 {
     } else {
         V6_OTHERS
     }
+}
+
+/// Whether any prefix, or an address of the gateway, is in the part of the address space that a destination's entry in the root stands for. Most
+/// destinations are elsewhere, and these bits are small enough to stay in the processor's first cache.
+#[inline(always)]
+pub fn is_covered<T: Table + ?Sized>(table: &T, destination: Destination) -> bool {
+    let (first, entry) = match destination {
+        Destination::V4(address) => (V4_COVERED, address >> 16),
+        Destination::V6(high, _) if high >> 61 == 1 => {
+            (V6_COVERED, (high >> 48) as u32 & (V6_ENTRIES - 1))
+        }
+        Destination::V6(..) => return true,
+    };
+    let bits = table.word(first + entry / 32);
+    bits.is_none_or(|bits| bits >> (entry % 32) & 1 != 0)
 }
 
 /// The bit of an address, by its lower half, in the words at [`OWN_BITS`]. Where it is not set the address is not the gateway's own.

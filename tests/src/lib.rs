@@ -11,6 +11,7 @@
 
 pub mod capture;
 pub mod daemon;
+pub mod emulate;
 pub mod fake_service;
 pub mod flow;
 pub mod golden;

@@ -35,7 +35,7 @@ pub struct Outcome {
 }
 
 /// An egress in route mode with a way out.
-const UP: Egress = Egress {
+pub const UP: Egress = Egress {
     redirect: false,
     mark: 0,
     mark_mask: 0,
@@ -44,6 +44,27 @@ const UP: Egress = Egress {
     v4: NextHop::Kernel,
     v6: NextHop::Kernel,
 };
+
+/// The path table with one egress, whose mark is set here, for everything.
+pub fn one_way(egress: Egress) -> Paths {
+    let mut paths = Paths::default();
+    let egress = Egress {
+        mark: MARK.0,
+        mark_mask: MARK.1,
+        ..egress
+    };
+    paths.table.egresses[0] = egress.to_words();
+    paths.table.tcp_idle = 7200;
+    paths.table.working = [1; PLACES];
+    for place in 0..PLACES {
+        paths.table.set_choices(0, place, &[0; BUCKETS]);
+    }
+    if egress.redirect {
+        // A test run redirects nothing; the loopback interface is there in every namespace.
+        paths.devices.push((0, 1));
+    }
+    paths
+}
 
 impl TestBench {
     /// Loads the programs with the built-in list of an instance and one egress in route mode.
@@ -71,22 +92,7 @@ impl TestBench {
     /// When the kernel does not take them.
     pub fn with(list: &List, egress: Egress, pins: Option<u32>) -> Result<Self> {
         let ruleset = by_default(list)?;
-        let mut paths = Paths::default();
-        let egress = Egress {
-            mark: MARK.0,
-            mark_mask: MARK.1,
-            ..egress
-        };
-        paths.table.egresses[0] = egress.to_words();
-        paths.table.tcp_idle = 7200;
-        paths.table.working = [1; PLACES];
-        for place in 0..PLACES {
-            paths.table.set_choices(0, place, &[0; BUCKETS]);
-        }
-        if egress.redirect {
-            // A test run redirects nothing; the loopback interface is there in every namespace.
-            paths.devices.push((0, 1));
-        }
+        let paths = one_way(egress);
         let lan = LanPlan {
             name: "lo".to_owned(),
             index: 1,

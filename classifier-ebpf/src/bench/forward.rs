@@ -7,6 +7,7 @@ use aya_ebpf::bindings::xdp_action::XDP_PASS;
 use aya_ebpf::helpers::{bpf_fib_lookup, bpf_redirect};
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
+use breakout_common::egress::link_header_of;
 use breakout_common::forward::rewrite;
 use breakout_common::frame::Frame;
 use breakout_common::packet::{Headers, walk};
@@ -31,8 +32,8 @@ fn packet(ctx: &XdpContext) -> Packet {
 #[inline(always)]
 fn send(packet: &mut Packet, headers: &Headers, macs: [u8; 12], interface: u32) -> u32 {
     let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5] = macs;
-    let destination = [d0, d1, d2, d3, d4, d5];
-    if rewrite(packet, headers, destination, [s0, s1, s2, s3, s4, s5]).is_none() {
+    let link_header = link_header_of([d0, d1, d2, d3, d4, d5], [s0, s1, s2, s3, s4, s5]);
+    if rewrite(packet, headers, link_header).is_none() {
         return XDP_PASS;
     }
     // SAFETY: the helper takes numbers only.

@@ -84,7 +84,7 @@ impl Default for Paths {
 
 impl Paths {
     /// The words of the table in the order in which the programs have them.
-    pub(super) fn words(&self) -> Vec<u32> {
+    pub fn words(&self) -> Vec<u32> {
         let PathTable {
             epoch,
             pins_beyond_ruleset,

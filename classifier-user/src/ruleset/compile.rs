@@ -11,7 +11,8 @@ use breakout_common::forward::is_clients;
 use breakout_common::table::{
     BLOCK, CLASS_COUNT, CLASSES, COUNT_SHIFT, Destination, GENERATION, LEAVES, LONG, MAGIC,
     MAX_LEAVES, MAX_WORDS, NO_PREFIX, OWN, OWN_BITS, OWN_LEAF, PAGE_KEYS, SEARCH_STEP,
-    UNCOVERED_LEAF, USED, V4_ENTRIES, V4_ROOT, V6_ENTRIES, V6_OTHERS, V6_ROOT, own_bit,
+    UNCOVERED_LEAF, USED, V4_COVERED, V4_ENTRIES, V4_ROOT, V6_COVERED, V6_ENTRIES, V6_OTHERS,
+    V6_ROOT, own_bit,
 };
 
 use super::Ruleset;
@@ -131,11 +132,26 @@ pub fn compile(ruleset: &Ruleset) -> Result<Image, TooLarge> {
             needed: words.len() / 256,
         });
     }
+    write_covered(&mut words);
     // The last block is searched in whole steps as well.
     words.extend([0; SEARCH_STEP]);
     words[0] = MAGIC;
     words[USED as usize] = to_word(words.len());
     Ok(Image { words })
+}
+
+/// Notes which entries of the roots are not simply those of uncovered addresses.
+fn write_covered(words: &mut [u32]) {
+    let roots = [
+        (V4_COVERED, V4_ROOT, V4_ENTRIES),
+        (V6_COVERED, V6_ROOT, V6_ENTRIES),
+    ];
+    for (bits, root, entries) in roots {
+        for entry in 0..entries {
+            let is_covered = words[(root + entry) as usize] != leaf_entry(UNCOVERED_LEAF, words);
+            words[(bits + entry / 32) as usize] |= u32::from(is_covered) << (entry % 32);
+        }
+    }
 }
 
 /// Notes by which bits the gateway's own addresses are known, as far as clients could have them.

@@ -5,10 +5,13 @@
 use breakout_common::egress::{Egress, NextHop};
 use breakout_common::forward::{plan, rewrite};
 use breakout_common::fragment::key;
-use breakout_common::packet::{Stop, walk};
+use breakout_common::packet::{Stop, plain_v4, plain_v6, walk};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|frame: &[u8]| {
+    for plain in [plain_v4(frame), plain_v6(frame)].into_iter().flatten() {
+        assert_eq!(Ok(plain), walk(frame));
+    }
     match walk(frame) {
         Ok(headers) => {
             let (ip, transport) = (headers.ip_offset as usize, headers.transport_offset as usize);
@@ -28,9 +31,9 @@ fuzz_target!(|frame: &[u8]| {
                 v6: NextHop::Mac([4; 6]),
                 ..Egress::default()
             };
-            if let Ok(mac) = plan(frame, &headers, &egress, |_| false) {
+            if let Ok(header) = plan(frame, &headers, &egress.to_words(), |_| false) {
                 let mut forwarded = frame.to_vec();
-                assert!(rewrite(forwarded.as_mut_slice(), &headers, mac, [6; 6]).is_some());
+                assert!(rewrite(forwarded.as_mut_slice(), &headers, header).is_some());
                 let again = walk(forwarded.as_slice()).expect("what is forwarded is as whole as it was");
                 assert_eq!(again.ttl, headers.ttl - 1);
                 assert_eq!((again.destination(), again.key), (headers.destination(), headers.key));

@@ -344,3 +344,51 @@ proptest! {
         let _ = walk(frame.as_slice());
     }
 }
+
+/// A plain packet: IPv6 or IPv4, UDP or TCP, with so many bytes of payload.
+fn plain(is_v6: bool, is_udp: bool, payload: u8) -> Vec<u8> {
+    let (protocol, shortest) = if is_udp { (17, 8) } else { (6, 20) };
+    let length = shortest + payload;
+    let mut packet = if is_v6 {
+        let mut header = vec![0x60, 0, 0, 0, 0, length, protocol, 64];
+        header.extend([0x26; 32]);
+        header
+    } else {
+        let mut header = vec![0x45, 0, 0, 20 + length, 0, 0, 0x40, 0, 64, protocol, 0, 0];
+        header.extend([52; 8]);
+        header
+    };
+    packet.resize(packet.len() + usize::from(length), 1);
+    ethernet(if is_v6 { 0x86dd } else { 0x0800 }, &packet)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(100_000))]
+
+    /// What the few steps for plain packets find is what the walk finds, also for damaged ones.
+    #[test]
+    fn plain_headers_are_those_of_the_walk(
+        (is_v6, is_udp, payload) in (any::<bool>(), any::<bool>(), 0..40u8),
+        // Mostly where it matters.
+        damage in bytes((prop_oneof![0..26usize, 0..80usize], any::<u8>()), 0..4),
+        (tail, cut) in (0..20usize, prop_oneof![Just(usize::MAX), 0..80usize]),
+    ) {
+        let mut frame = plain(is_v6, is_udp, payload);
+        let shortest = if is_v6 { PLAIN_V6_LEN } else { PLAIN_V4_LEN };
+        let is_whole = damage.is_empty() && cut >= frame.len();
+        prop_assert!(frame.len() >= shortest);
+        for (at, value) in damage {
+            if let Some(byte) = frame.get_mut(at) {
+                *byte = value;
+            }
+        }
+        frame.resize(frame.len() + tail, 0);
+        frame.truncate(cut);
+        let frame = frame.as_slice();
+        let plain = [plain_v4(frame), plain_v6(frame)];
+        for found in plain.into_iter().flatten() {
+            prop_assert_eq!(Ok(found), walk(frame));
+        }
+        prop_assert!(!is_whole || plain != [None; 2]);
+    }
+}

@@ -5,6 +5,7 @@ use breakout::datapath::Asker;
 use breakout::explain::{Proto, Query, frame};
 use breakout::list::Instance;
 use breakout::ruleset::Ruleset;
+use breakout_tests::emulate::{PACKETS, executed};
 use breakout_tests::programs;
 use breakout_tests::testrun::TestBench;
 
@@ -60,8 +61,25 @@ pub(crate) fn run(report: &mut Report) -> Result<()> {
             ));
         }
     }
+    let exact = |value: u32| Spread::of(vec![f64::from(value)]);
+    for packet in &PACKETS {
+        let count = |program| -> Result<Spread> {
+            Ok(exact(u32::try_from(
+                executed(program, packet)?.instructions,
+            )?))
+        };
+        let values = vec![
+            ("XDP, redirect mode".to_owned(), count("breakout_xdp")?),
+            ("TC, route mode".to_owned(), count("breakout_tc")?),
+        ];
+        report.row(Row {
+            part: "executed",
+            case: packet.what.to_owned(),
+            unit: "eBPF instructions",
+            values,
+        });
+    }
     for size in bench.sizes()? {
-        let exact = |value: u32| Spread::of(vec![f64::from(value)]);
         report.row(Row {
             part: "size",
             case: size.program,

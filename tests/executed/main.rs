@@ -1,0 +1,25 @@
+//! How many instructions a packet costs, held below limits. The counts are exact, so that no machine's noise hides a step back.
+
+use breakout_tests::emulate::{PACKETS, executed};
+
+/// The most that [`executed`] may count for each of [`PACKETS`]: XDP in redirect mode, and TC in route mode.
+const LIMITS: [(u64, u64); 4] = [(135, 150), (150, 160), (590, 460), (820, 740)];
+
+#[test]
+fn packets_cost_few_instructions() {
+    let mut failures = Vec::new();
+    for (packet, (xdp, tc)) in PACKETS.iter().zip(LIMITS) {
+        for (program, limit) in [("breakout_xdp", xdp), ("breakout_tc", tc)] {
+            let count = executed(program, packet).unwrap().instructions;
+            println!("{}, {program}: {count}", packet.what);
+            // Nothing at all would be a mistake of the emulator's.
+            if !(40..=limit).contains(&count) {
+                failures.push(format!(
+                    "{}, {program}: {count}, limit {limit}",
+                    packet.what
+                ));
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{failures:#?}");
+}
