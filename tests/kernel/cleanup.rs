@@ -69,12 +69,26 @@ pub(crate) fn inventory(lab: &Lab) -> Result<String> {
 fn settle(lab: &Lab) -> Result<()> {
     for _ in 0..100 {
         let links = lab.gateway.ip("-o link show type veth up")?;
-        if !links.contains("state UNKNOWN") {
+        let with_carrier = links.lines().filter(|link| link.contains("LOWER_UP"));
+        if !links.contains("state UNKNOWN") && has_v6_addresses(lab, with_carrier.count())? {
             return Ok(());
         }
         std::thread::sleep(Duration::from_millis(50));
     }
     bail!("the links do not come up")
+}
+
+/// Whether so many links, those with carrier, have their link-local address, and all IPv6 addresses have their routes: the kernel adds them a moment
+/// after it was asked to.
+fn has_v6_addresses(lab: &Lab, links: usize) -> Result<bool> {
+    let addresses = lab.gateway.ip("-6 -o addr show")?;
+    let routes = lab.gateway.ip("-6 route show table local")?;
+    let words = addresses.split_ascii_whitespace();
+    let added = words.filter_map(|word| word.split_once('/'));
+    let mut added = added.map(|(address, _)| address);
+    let is_link_local = |line: &&str| line.starts_with("local fe80:");
+    Ok(routes.lines().filter(is_link_local).count() >= links
+        && added.all(|address| routes.contains(&format!("local {address} "))))
 }
 
 /// Pins of this site, wherever the BPF file system is.
