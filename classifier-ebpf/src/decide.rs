@@ -6,58 +6,53 @@ use breakout_common::egress::{EgressWords, is_up};
 use breakout_common::fragment::{self, Fragment};
 use breakout_common::frame::Frame;
 use breakout_common::packet::{Headers, Stop, V6, walk};
+use breakout_common::path::PathTable;
 use breakout_common::verdict::{Decision, Reason};
 
 use crate::globals;
-use crate::maps::{FRAGMENTS, egress};
+use crate::maps::{FRAGMENTS, egress, paths};
 use crate::path::decide_way;
 use crate::reader::Packet;
-use crate::ruleset::LiveRuleset;
+use crate::ruleset::{LiveRuleset, LookupApart};
 
-/// A decision with what carrying it out takes.
-pub(crate) struct Decided {
-    pub(crate) decision: Decision,
-    /// The egress, if the verdict is to steer.
-    pub(crate) egress: Option<&'static EgressWords>,
-    /// The headers; none for fragments after the first one.
-    pub(crate) headers: Option<Headers>,
-}
+/// A decision with the egress, if it is to steer.
+pub(crate) type Decided = (Decision, Option<&'static EgressWords>);
 
-impl Decided {
-    #[inline(always)]
-    pub(crate) fn pass(reason: Reason) -> Self {
-        Decided {
-            decision: Decision::pass(reason),
-            egress: None,
-            headers: None,
-        }
-    }
-}
-
-/// Decides a frame, whatever it is.
+/// Decides a frame, whatever it is. Leaves in `walked` what it found.
 #[inline(always)]
-pub(crate) fn decide_frame(packet: &Packet) -> Decided {
-    let mut walked = Walked::NONE;
-    walk_apart(packet, &mut walked);
-    let headers = walked.headers;
+pub(crate) fn decide_frame(packet: &Packet, walked: &mut Walked) -> Decided {
+    walk_apart(
+        packet.start(),
+        packet.end(),
+        packet.len(),
+        packet.tag_beside(),
+        walked,
+    );
+    let headers = &walked.headers;
     match walked.stop {
         Walked::WHOLE => {
-            let word = rule(&LiveRuleset, packet, &headers, u32::from(globals::lan()));
-            let decision = decide_way(packet, &headers, word);
+            let word = rule(&LookupApart, packet, headers, u32::from(globals::lan()));
+            let paths = paths();
+            let decision = decide_way::<_, false>(packet, headers, word, paths);
             if let Some(first) = headers.first_fragment() {
-                remember(packet, &first, &decision);
+                remember(
+                    packet.start(),
+                    packet.end(),
+                    first.to_word(),
+                    decision.to_word(),
+                );
             }
-            with_egress(decision, headers.is_v6(), Some(headers))
+            with_egress(decision, headers.is_v6(), paths)
         }
-        Walked::LATER_FRAGMENT => match recall(packet, &walked.later_fragment()) {
-            Some(first) => with_egress(first, headers.is_v6(), None),
-            None => Decided::pass(Reason::LaterFragment),
-        },
-        reason => Decided {
-            decision: Decision::from_known_word(reason),
-            egress: None,
-            headers: None,
-        },
+        Walked::LATER_FRAGMENT => {
+            let first = recall(
+                packet.start(),
+                packet.end(),
+                walked.later_fragment().to_word(),
+            );
+            with_egress(Decision::from_known_word(first), headers.is_v6(), paths())
+        }
+        reason => (Decision::from_known_word(reason), None),
     }
 }
 
@@ -105,8 +100,8 @@ impl Walked {
 
 /// The header walk as a function of its own, whose stack is free again behind it.
 #[inline(never)]
-pub(crate) fn walk_apart(packet: &Packet, walked: &mut Walked) {
-    match walk(packet) {
+pub(crate) fn walk_apart(start: usize, end: usize, len: u32, tag: u32, walked: &mut Walked) {
+    match walk(&Packet::new(start, end, len).with_tag(tag)) {
         Ok(headers) => {
             walked.headers = headers;
             walked.stop = Walked::WHOLE;
@@ -123,37 +118,37 @@ pub(crate) fn walk_apart(packet: &Packet, walked: &mut Walked) {
     }
 }
 
-/// Decides a packet whose headers are [plain](breakout_common::packet::plain_v4). `None` if that takes what is not done here.
+/// Decides a packet whose headers are [plain](breakout_common::packet::plain_v4).
 #[inline(always)]
-pub(crate) fn decide_plain<F: Frame>(frame: &F, headers: &Headers) -> Option<Decided> {
-    let word = LiveRuleset.word_for_all(headers.destination(), headers.key)?;
-    let decision = decide_way(frame, headers, word);
-    Some(with_egress(decision, headers.is_v6(), Some(*headers)))
+pub(crate) fn decide_plain<F: Frame>(frame: &F, headers: &Headers) -> Decided {
+    let word = rule(&LiveRuleset, frame, headers, u32::from(globals::lan()));
+    let paths = paths();
+    let decision = decide_way::<_, true>(frame, headers, word, paths);
+    with_egress(decision, headers.is_v6(), paths)
 }
 
 /// Adds the egress; one without a way out has the packet pass.
 #[inline(always)]
-fn with_egress(decision: Decision, v6: bool, headers: Option<Headers>) -> Decided {
-    let mut decided = Decided {
-        decision,
-        egress: None,
-        headers,
+fn with_egress(decision: Decision, v6: bool, paths: Option<&'static PathTable>) -> Decided {
+    let Some(index) = decision.egress() else {
+        return (decision, None);
     };
-    if let Some(index) = decision.egress() {
-        decided.egress = egress(index).filter(|words| is_up(words, v6));
-        if decided.egress.is_none() {
-            decided.decision = decision.but_pass(Reason::EgressDown);
-        }
+    let egress = paths.and_then(|paths| egress(paths, index));
+    match egress.filter(|words| is_up(words, v6)) {
+        Some(words) => (decision, Some(words)),
+        None => (decision.but_pass(Reason::EgressDown), None),
     }
-    decided
 }
 
-/// Notes the way of a steered first fragment, and forgets that of an earlier packet with the same identification.
-#[inline(always)]
-fn remember(packet: &Packet, first: &Fragment, decision: &Decision) {
-    let Some(key) = fragment::key(packet, first) else {
+/// Notes the way of a steered first fragment, and forgets that of an earlier packet with the same identification. Takes the
+/// fragment and the decision as words.
+#[inline(never)]
+fn remember(start: usize, end: usize, first: u64, decision: u32) {
+    let first = Fragment::from_word(first);
+    let Some(key) = fragment::key(&Packet::new(start, end, 0), &first) else {
         return;
     };
+    let decision = Decision::from_known_word(decision);
     // A full map or a lost race costs this packet's later fragments the local link, nothing more.
     if let (Some(egress), Some(set)) = (decision.egress(), decision.set()) {
         let _ = FRAGMENTS.insert(key, fragment::remember(egress, set, now()), 0);
@@ -162,13 +157,18 @@ fn remember(packet: &Packet, first: &Fragment, decision: &Decision) {
     }
 }
 
-#[inline(always)]
-fn recall(packet: &Packet, later: &Fragment) -> Option<Decision> {
-    let key = fragment::key(packet, later)?;
-    // SAFETY: the memory is plain integers and is copied at once; if the kernel reuses the entry meanwhile, the copy
-    // is of another steered packet, whose way is as valid as any.
-    let memory = unsafe { FRAGMENTS.get(key) }.copied()?;
-    fragment::recall(&memory, now())
+/// The decision on a later fragment, as a word.
+#[inline(never)]
+fn recall(start: usize, end: usize, later: u64) -> u32 {
+    let later = Fragment::from_word(later);
+    let known = fragment::key(&Packet::new(start, end, 0), &later).and_then(|key| {
+        // SAFETY: the memory is plain integers and is copied at once; if the kernel reuses the entry meanwhile, the copy
+        // is of another steered packet, whose way is as valid as any.
+        let memory = unsafe { FRAGMENTS.get(key) }.copied()?;
+        fragment::recall(&memory, now())
+    });
+    let decision = known.unwrap_or(Decision::pass(Reason::LaterFragment));
+    decision.to_word()
 }
 
 #[inline(always)]

@@ -6,6 +6,7 @@
 use core::mem;
 
 use breakout_common::constants::Constants;
+use breakout_common::flows::Secret;
 use breakout_common::frame::Frame;
 
 #[unsafe(no_mangle)]
@@ -29,6 +30,8 @@ constant!(report, u8);
 constant!(lan, u8);
 constant!(pins, u8);
 constant!(clock_shift, u8);
+constant!(flow_mask, u32);
+constant!(flow_secret, Secret);
 
 /// Whether a frame is addressed to the LAN interface.
 #[inline(always)]

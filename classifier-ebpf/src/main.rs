@@ -8,6 +8,7 @@
 
 mod count;
 mod decide;
+mod flows;
 mod globals;
 mod maps;
 mod object;

@@ -1,25 +1,41 @@
 //! The maps other than the ruleset.
 
-use aya_ebpf::btf_maps::{Array, ArrayOfMaps, DevMap, DevMapHash, LruHashMap, PerCpuArray};
+use aya_ebpf::btf_maps::{
+    Array, ArrayOfMaps, DevMap, DevMapHash, HashMap, LruHashMap, PerCpuArray,
+};
 use aya_ebpf::macros::btf_map;
 use breakout_common::counters::{Counter, REASON_SLOTS, SET_SLOTS};
 use breakout_common::egress::{EgressWords, MAX_EGRESSES};
+use breakout_common::flows::{ENTRIES, SET_WORDS};
 use breakout_common::fragment::{Key, Memory};
-use breakout_common::path::{PIN_EVENTS, PathTable, Pin, PinKey};
+use breakout_common::path::{PIN_EVENTS, PathTable, PinKey};
 
 use crate::opaque::opaque;
 
 /// The most LAN interfaces that replies are redirected to.
 const MAX_LANS: usize = 64;
 
+/// `BPF_F_MMAPABLE` (Linux 5.5).
+const MMAPABLE: usize = 1 << 10;
+/// `BPF_F_NO_PREALLOC`.
+const NO_PREALLOC: usize = 1;
+
 /// The path table in force.
 #[btf_map]
 static PATHS: ArrayOfMaps<Array<PathTable, 1>, 1> = ArrayOfMaps::new();
 
-/// The ways that flows have taken. The controller makes this map in the size that is configured; the kernel drops what was
-/// used longest ago.
+/// The table of flows, one set an entry. The controller makes it in the size that is configured. The last entry is not a set, but says what
+/// the table is; see [`MAGIC`](breakout_common::flows::MAGIC).
 #[btf_map]
-pub(crate) static PINS: LruHashMap<PinKey, Pin, 1024> = LruHashMap::new();
+pub(crate) static FLOWS: Array<[u64; SET_WORDS], 2, MMAPABLE> = Array::new();
+
+/// What stands beside the entries of [`FLOWS`], for each set.
+#[btf_map]
+pub(crate) static NOTES: Array<[u64; ENTRIES], 1, MMAPABLE> = Array::new();
+
+/// The addresses and ports of flows over IPv6, by their slots: an entry holds only a hash of them.
+#[btf_map]
+pub(crate) static ADDRESSES: HashMap<u32, PinKey, 4, NO_PREALLOC> = HashMap::new();
 
 /// What happens to pins, by [`PinEvent`](breakout_common::path::PinEvent).
 #[btf_map]
@@ -55,8 +71,8 @@ pub(crate) fn paths() -> Option<&'static PathTable> {
     PATHS.get_value(0, &0)
 }
 
-/// The words of the egress with this index in the table in force.
+/// The words of the egress with this index.
 #[inline(always)]
-pub(crate) fn egress(index: u8) -> Option<&'static EgressWords> {
-    paths()?.egresses.get(opaque(usize::from(index)))
+pub(crate) fn egress(paths: &PathTable, index: u8) -> Option<&EgressWords> {
+    paths.egresses.get(opaque(usize::from(index)))
 }

@@ -2,42 +2,136 @@
 
 use aya_ebpf::helpers::generated::bpf_jiffies64;
 use breakout_common::classify::flow;
+use breakout_common::flows::{State, predict};
 use breakout_common::frame::Frame;
 use breakout_common::packet::Headers;
-use breakout_common::path::{Flow, Pin, PinEvent, PinKey, Pins, settle, unsteered};
-use breakout_common::table::NO_PREFIX;
+use breakout_common::path::{Flow, ORDINARY, PathTable, Pin, PinEvent, Pins, unsteered, weigh};
+use breakout_common::table::{NO_PREFIX, Outcome};
 use breakout_common::verdict::{Decision, Reason};
 
+use crate::flows::{self, KernelSets};
 use crate::globals;
-use crate::maps::{PINNED, PINS, paths};
+use crate::maps::{PINNED, paths};
 use crate::opaque::opaque;
 
 /// The decision on a packet that the ruleset has answered with a word. A packet to other destinations ends here at once,
-/// unless there are pins of flows that were steered before.
+/// unless there are pins of flows that were steered before. That of a plain packet may be known without asking further.
 #[inline(always)]
-pub(crate) fn decide_way<F: Frame>(packet: &F, headers: &Headers, word: u32) -> Decision {
+pub(crate) fn decide_way<F: Frame, const IS_PLAIN: bool>(
+    packet: &F,
+    headers: &Headers,
+    word: u32,
+    paths: Option<&PathTable>,
+) -> Decision {
     let is_pinned = globals::pins() != 0;
-    if word == NO_PREFIX && !(is_pinned && has_pins_beyond_ruleset()) {
+    let has_pins_beyond = paths.is_some_and(|paths| paths.pins_beyond_ruleset != 0);
+    if word == NO_PREFIX && !(is_pinned && has_pins_beyond) {
         return Decision::pass(Reason::NoPrefix);
     }
     let Some(flow) = flow(packet, headers, word) else {
         return unsteered(word);
     };
     let facts = flow.facts | if is_pinned { Flow::PINNED } else { 0 };
+    let flow = Flow { facts, ..flow };
+    if let (true, Some(paths)) = (IS_PLAIN, paths)
+        && let Some(egress) = known_way(&flow, paths)
+    {
+        return flow.steered(egress);
+    }
     let ((source_high, source_low), (high, low)) = (flow.source, flow.destination);
-    let word = breakout_settle(source_high, source_low, high, low, facts);
-    Decision::from_known_word(word)
+    let settled = breakout_settle(source_high, source_low, high, low, facts);
+    let decision = Decision::from_known_word((settled & 0xffff_ffff) as u32);
+    if settled & KEPT != 0 {
+        let set = u64::from(decision.set().unwrap_or(0));
+        let facts = facts & !u64::from(Outcome::ALL) | set | settled >> 32 & WAY;
+        breakout_keep_flow(source_high, source_low, high, low, facts);
+        if settled & SHARED != 0 {
+            let client = u64::from(flow.preference()) << 32 | facts & 0xffff_ffff;
+            breakout_share(source_high, source_low, client);
+        }
+    }
+    decision
 }
 
+/// What [`breakout_settle`] says above the decision: the egress and the state of the pin, in 8 bits from 16 on above that, as they are taken by
+/// [`breakout_keep_flow`] above the slot of an endpoint set; whether it is kept, shared, and since now.
+const KEPT: u64 = 1 << 60;
+const SHARED: u64 = 1 << 61;
+const EGRESS: u32 = 16;
+const STATE: u32 = 21;
+const SINCE_NOW: u64 = 1 << 24;
+const WAY: u64 = 0x1ff << EGRESS;
+
+/// The way of a flow for which nothing has changed; see [`predict`].
 #[inline(always)]
-fn has_pins_beyond_ruleset() -> bool {
-    paths().is_some_and(|table| table.pins_beyond_ruleset != 0)
+fn known_way(flow: &Flow, paths: &PathTable) -> Option<u8> {
+    if !flow.is_settled() {
+        return None;
+    }
+    predict(
+        flow,
+        &flows::key(flow.key()),
+        &KernelSets,
+        paths,
+        KernelPins.now(),
+        |egress| u8::try_from(opaque(usize::from(egress))).unwrap_or(ORDINARY),
+    )
 }
 
-/// [`settle`] in a function of its own, which the verifier looks at once.
+/// [`weigh`] in a function of its own, which the verifier looks at once.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn breakout_settle(
+    source_high: u64,
+    source_low: u64,
+    high: u64,
+    low: u64,
+    facts: u64,
+) -> u64 {
+    let flow = Flow {
+        source: (source_high, source_low),
+        destination: (high, low),
+        facts,
+    };
+    let Some(table) = paths() else {
+        let word = (facts & 0xffff_ffff) as u32 & Outcome::ALL;
+        return u64::from(unsteered(word).to_word());
+    };
+    let settled = weigh(&flow, table, &KernelPins);
+    let mut word = u64::from(settled.decision.to_word());
+    if settled.is_kept {
+        let pin = settled.pin;
+        let way = u64::from(pin.egress() & 31) << EGRESS | u64::from(pin.state & 7) << STATE;
+        word |= KEPT | way << 32;
+        word |= if pin.since == pin.seen {
+            SINCE_NOW << 32
+        } else {
+            0
+        };
+        word |= if settled.is_shared { SHARED } else { 0 };
+    }
+    word
+}
+
+/// The pin that has come out of [`breakout_settle`].
+#[inline(always)]
+fn pin_of(facts: u64) -> Pin {
+    let now = KernelPins.now();
+    let set = (facts & 0xffff) as u16;
+    let egress = (facts >> EGRESS & 31) as u8;
+    Pin {
+        seen: now,
+        since: if facts & SINCE_NOW != 0 { now } else { 0 },
+        epoch: paths().map_or(0, |table| table.epoch),
+        way: Pin::way_of(egress, set),
+        state: (facts >> STATE & 7) as u32,
+    }
+}
+
+/// Keeps the pin of a flow.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn breakout_keep_flow(
     source_high: u64,
     source_low: u64,
     high: u64,
@@ -49,11 +143,23 @@ pub(crate) extern "C" fn breakout_settle(
         destination: (high, low),
         facts,
     };
-    let decision = match paths() {
-        Some(table) => settle(&flow, table, &KernelPins),
-        None => unsteered((facts & 0x7ff_ffff) as u32),
+    let is_kept = flows::put(flow.key(), &pin_of(facts));
+    if !is_kept {
+        KernelPins.count(PinEvent::Failed);
+    }
+    u32::from(is_kept)
+}
+
+/// Keeps it for the other media flows of its client. The preference stands above the facts.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn breakout_share(source_high: u64, source_low: u64, facts: u64) -> u32 {
+    let key = Flow::client_key_of((source_high, source_low), facts >> 32, facts);
+    let pin = Pin {
+        state: State::Client as u32,
+        ..pin_of(facts)
     };
-    decision.to_word()
+    u32::from(flows::put(key, &pin))
 }
 
 /// The pins in the kernel's map.
@@ -61,26 +167,13 @@ struct KernelPins;
 
 impl Pins for KernelPins {
     #[inline(always)]
-    fn get(&self, key: &PinKey) -> Option<Pin> {
-        // SAFETY: a pin is plain integers and is copied at once. If the kernel reuses the entry meanwhile, or another CPU
-        // writes it, the copy may mix two pins; each of their egresses is looked at before it is used.
-        unsafe { PINS.get(key) }.copied()
+    fn flow(&self, flow: &Flow) -> Option<Pin> {
+        flows::get(flow.key(), self.now())
     }
 
     #[inline(always)]
-    fn put(&self, key: &PinKey, pin: &Pin) -> bool {
-        PINS.insert(key, pin, 0).is_ok()
-    }
-
-    #[inline(always)]
-    fn spill(&self, pin: &mut Pin) {
-        #[cfg(target_arch = "bpf")]
-        // SAFETY: as in `opaque`. Without `nomem` the compiler takes it that the pin may be read and written there, which it is not.
-        unsafe {
-            core::arch::asm!("{0} = {0}", inout(reg) core::ptr::from_mut(pin) => _, options(nostack, preserves_flags));
-        }
-        #[cfg(not(target_arch = "bpf"))]
-        let _ = pin;
+    fn client(&self, flow: &Flow) -> Option<Pin> {
+        flows::get(flow.client_key(), self.now())
     }
 
     #[inline(always)]

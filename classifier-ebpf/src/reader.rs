@@ -38,6 +38,18 @@ impl Packet {
         }
     }
 
+    /// Where its bytes begin.
+    #[inline(always)]
+    pub(crate) fn start(&self) -> usize {
+        self.start
+    }
+
+    /// Where its readable bytes end.
+    #[inline(always)]
+    pub(crate) fn end(&self) -> usize {
+        self.end
+    }
+
     /// Its first `N` bytes, if so many are readable.
     #[inline(always)]
     pub(crate) fn window<const N: usize>(&self) -> Option<Window<N>> {

@@ -42,7 +42,7 @@ pub(crate) fn breakout_reply(ctx: XdpContext) -> u32 {
     let len = end.wrapping_sub(start) as u32;
     let mut packet = Packet::new(start, end, len);
     let mut walked = Walked::NONE;
-    walk_apart(&packet, &mut walked);
+    walk_apart(start, end, len, 0, &mut walked);
     if walked.stop != Walked::WHOLE {
         return XDP_PASS;
     }

@@ -30,40 +30,63 @@ impl Lookup for LiveRuleset {
         key: u32,
         client: impl FnOnce() -> Option<Client>,
     ) -> u32 {
-        let (high, low) = destination.to_halves();
-        let family = if destination.is_v6() { V6 } else { 0 };
-        let mut question = u64::from(key) | family;
-        let mut word = match in_root(destination, key) {
-            Some(word) => word,
-            None => breakout_ask(high, low, question),
+        let Some(table) = LiveTable::current() else {
+            return 0;
         };
-        if word & CHAIN != 0 {
-            let Some(client) = client() else { return 0 };
-            question |= u64::from(client.lan) << LAN | u64::from(client.vlan) << VLAN;
-            let (source_high, source_low) = client.source.to_halves();
-            word = breakout_ask_for(high, low, question, source_high, source_low);
+        if !is_covered(&table, destination) {
+            return NO_PREFIX;
         }
-        word
+        match in_root(&table, destination, key) {
+            Some(word) => for_client(destination, key, word, client),
+            None => LookupApart.lookup_word(destination, key, client),
+        }
     }
 }
 
-impl LiveRuleset {
-    /// The same where it is alike for all clients; `None` where it is not.
+/// The same with nothing inlined, for where that does not pay.
+pub(crate) struct LookupApart;
+
+impl Lookup for LookupApart {
     #[inline(always)]
-    pub(crate) fn word_for_all(&self, destination: Destination, key: u32) -> Option<u32> {
-        let table = LiveTable::current()?;
-        if !is_covered(&table, destination) {
-            return Some(NO_PREFIX);
-        }
-        let word = self.lookup_word(destination, key, || None);
-        (word != 0).then_some(word)
+    fn lookup_word(
+        &self,
+        destination: Destination,
+        key: u32,
+        client: impl FnOnce() -> Option<Client>,
+    ) -> u32 {
+        let (high, low) = destination.to_halves();
+        let word = breakout_ask(high, low, question(destination, key));
+        for_client(destination, key, word, client)
     }
+}
+
+/// Follows an answer that depends on the client.
+#[inline(always)]
+fn for_client(
+    destination: Destination,
+    key: u32,
+    word: u32,
+    client: impl FnOnce() -> Option<Client>,
+) -> u32 {
+    if word & CHAIN == 0 {
+        return word;
+    }
+    let Some(client) = client() else { return 0 };
+    let (high, low) = destination.to_halves();
+    let (source_high, source_low) = client.source.to_halves();
+    let whose = u64::from(client.lan) << LAN | u64::from(client.vlan) << VLAN;
+    let question = question(destination, key) | whose;
+    breakout_ask_for(high, low, question, source_high, source_low)
+}
+
+#[inline(always)]
+fn question(destination: Destination, key: u32) -> u64 {
+    u64::from(key) | if destination.is_v6() { V6 } else { 0 }
 }
 
 /// The answer for those destinations that the root decides: most of the others.
 #[inline(always)]
-fn in_root(destination: Destination, key: u32) -> Option<u32> {
-    let table = LiveTable::current()?;
+fn in_root(table: &LiveTable, destination: Destination, key: u32) -> Option<u32> {
     let (high, low) = destination.to_halves();
     let root = if destination.is_v6() {
         v6_root(high)
@@ -74,7 +97,7 @@ fn in_root(destination: Destination, key: u32) -> Option<u32> {
     if entry & BLOCK != 0 {
         return None;
     }
-    leaf_word(&table, entry, key)
+    leaf_word(table, entry, key)
 }
 
 /// What the ruleset says about a destination and a question; 0 if it cannot be read.

@@ -7,10 +7,12 @@ use aya_log_ebpf::info;
 use breakout_common::egress::marked;
 use breakout_common::frame::TAG_PRESENT;
 use breakout_common::packet::{PLAIN_V4_LEN, PLAIN_V6_LEN, plain_v4, plain_v6};
+use breakout_common::verdict::Decision;
 
 use crate::count::count;
-use crate::decide::{Decided, decide_frame, decide_plain};
+use crate::decide::{Walked, decide_frame, decide_plain};
 use crate::globals;
+use crate::maps::{egress, paths};
 use crate::reader::Packet;
 
 /// Bytes to make directly readable: all headers but unusually long chains of extension headers.
@@ -18,33 +20,67 @@ const PULL: u32 = 128;
 
 /// Entry point. Always answers `TC_ACT_UNSPEC`, so that programs and filters behind this one run as before.
 #[classifier]
+#[inline(always)]
 pub(crate) fn breakout_tc(ctx: TcContext) -> i32 {
-    let packet = packet(&ctx);
-    let decided = match fast(&packet) {
-        Some(decided) => decided,
-        None => decide_frame(&packet),
-    };
-    finish(&ctx, &decided);
+    pull(&ctx);
+    let (start, end, len, tag) = (ctx.data(), ctx.data_end(), ctx.len(), tag(&ctx));
+    // Functions of their own, whose stacks are not needed at once.
+    let mut decision = fast_v4(start, end, len, tag);
+    if decision == UNDECIDED {
+        decision = fast_v6(start, end, len, tag);
+    }
+    if decision == UNDECIDED {
+        decision = slow(start, end, len, tag);
+    }
+    let decision = Decision::from_known_word(decision);
+    finish(&ctx, decision);
     if globals::trace() != 0 {
-        info!(&ctx, "tc: {}", decided.decision.reason().name());
+        info!(&ctx, "tc: {}", decision.reason().name());
     }
     TC_ACT_UNSPEC
 }
 
-/// Decides what nearly all packets are.
-#[inline(always)]
-fn fast(packet: &Packet) -> Option<Decided> {
-    if let Some(headers) = plain_v4(&packet.window::<PLAIN_V4_LEN>()?) {
-        return decide_plain(packet, &headers);
-    }
-    let headers = plain_v6(&packet.window::<PLAIN_V6_LEN>()?)?;
-    decide_plain(packet, &headers)
+/// The packet is not decided yet.
+const UNDECIDED: u32 = u32::MAX;
+
+/// Decides plain packets over IPv4: nearly all there are.
+#[inline(never)]
+fn fast_v4(start: usize, end: usize, len: u32, tag: u32) -> u32 {
+    let packet = Packet::new(start, end, len).with_tag(tag);
+    let headers = packet
+        .window::<PLAIN_V4_LEN>()
+        .and_then(|window| plain_v4(&window));
+    headers.map_or(UNDECIDED, |headers| {
+        decide_plain(&packet, &headers).0.to_word()
+    })
+}
+
+/// The same for IPv6.
+#[inline(never)]
+fn fast_v6(start: usize, end: usize, len: u32, tag: u32) -> u32 {
+    let packet = Packet::new(start, end, len).with_tag(tag);
+    let headers = packet
+        .window::<PLAIN_V6_LEN>()
+        .and_then(|window| plain_v6(&window));
+    headers.map_or(UNDECIDED, |headers| {
+        decide_plain(&packet, &headers).0.to_word()
+    })
+}
+
+/// Decides all else.
+#[inline(never)]
+fn slow(start: usize, end: usize, len: u32, tag: u32) -> u32 {
+    let packet = Packet::new(start, end, len).with_tag(tag);
+    let mut walked = Walked::NONE;
+    decide_frame(&packet, &mut walked).0.to_word()
 }
 
 /// Marks what is steered, and counts.
 #[inline(always)]
-fn finish(ctx: &TcContext, decided: &Decided) {
-    if let Some(egress) = decided.egress {
+fn finish(ctx: &TcContext, decision: Decision) {
+    if let (Some(index), Some(paths)) = (decision.egress(), paths())
+        && let Some(egress) = egress(paths, index)
+    {
         // SAFETY: the context is the live socket buffer's; the verifier rewrites the access to its field.
         let mark = unsafe { (*ctx.skb.skb).mark };
         ctx.skb.set_mark(marked(egress, mark));
@@ -52,28 +88,28 @@ fn finish(ctx: &TcContext, decided: &Decided) {
     if globals::tc_counts() != 0 {
         // SAFETY: the context is the live socket buffer's; the verifier rewrites the access to its field.
         let segments = unsafe { (*ctx.skb.skb).gso_segs };
-        count(
-            &decided.decision,
-            u64::from(segments.max(1)),
-            u64::from(ctx.len()),
-        );
+        count(&decision, u64::from(segments.max(1)), u64::from(ctx.len()));
     }
     if globals::report() != 0 {
         // SAFETY: the context is the live socket buffer's; the verifier rewrites the access to its field.
-        unsafe { (*ctx.skb.skb).cb[0] = decided.decision.to_word() };
+        unsafe { (*ctx.skb.skb).cb[0] = decision.to_word() };
     }
 }
 
-/// The packet, with its headers moved into the directly readable part if they may be in fragments of the buffer.
+/// Moves the headers into the directly readable part if they may be in fragments of the buffer.
 #[inline(always)]
-fn packet(ctx: &TcContext) -> Packet {
+fn pull(ctx: &TcContext) {
     let wanted = ctx.len().min(PULL);
     if ctx.data_end().wrapping_sub(ctx.data()) < wanted as usize {
         // If this fails the walk sees what there is, and finds it truncated.
         let _ = ctx.pull_data(wanted);
     }
+}
+
+/// The VLAN tag that stands beside the packet; see [`Frame::tag_beside`](breakout_common::frame::Frame::tag_beside).
+#[inline(always)]
+fn tag(ctx: &TcContext) -> u32 {
     // SAFETY: the context is the live socket buffer's; the verifier rewrites the accesses to its fields.
     let (present, tci) = unsafe { ((*ctx.skb.skb).vlan_present, (*ctx.skb.skb).vlan_tci) };
-    let tag = if present == 0 { 0 } else { TAG_PRESENT | tci };
-    Packet::new(ctx.data(), ctx.data_end(), ctx.len()).with_tag(tag)
+    if present == 0 { 0 } else { TAG_PRESENT | tci }
 }

@@ -12,7 +12,7 @@ use breakout_common::table::{Destination, OWN, may_be_own};
 use breakout_common::verdict::{Decision, Reason};
 
 use crate::count::count;
-use crate::decide::{Decided, decide_frame, decide_plain};
+use crate::decide::{Decided, Walked, decide_frame, decide_plain};
 use crate::globals;
 use crate::maps::DEVICES;
 use crate::reader::Packet;
@@ -20,76 +20,102 @@ use crate::ruleset::{LiveTable, V6, breakout_ask};
 
 /// Entry point. Everything that is not redirected goes on to the kernel, where `breakout_tc` marks what is steered.
 #[xdp]
+#[inline(always)]
 pub(crate) fn breakout_xdp(ctx: XdpContext) -> u32 {
-    let mut packet = packet(&ctx);
-    let (decision, action) = match fast(&packet) {
-        Some(done) => done,
-        None => {
-            let decided = decide_frame(&packet);
-            finish(&mut packet, decided)
-        }
-    };
+    let (start, end) = (ctx.data(), ctx.data_end());
+    // Functions of their own, whose stacks are not needed at once.
+    let mut done = fast_v4(start, end);
+    if done == UNDONE {
+        done = fast_v6(start, end);
+    }
+    if done == UNDONE {
+        done = slow(start, end);
+    }
     if globals::trace() != 0 {
+        let decision = Decision::from_known_word((done >> 32) as u32);
         info!(&ctx, "xdp: {}", decision.reason().name());
     }
-    action
+    (done & 0xffff_ffff) as u32
+}
+
+/// The packet is not handled yet.
+const UNDONE: u64 = u64::MAX;
+
+#[inline(always)]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "both pointers are into one packet"
+)]
+fn packet(start: usize, end: usize) -> Packet {
+    Packet::new(start, end, end.wrapping_sub(start) as u32)
+}
+
+/// Handles plain packets over IPv4: nearly all there are. Returns the action, and above it the decision.
+#[inline(never)]
+fn fast_v4(start: usize, end: usize) -> u64 {
+    let Some(mut window) = packet(start, end).window::<PLAIN_V4_LEN>() else {
+        return UNDONE;
+    };
+    let headers = plain_v4(&window);
+    headers.map_or(UNDONE, |headers| fast(&mut window, &headers))
+}
+
+/// The same for IPv6.
+#[inline(never)]
+fn fast_v6(start: usize, end: usize) -> u64 {
+    let Some(mut window) = packet(start, end).window::<PLAIN_V6_LEN>() else {
+        return UNDONE;
+    };
+    let headers = plain_v6(&window);
+    headers.map_or(UNDONE, |headers| fast(&mut window, &headers))
 }
 
 #[inline(always)]
-fn packet(ctx: &XdpContext) -> Packet {
-    let (start, end) = (ctx.data(), ctx.data_end());
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "both pointers are into one packet"
-    )]
-    let len = end.wrapping_sub(start) as u32;
-    Packet::new(start, end, len)
+fn fast<F: FrameMut>(frame: &mut F, headers: &Headers) -> u64 {
+    let decided = decide_plain(frame, headers);
+    finish(frame, decided, |frame, egress, index| {
+        redirect(frame, headers, egress, index)
+    })
 }
 
-/// Handles what nearly all packets are.
-#[inline(always)]
-fn fast(packet: &Packet) -> Option<(Decision, u32)> {
-    let mut window = packet.window::<PLAIN_V4_LEN>()?;
-    if let Some(headers) = plain_v4(&window) {
-        let decided = decide_plain(&window, &headers)?;
-        return Some(finish(&mut window, decided));
-    }
-    let mut window = packet.window::<PLAIN_V6_LEN>()?;
-    let headers = plain_v6(&window)?;
-    let decided = decide_plain(&window, &headers)?;
-    Some(finish(&mut window, decided))
+/// Handles all else. Nothing of that is redirected.
+#[inline(never)]
+fn slow(start: usize, end: usize) -> u64 {
+    let mut packet = packet(start, end);
+    let mut walked = Walked::NONE;
+    let decided = decide_frame(&packet, &mut walked);
+    finish(&mut packet, decided, |packet, egress, _| {
+        if walked.stop != Walked::WHOLE {
+            return Err(Reason::KernelFragment);
+        }
+        let planned = forward::plan(packet, &walked.headers, egress, is_own);
+        // What is whole, and neither tagged, a fragment nor with options, is plain.
+        Err(planned.err().unwrap_or(Reason::KernelOptions))
+    })
 }
 
-/// Carries a decision out and counts it.
+/// Carries a decision out and counts it. Returns the action, and above it the decision; of what is not redirected, with the reason
+/// why.
 #[inline(always)]
-fn finish<F: FrameMut>(frame: &mut F, decided: Decided) -> (Decision, u32) {
+fn finish<F: FrameMut>(
+    frame: &mut F,
+    (mut decision, egress): Decided,
+    redirect: impl FnOnce(&mut F, &EgressWords, u8) -> Result<u32, Reason>,
+) -> u64 {
     let len = frame.len();
-    let (decision, action) = act(frame, decided);
+    let mut action = XDP_PASS;
+    if let (Some(index), Some(egress)) = (decision.egress(), egress) {
+        if !globals::is_to_lan(frame) {
+            decision = Decision::pass(Reason::NotForGateway);
+        } else if redirects(egress) {
+            match redirect(frame, egress, index) {
+                Ok(redirected) => action = redirected,
+                Err(reason) => decision = decision.because(reason),
+            }
+        }
+    }
     count(&decision, 1, u64::from(len));
-    (decision, action)
-}
-
-/// Carries a decision out. What is not redirected is returned with the reason why.
-#[inline(always)]
-fn act<F: FrameMut>(frame: &mut F, decided: Decided) -> (Decision, u32) {
-    let decision = decided.decision;
-    let (Some(index), Some(egress)) = (decision.egress(), decided.egress) else {
-        return (decision, XDP_PASS);
-    };
-    if !globals::is_to_lan(frame) {
-        return (Decision::pass(Reason::NotForGateway), XDP_PASS);
-    }
-    if !redirects(egress) {
-        return (decision, XDP_PASS);
-    }
-    let redirected = match &decided.headers {
-        Some(headers) => redirect(frame, headers, egress, index),
-        None => Err(Reason::KernelFragment),
-    };
-    match redirected {
-        Ok(action) => (decision, action),
-        Err(reason) => (decision.because(reason), XDP_PASS),
-    }
+    u64::from(decision.to_word()) << 32 | u64::from(action)
 }
 
 /// The target is looked up before the packet is changed, so that a missing device leaves it whole.

@@ -32,11 +32,12 @@ pub fn flow<F: Frame + ?Sized>(frame: &F, headers: &Headers, word: u32) -> Optio
     facts |= if headers.is_v6() { Flow::V6 } else { 0 };
     if headers.key & Transport::Udp.key(0) == 0 {
         facts |= Flow::TCP;
-        // RFC 9293, section 3.1: SYN is bit 1, ACK bit 4 of the flags.
+        // RFC 9293, section 3.1: FIN is bit 0, SYN bit 1, RST bit 2, ACK bit 4 of the flags.
         // A capture may end before them.
         let flags = frame.read::<1>(headers.transport_offset.wrapping_add(13));
         let [flags] = flags.unwrap_or_default();
         facts |= if flags & 0x12 == 0x02 { Flow::OPENS } else { 0 };
+        facts |= if flags & 0x05 != 0 { Flow::CLOSES } else { 0 };
     }
     Some(Flow {
         source,

@@ -1,5 +1,7 @@
 //! What the controller fixes in the programs when it loads them.
 
+use crate::flows::Secret;
+
 /// The constants of one loaded program, in the layout that the loader writes into its read-only data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
@@ -21,12 +23,18 @@ pub struct Constants {
     pub lan: u8,
     /// Not zero if flows are pinned.
     pub pins: u8,
-    /// By how many bits jiffies are shifted down to the unit of pins' times.
+    /// By how many bits jiffies are shifted down to the ticks of pins' times.
     pub clock_shift: u8,
+    /// The secret of the table of flows.
+    pub flow_secret: Secret,
+    /// The number of its sets, less one.
+    pub flow_mask: u32,
+    /// Not used.
+    pub reserved: u32,
 }
 
 /// The size of [`Constants`] in bytes.
-pub const CONSTANTS_LEN: usize = 24;
+pub const CONSTANTS_LEN: usize = 48;
 
 const _: () = assert!(size_of::<Constants>() == CONSTANTS_LEN);
 
@@ -42,38 +50,36 @@ impl Constants {
         lan: 0,
         pins: 0,
         clock_shift: 0,
+        flow_secret: [0; 2],
+        flow_mask: 0,
+        reserved: 0,
     };
 
     /// The bytes as the program reads them, in the machine's byte order.
-    pub const fn to_bytes(&self) -> [u8; CONSTANTS_LEN] {
-        let [g0, g1, g2, g3, g4, g5, g6, g7] = self.guard;
-        let [w0, w1, w2, w3] = self.table_words.to_ne_bytes();
-        let [m0, m1, m2, m3, m4, m5] = self.lan_mac;
-        [
-            g0,
-            g1,
-            g2,
-            g3,
-            g4,
-            g5,
-            g6,
-            g7,
-            w0,
-            w1,
-            w2,
-            w3,
-            m0,
-            m1,
-            m2,
-            m3,
-            m4,
-            m5,
+    pub fn to_bytes(&self) -> [u8; CONSTANTS_LEN] {
+        let small = [
             self.trace,
             self.tc_counts,
             self.report,
             self.lan,
             self.pins,
             self.clock_shift,
-        ]
+        ];
+        let [secret, other_secret] = self.flow_secret.map(u64::to_ne_bytes);
+        let (words, mask) = (self.table_words.to_ne_bytes(), self.flow_mask.to_ne_bytes());
+        let parts: [&[u8]; 7] = [
+            &self.guard,
+            &words,
+            &self.lan_mac,
+            &small,
+            &secret,
+            &other_secret,
+            &mask,
+        ];
+        let mut bytes = [0; CONSTANTS_LEN];
+        for (to, from) in bytes.iter_mut().zip(parts.into_iter().flatten()) {
+            *to = *from;
+        }
+        bytes
     }
 }

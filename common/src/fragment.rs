@@ -15,6 +15,27 @@ pub struct Fragment {
     pub v6_header: Option<u32>,
 }
 
+impl Fragment {
+    /// As a word: the offset of the IP header, above it that of the fragment header, and a bit that says whether there is one.
+    #[inline(always)]
+    pub const fn to_word(self) -> u64 {
+        match self.v6_header {
+            Some(header) => 1 << 63 | (header as u64) << 32 | self.ip_offset as u64,
+            None => self.ip_offset as u64,
+        }
+    }
+
+    /// The fragment that a word stands for.
+    #[inline(always)]
+    pub const fn from_word(word: u64) -> Self {
+        let header = (word >> 32 & 0x7fff_ffff) as u32;
+        Fragment {
+            ip_offset: (word & 0xffff_ffff) as u32,
+            v6_header: if word >> 63 == 0 { None } else { Some(header) },
+        }
+    }
+}
+
 /// What identifies a packet among others that are in fragments (RFC 791, RFC 8200): source, destination,
 /// identification and protocol. IPv4 addresses stand at the start of their places.
 pub type Key = [u8; 40];

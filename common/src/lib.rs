@@ -20,6 +20,7 @@ pub mod constants;
 pub mod counters;
 pub mod egress;
 pub mod ethernet;
+pub mod flows;
 pub mod forward;
 pub mod fragment;
 pub mod frame;

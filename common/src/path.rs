@@ -9,10 +9,11 @@
 //! move together.
 
 use crate::egress::{EGRESS_WORDS, EgressWords, MAX_EGRESSES};
+use crate::flows::{Limits, State};
 
 mod settle;
 
-pub use settle::{Flow, settle, unsteered};
+pub use settle::{Flow, Settled, settle, unsteered, weigh};
 
 /// The most preferences that rulesets can name at one time.
 pub const MAX_PREFERENCES: usize = 32;
@@ -36,14 +37,18 @@ pub struct PathTable {
     pub pins_beyond_ruleset: u32,
     /// Preferences whose choices are not all the same, one bit each.
     pub spread: u32,
-    /// For how many units of [`Pins::now`] after its last packet a client's media has a way.
+    /// For how many ticks of [`Pins::now`] after its last packet a client's media has a way.
     pub media_hold: u32,
     /// For how many after its last packet a TCP flow has a way.
     pub tcp_idle: u32,
     /// The same for UDP.
     pub udp_idle: u32,
+    /// For how many after its last packet a TCP flow that is established keeps its place in a full table.
+    pub tcp_established: u32,
+    /// The same for UDP.
+    pub udp_established: u32,
     /// Not used.
-    pub reserved: [u32; 6],
+    pub reserved: [u32; 4],
     /// The egresses that work, one bit each, by [`place`].
     pub working: [u32; PLACES],
     /// The egresses.
@@ -64,11 +69,25 @@ impl PathTable {
         media_hold: 0,
         tcp_idle: 0,
         udp_idle: 0,
-        reserved: [0; 6],
+        tcp_established: 0,
+        udp_established: 0,
+        reserved: [0; 4],
         working: [0; PLACES],
         egresses: [[0; EGRESS_WORDS]; MAX_EGRESSES],
         preferences: [[u32::MAX; PREFERENCE_WORDS]; MAX_PREFERENCES],
     };
+
+    /// What a table of flows may give up.
+    #[inline(always)]
+    pub const fn limits(&self) -> Limits {
+        Limits {
+            tcp_idle: self.tcp_idle,
+            udp_idle: self.udp_idle,
+            media_hold: self.media_hold,
+            tcp_established: self.tcp_established,
+            udp_established: self.udp_established,
+        }
+    }
 
     /// Writes the choices of a preference for an address family and class.
     pub fn set_choices(&mut self, preference: u8, place: usize, choices: &[u8; BUCKETS]) {
@@ -117,18 +136,22 @@ pub const fn place(v6: bool, media: bool) -> usize {
 pub type PinKey = [u64; 5];
 
 /// Where a flow, or a client's media, goes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pin {
     /// When its last packet came, by [`Pins::now`].
     pub seen: u32,
     /// When its first packet came.
     pub since: u32,
-    /// The [`PathTable::epoch`] in which it was looked at last.
+    /// The lower bits of the [`PathTable::epoch`] in which it was looked at last: those of [`EPOCHS`].
     pub epoch: u32,
     /// The egress, or [`ORDINARY`]; above that, from bit 16 on, the slot of the endpoint set.
     pub way: u32,
+    /// How far it has come: the number of a [`State`].
+    pub state: u32,
 }
+
+/// The bits of an epoch that a pin holds.
+pub const EPOCHS: u32 = 0x3ff;
 
 impl Pin {
     /// Stands for a pin where there is none. All its fields have values, because the verifier refuses what is not set.
@@ -137,6 +160,7 @@ impl Pin {
         since: 0,
         epoch: 0,
         way: 0,
+        state: State::Opening as u32,
     };
 
     /// The egress, or [`ORDINARY`].
@@ -176,22 +200,17 @@ pub enum PinEvent {
 /// How many [`PinEvent`]s there are.
 pub const PIN_EVENTS: usize = 4;
 
-/// Where pins are kept.
+/// Where pins are found.
 pub trait Pins {
-    /// The pin with this key.
-    fn get(&self, key: &PinKey) -> Option<Pin>;
-    /// Keeps a pin. `false` if it cannot be kept.
-    fn put(&self, key: &PinKey, pin: &Pin) -> bool;
+    /// The pin of a flow.
+    fn flow(&self, flow: &Flow) -> Option<Pin>;
+    /// The pin that all media flows of its client share.
+    fn client(&self, flow: &Flow) -> Option<Pin>;
     /// Counts what happens.
     fn count(&self, event: PinEvent);
-    /// The time, in a unit of about a second: the kernel's jiffies, shifted by
+    /// The time in ticks of about four seconds: the kernel's jiffies, shifted by
     /// [`clock_shift`](crate::constants::Constants::clock_shift).
     fn now(&self) -> u32;
-
-    /// Has a pin's words in memory from here on. In registers they would each take twice the room on the stack, of which an
-    /// eBPF program and what it calls have 512 bytes.
-    #[inline(always)]
-    fn spill(&self, _: &mut Pin) {}
 
     /// Returns `value`. In the kernel, in a way that hides from the compiler what it knows of it, so that it leaves the
     /// bounds in place that the verifier wants to see.
@@ -201,19 +220,27 @@ pub trait Pins {
     }
 }
 
+/// Where pins are kept.
+pub trait KeepsPins: Pins {
+    /// Keeps the pin of a flow. `false` if it cannot be kept.
+    fn keep(&self, flow: &Flow, pin: &Pin) -> bool;
+    /// Keeps it for the other media flows of its client.
+    fn share(&self, flow: &Flow, pin: &Pin);
+}
+
 /// Nothing is pinned.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoPins;
 
 impl Pins for NoPins {
     #[inline(always)]
-    fn get(&self, _: &PinKey) -> Option<Pin> {
+    fn flow(&self, _: &Flow) -> Option<Pin> {
         None
     }
 
     #[inline(always)]
-    fn put(&self, _: &PinKey, _: &Pin) -> bool {
-        true
+    fn client(&self, _: &Flow) -> Option<Pin> {
+        None
     }
 
     #[inline(always)]
@@ -223,6 +250,14 @@ impl Pins for NoPins {
     fn now(&self) -> u32 {
         0
     }
+}
+
+impl KeepsPins for NoPins {
+    fn keep(&self, _: &Flow, _: &Pin) -> bool {
+        true
+    }
+
+    fn share(&self, _: &Flow, _: &Pin) {}
 }
 
 #[cfg(test)]

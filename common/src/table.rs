@@ -336,7 +336,7 @@ fn search<T: Table + ?Sized, const N: usize>(
 /// All ones if `a` is more than `b`, else zero. A branch would double the paths that the kernel's verifier has to follow
 /// at every step, and the processor would mispredict every other one.
 #[inline(always)]
-const fn after(a: u32, b: u32) -> u32 {
+pub(crate) const fn after(a: u32, b: u32) -> u32 {
     ((b as u64).wrapping_sub(a as u64) >> 32) as u32
 }
 

@@ -2,12 +2,15 @@
 //! version has pinned.
 
 use std::fs;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use breakout::datapath::Asker;
+use breakout::datapath::{Asker, Clock};
 use breakout::ruleset::{Ruleset, compile};
+use breakout_common::path::{Flow as PinnedFlow, ORDINARY};
+use breakout_common::table::Destination;
 use breakout_tests::daemon::{Daemon, Site, binary, packaged};
 use breakout_tests::flow::{Flow, Transport};
 use breakout_tests::lab::{CONFIG, Lab};
@@ -32,6 +35,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("pins_that_are_removed_are_put_back", unpinned),
     ("a_clsact_qdisc_that_is_deleted_is_put_back", without_clsact),
     ("flows_stay_through_an_upgrade", flows_stay),
+    ("pins_of_a_version_before_are_carried_over", carried_over),
 ];
 
 /// Layouts of versions before and after this one, and its own.
@@ -223,6 +227,68 @@ fn unpinned() -> Result<()> {
         after.as_u64() >= before.as_u64(),
         "{after}, before {before}"
     );
+    daemon.stop()?;
+    Ok(())
+}
+
+/// What a version had whose pins were in a hash map: addresses, ports and kind; when the last and the first packet came, in quarters of a
+/// tick; the epoch, and the egress or 255.
+fn carried_over() -> Result<()> {
+    let lab = Lab::build()?;
+    let site = Site::new(&CONFIG.replace("MODE", "route"))?;
+    Daemon::start_with(&site, &lab.gateway, &["--leave"])?.stop()?;
+    let pins = pins(&site)?.join("v2");
+    for map in ["FLOWS", "NOTES", "ADDRESSES"] {
+        fs::remove_file(pins.join(map))?;
+    }
+    let old = pins.join("PINS").display().to_string();
+    let create = "type lru_hash key 40 value 16 entries 1024 name PINS";
+    run(Command::new("bpftool")
+        .args(["map", "create", &old])
+        .args(create.split(' ')))?;
+    // The controller is another user.
+    let owner = format!("--reference={}", pins.display());
+    run(Command::new("chown").args([&owner, &old]))?;
+    let now = Clock::of_kernel().now() * 4;
+    let halves = |address: &str| -> Result<(u64, u64)> {
+        Ok(Destination::from(address.parse::<IpAddr>()?).to_halves())
+    };
+    let (source, destination) = (halves("fd00:1::2")?, halves("2603:1006::1")?);
+    let tcp = PinnedFlow::ports(40_001, 443) | PinnedFlow::TCP;
+    let flows = [
+        [0, 0x0a01_0002, 0, 0x3462_0101, tcp],
+        [
+            source.0,
+            source.1,
+            destination.0,
+            destination.1,
+            tcp | PinnedFlow::V6,
+        ],
+    ];
+    for key in flows {
+        let value = [now, now, 1, u32::from(ORDINARY)];
+        let hex = |bytes: &[u8]| -> Vec<String> {
+            bytes.iter().map(|byte| format!("{byte:#04x}")).collect()
+        };
+        run(Command::new("bpftool")
+            .args(["map", "update", "pinned", &old, "key"])
+            .args(hex(key.map(u64::to_ne_bytes).as_flattened()))
+            .arg("value")
+            .args(hex(value.map(u32::to_ne_bytes).as_flattened())))?;
+    }
+    let daemon = Daemon::start(&site, &lab.gateway)?;
+    let report = site.json(&lab.gateway, &["flows"])?;
+    ensure!(report["pinned"] == 2, "{report}");
+    for source in ["10.1.0.2", "fd00:1::2"] {
+        let listed = report["flows"].as_array().into_iter().flatten();
+        let found = listed.filter(|flow| {
+            flow["source"].to_string().contains(source)
+                && flow["egress"].is_null()
+                && flow["proto"] == "tcp"
+        });
+        ensure!(found.count() == 1, "{source}: {report}");
+    }
+    ensure!(!Path::new(&old).exists(), "the old map is still pinned");
     daemon.stop()?;
     Ok(())
 }

@@ -28,12 +28,7 @@ pub(crate) fn ask(ctx: XdpContext) -> u32 {
         let decision = match walk(&packet) {
             Ok(mut headers) => {
                 headers.vlan = vlan;
-                // As the data path does.
-                let for_all = LiveRuleset.word_for_all(headers.destination(), headers.key);
-                by_preference(match for_all {
-                    Some(word) => word,
-                    None => rule(&LiveRuleset, &packet, &headers, lan),
-                })
+                by_preference(rule(&LiveRuleset, &packet, &headers, lan))
             }
             Err(stop) => Decision::pass(stop.reason()),
         };

@@ -99,7 +99,7 @@ impl Default for HealthConfig {
 pub struct PinningConfig {
     /// Whether established flows stay on their way while it works.
     pub enabled: bool,
-    /// How many flows are remembered; beyond them those that were silent longest are forgotten.
+    /// For how many flows there is room for certain; up to twice as many are remembered where they find it.
     pub size: u32,
     /// For how long after its last packet a client's Teams media has a way that new media joins.
     pub media_hold: Span,

@@ -5,15 +5,16 @@ use std::net::IpAddr;
 
 use anyhow::Result;
 use breakout_common::classify::by_preference;
+use breakout_common::flows::State;
 use breakout_common::path::{
-    Flow, NoPins, ORDINARY, PLACES, PathTable, Pin, PinKey, place, settle,
+    EPOCHS, Flow, NoPins, ORDINARY, PLACES, PathTable, Pin, PinKey, place, settle,
 };
 use breakout_common::table::{Destination, Lookup, Outcome, Transport};
 
 use super::egress::EgressState;
 use super::{Controller, faults, lan_number};
 use crate::config::Config;
-use crate::datapath::{Clock, DataPath};
+use crate::datapath::{Clock, DataPath, Pinned};
 use crate::links::conntrack::{self, Connection};
 use crate::ruleset::Image;
 
@@ -76,7 +77,7 @@ impl Controller {
             return;
         }
         let known = self.datapath.pins().unwrap_or_default();
-        let known = known.into_iter().map(|(key, _)| key).collect();
+        let known = known.iter().filter_map(|pinned| pinned.key).collect();
         let (epoch, egresses) = {
             let paths = self.failover.paths();
             (paths.published().table.epoch, paths.egresses().to_vec())
@@ -106,11 +107,13 @@ impl Controller {
             word.is_some_and(|word| word & Outcome::MEDIA != 0)
         };
         let pins = self.datapath.pins().unwrap_or_default();
-        let moving = pins.iter().filter(|(key, pin)| {
-            let place = place(key[4] & Flow::V6 != 0, is_media(key));
-            pin.egress() != ORDINARY && stopped(place) >> (pin.egress() & 31) & 1 != 0
+        let moving = pins.iter().filter_map(|pinned| {
+            let (key, egress) = (pinned.key?, pinned.pin.egress());
+            let place = place(key[4] & Flow::V6 != 0, is_media(&key));
+            let is_moving = egress != ORDINARY && stopped(place) >> (egress & 31) & 1 != 0;
+            is_moving.then(|| connection_of(&key))
         });
-        moving.filter_map(|(key, _)| connection_of(key)).collect()
+        moving.collect()
     }
 
     /// The connections that nothing keeps on their way, and that had another one before.
@@ -179,8 +182,8 @@ impl Controller {
             return Ok(());
         }
         let mut pins = self.datapath.pins()?;
-        pins.retain(|(_, pin)| pin.egress() != ORDINARY);
-        self.datapath.unpin(pins.iter().map(|(key, _)| key))
+        pins.retain(|pinned| pinned.pin.egress() != ORDINARY);
+        self.datapath.unpin(&pins, false)
     }
 
     /// Forgets idle flows; and, once none is left that the ruleset does not steer, that packets it does not steer have to be
@@ -200,17 +203,16 @@ impl Controller {
         let table = self.path_table();
         let (idle, live): (Vec<_>, Vec<_>) = pins
             .into_iter()
-            .partition(|(key, pin)| is_idle(&table, key, pin, now));
-        self.datapath.unpin(idle.iter().map(|(key, _)| key))?;
+            .partition(|pinned| is_idle(&table, pinned, now));
+        self.datapath.unpin(&idle, true)?;
         if self.path_table().pins_beyond_ruleset == 0 {
             return Ok(());
         }
         let table = self.datapath.live_table()?;
         let clients = Clients::of(&self.config);
-        let is_beyond = |(key, pin): &(PinKey, Pin)| {
-            key[4] & Flow::CLIENT == 0
-                && pin.egress() != ORDINARY
-                && !clients.words(&table, key).all(steers)
+        let is_beyond = |pinned: &Pinned| {
+            let is_unsteered = |key: PinKey| !clients.words(&table, &key).all(steers);
+            pinned.pin.egress() != ORDINARY && pinned.key.is_some_and(is_unsteered)
         };
         if !live.iter().any(is_beyond) {
             self.failover.paths().end_pins_beyond_ruleset()?;
@@ -219,14 +221,16 @@ impl Controller {
     }
 }
 
-fn is_idle(table: &PathTable, key: &PinKey, pin: &Pin, now: u32) -> bool {
-    let idle = match key[4] {
-        kind if kind & Flow::CLIENT != 0 => table.media_hold,
-        kind if kind & Flow::TCP != 0 => table.tcp_idle,
-        _ => table.udp_idle,
+fn is_idle(table: &PathTable, pinned: &Pinned, now: u32) -> bool {
+    let idle = if pinned.is_client() {
+        table.media_hold
+    } else if pinned.is_tcp() {
+        table.tcp_idle
+    } else {
+        table.udp_idle
     };
     // A packet may have come since `now` was taken.
-    now.saturating_sub(pin.seen) > idle
+    now.saturating_sub(pinned.pin.seen) > idle
 }
 
 /// Pins for connections that are on the ordinary path by the table before, or without one, and that the table `after` would
@@ -259,8 +263,9 @@ pub(super) fn ordinary_pins(
         let pin = Pin {
             seen: now,
             since: now,
-            epoch,
+            epoch: epoch & EPOCHS,
             way: Pin::way_of(ORDINARY, (word & Outcome::SET) as u16),
+            state: State::Established as u32,
         };
         (!known.contains(&key) && !was_steered).then_some((key, pin))
     });
@@ -284,9 +289,10 @@ pub(super) fn connections(steered: Vec<(Connection, u8)>) -> Vec<Connection> {
 /// The pinned flows that leave by an egress, with its index.
 pub(super) fn pinned_to_egresses(datapath: &DataPath) -> Vec<(Connection, u8)> {
     let pins = datapath.pins().unwrap_or_default();
-    let steered = pins.iter().filter(|(_, pin)| pin.egress() != ORDINARY);
-    let pairs = steered.map(|(key, pin)| Some((connection_of(key)?, pin.egress())));
-    pairs.flatten().collect()
+    let steered = pins.iter().filter(|pinned| pinned.pin.egress() != ORDINARY);
+    let pairs =
+        steered.filter_map(|pinned| Some((connection_of(&pinned.key?), pinned.pin.egress())));
+    pairs.collect()
 }
 
 /// The key of a connection's pin.
@@ -307,18 +313,18 @@ pub(super) fn key_of(connection: &Connection) -> PinKey {
     flow.key()
 }
 
-/// The connection that a pin is of; none of a client's.
-pub(super) fn connection_of(key: &PinKey) -> Option<Connection> {
+/// The connection that a pin is of.
+pub(super) fn connection_of(key: &PinKey) -> Connection {
     let kind = key[4];
     let address =
         |high, low| IpAddr::from(Destination::from_halves(kind & Flow::V6 != 0, high, low));
     let port = |shift: u32| (kind >> shift & 0xffff) as u16;
-    (kind & Flow::CLIENT == 0).then(|| Connection {
+    Connection {
         source: (address(key[0], key[1]), port(48)),
         destination: (address(key[2], key[3]), port(32)),
         protocol: if kind & Flow::TCP != 0 { 6 } else { 17 },
         leaves_as: None,
-    })
+    }
 }
 
 /// Whether the ruleset's word steers.

@@ -1,5 +1,6 @@
 //! What the controller answers.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
@@ -256,27 +257,40 @@ impl Controller {
     /// The flows that are pinned, those with the latest packets first.
     pub(super) fn flows(&self, limit: usize) -> Result<FlowsReport> {
         let enabled = self.config.pinning.enabled;
-        let mut pins = if enabled {
+        let (pinned, clients) = self.pin_counts()?;
+        let mut pins = if enabled && limit > 0 {
             self.datapath.pins()?
         } else {
             Vec::new()
         };
-        let all = pins.len();
-        pins.retain(|(key, _)| connection_of(key).is_some());
-        pins.sort_by_key(|(_, pin)| std::cmp::Reverse(pin.seen));
+        pins.retain(|pinned| pinned.key.is_some());
+        // Those that are listed, before they are put in order.
+        if pins.len() > limit {
+            pins.select_nth_unstable_by_key(limit, |pinned| Reverse(pinned.pin.seen));
+            pins.truncate(limit);
+        }
+        pins.sort_by_key(|pinned| Reverse(pinned.pin.seen));
         let clock = Clock::of_kernel();
         let now = clock.now();
         let ago = |time: u32| clock.seconds(now.saturating_sub(time));
-        let flows = pins.iter().take(limit);
+        let flows = pins.iter().filter_map(|pinned| {
+            Some(self.pinned_flow(&connection_of(&pinned.key?), &pinned.pin, ago))
+        });
         Ok(FlowsReport {
             enabled,
-            pinned: pins.len(),
-            clients: all - pins.len(),
+            pinned,
+            clients,
             size: self.config.pinning.size,
-            flows: flows
-                .filter_map(|(key, pin)| Some(self.pinned_flow(&connection_of(key)?, pin, ago)))
-                .collect(),
+            flows: flows.collect(),
         })
+    }
+
+    /// How many flows, and how many clients' media, are pinned.
+    fn pin_counts(&self) -> Result<(usize, usize)> {
+        if !self.config.pinning.enabled {
+            return Ok((0, 0));
+        }
+        Ok(self.datapath.flows()?.counts())
     }
 
     fn pinned_flow(
@@ -304,13 +318,13 @@ impl Controller {
 
     /// What metrics are made of.
     pub(super) fn snapshot(&self) -> Result<Snapshot> {
-        let flows = self.flows(0)?;
+        let (flows, clients) = self.pin_counts()?;
         Ok(Snapshot {
             status: self.status(),
             stats: self.stats()?,
-            pinned_flows: flows.pinned as u64,
-            pinned_clients: flows.clients as u64,
-            pins_size: flows.size.into(),
+            pinned_flows: flows as u64,
+            pinned_clients: clients as u64,
+            pins_size: self.config.pinning.size.into(),
             pin_events: self.datapath.pin_events()?,
         })
     }

@@ -15,7 +15,7 @@ use tokio::task::{JoinSet, spawn_blocking};
 use super::egress::EgressState;
 use super::pinning::{Before, connection_of};
 use super::{Controller, RETRY};
-use crate::datapath::{Clock, PinReader};
+use crate::datapath::{Clock, FlowTable, Pinned};
 use crate::links::conntrack::{self, Connection};
 
 /// How often flows that have begun are looked at; more rarely where that takes long.
@@ -70,7 +70,7 @@ struct Found {
 
 /// What a look goes by.
 struct Look {
-    pins: Option<PinReader>,
+    pins: Option<FlowTable>,
     /// Connections that are not pinned, with the egresses that they may be on.
     unpinned: Vec<(Connection, u8)>,
     suspects: HashSet<Connection>,
@@ -138,7 +138,7 @@ impl Controller {
         let since = translation.seen;
         translation.seen = Clock::of_kernel().now();
         let pins = match is_pinned {
-            true => self.datapath.pin_reader().ok(),
+            true => self.datapath.flows().ok(),
             false => None,
         };
         let look = Look {
@@ -151,7 +151,7 @@ impl Controller {
             suspects: std::mem::take(&mut self.translation.suspects),
             // Something was put back, or may have been by somebody else.
             retries: all || self.translation.retried.elapsed() > RETRY_STUCK,
-            // Clocks may differ by a unit.
+            // Clocks may differ by a tick.
             since: (!all).then_some(since.saturating_sub(1)),
             egresses,
             own: self.ruleset.own.clone(),
@@ -314,19 +314,22 @@ impl Look {
 
     /// The pinned flows that are to be looked at, with their ways.
     fn pinned(&self) -> Result<HashMap<Connection, u8>> {
-        let pins = self.pins.as_ref().map_or(Ok(Vec::new()), PinReader::read)?;
+        let pins = self
+            .pins
+            .as_ref()
+            .map_or(Ok(Vec::new()), FlowTable::entries)?;
         let is_new = |pin: &Pin| match self.since {
             Some(since) => pin.since >= since && self.masquerades(pin.egress()),
             None => true,
         };
         // A suspect that is silent has come to an end, or will be new.
         let recently = Clock::of_kernel().now().saturating_sub(RECENT);
-        let pinned = pins.iter().filter_map(|(key, pin)| {
+        let pinned = pins.iter().filter_map(|Pinned { key, pin, .. }| {
             let is_new = is_new(pin);
             if !is_new && self.suspects.is_empty() {
                 return None;
             }
-            let connection = connection_of(key)?;
+            let connection = connection_of(&(*key)?);
             let is_suspect = || pin.seen >= recently && self.suspects.contains(&connection);
             (is_new || is_suspect()).then_some((connection, pin.egress()))
         });

@@ -1,7 +1,7 @@
 //! Which egress each preference leads to, by how the egresses stand.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use breakout_common::path::{BUCKETS, ORDINARY, PLACES, PathTable, place};
 use serde::{Deserialize, Serialize};
@@ -11,6 +11,12 @@ use super::egress::EgressState;
 use crate::config::{Class, Config, Preference};
 use crate::datapath::{Clock, Paths};
 use crate::health::{self, Judge, Measure, Probers, Standing, State, Target, Verdict};
+
+/// For how long an established flow that is silent keeps its place when the table of flows is full: less than the time after
+/// which Microsoft's front ends and most NATs end an idle connection.
+const TCP_ESTABLISHED: Duration = Duration::from_secs(300);
+/// The same for UDP: as long as most NATs keep a mapping (RFC 4787, section 4.3, where they keep it for less than they should).
+const UDP_ESTABLISHED: Duration = Duration::from_secs(30);
 
 /// How all egresses stand, and the probes that tell.
 pub(super) struct Health {
@@ -198,9 +204,11 @@ impl Health {
     ) -> Paths {
         let mut paths = Paths::default();
         let clock = Clock::of_kernel();
-        paths.table.media_hold = clock.units(config.pinning.media_hold.0);
-        paths.table.tcp_idle = clock.units(config.pinning.tcp_idle.0);
-        paths.table.udp_idle = clock.units(config.pinning.udp_idle.0);
+        paths.table.media_hold = clock.ticks(config.pinning.media_hold.0);
+        paths.table.tcp_idle = clock.ticks(config.pinning.tcp_idle.0);
+        paths.table.udp_idle = clock.ticks(config.pinning.udp_idle.0);
+        paths.table.tcp_established = clock.ticks(TCP_ESTABLISHED);
+        paths.table.udp_established = clock.ticks(UDP_ESTABLISHED);
         for state in states {
             let egress = state.to_words(config.routing.mark_mask);
             paths.table.egresses[usize::from(state.index)] = egress.to_words();

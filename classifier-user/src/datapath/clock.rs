@@ -1,4 +1,4 @@
-//! The clock by which the data path tells how long a flow has been silent: the kernel's jiffies, in units of about a second.
+//! The clock by which the data path tells how long a flow has been silent: the kernel's jiffies, in ticks of about four seconds.
 
 use std::time::Duration;
 
@@ -30,13 +30,13 @@ impl Clock {
         }
     }
 
-    /// By how many bits jiffies are shifted down to make a unit: at most 1.25 seconds, and more than half of that.
+    /// By how many bits jiffies are shifted down to make a tick: at most five seconds, and more than half of that.
     pub fn shift(self) -> u8 {
-        let units = (self.hz * 5 / 4).max(1).ilog2();
-        u8::try_from(units).unwrap_or(u8::MAX)
+        let bits = (self.hz * 5).max(1).ilog2();
+        u8::try_from(bits).unwrap_or(u8::MAX)
     }
 
-    /// The time now. It may be a unit away from what the data path reads at the same time, because the two clocks begin in
+    /// The time now. It may be a tick away from what the data path reads at the same time, because the two clocks begin in
     /// the middle of a boot.
     pub fn now(self) -> u32 {
         let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
@@ -46,22 +46,22 @@ impl Clock {
     /// The time so long after boot.
     fn at(self, since_boot: Duration) -> u32 {
         let initial = (1 << 32) - BEFORE_OVERFLOW * self.hz;
-        let units = (u128::from(initial) + self.jiffies(since_boot)) >> self.shift();
-        u32::try_from(units).unwrap_or(u32::MAX)
+        let ticks = (u128::from(initial) + self.jiffies(since_boot)) >> self.shift();
+        u32::try_from(ticks).unwrap_or(u32::MAX)
     }
 
     fn jiffies(self, span: Duration) -> u128 {
         span.as_nanos() * u128::from(self.hz) / u128::from(SECOND)
     }
 
-    /// A time span in the clock's units.
-    pub fn units(self, span: Duration) -> u32 {
+    /// A time span in ticks.
+    pub fn ticks(self, span: Duration) -> u32 {
         u32::try_from(self.jiffies(span) >> self.shift()).unwrap_or(u32::MAX)
     }
 
-    /// So many units, in seconds.
-    pub fn seconds(self, units: u32) -> u32 {
-        let jiffies = u64::from(units) << self.shift();
+    /// So many ticks, in seconds.
+    pub fn seconds(self, ticks: u32) -> u32 {
+        let jiffies = u64::from(ticks) << self.shift();
         u32::try_from(jiffies / self.hz).unwrap_or(u32::MAX)
     }
 }
@@ -71,13 +71,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_unit_is_about_a_second_with_every_rate_of_ticks() {
-        for (hz, shift) in [(100, 6), (250, 8), (300, 8), (1000, 10)] {
+    fn a_tick_is_about_four_seconds_with_every_rate_of_jiffies() {
+        for (hz, shift) in [(100, 8), (250, 10), (300, 10), (1000, 12)] {
             let clock = Clock { hz };
             assert_eq!(clock.shift(), shift);
-            let hour = clock.units(Duration::from_secs(3600));
-            assert!((2800..=5700).contains(&hour), "{hz}: {hour}");
-            assert!((3598..=3600).contains(&clock.seconds(hour)), "{hz}");
+            let hour = clock.ticks(Duration::from_secs(3600));
+            assert!((720..=1440).contains(&hour), "{hz}: {hour}");
+            assert!((3595..=3600).contains(&clock.seconds(hour)), "{hz}");
             let later = clock.at(Duration::from_secs(90_000 + 3600));
             let passed = later - clock.at(Duration::from_secs(90_000));
             assert!(passed.abs_diff(hour) <= 1, "{hz}: {passed}, not {hour}");

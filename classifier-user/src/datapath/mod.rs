@@ -11,7 +11,9 @@ mod bench;
 mod bpffs;
 mod clock;
 mod counters;
+mod flows;
 mod kept;
+mod mapped;
 mod object;
 mod paths;
 mod pins;
@@ -30,8 +32,8 @@ use breakout_common::verdict::Reason;
 
 use crate::ruleset::Image;
 use bpffs::PinDirectory;
+use flows::{ADDRESSES, FLOWS, NOTES};
 use kept::Kept;
-use pins::PINS;
 use program::{Added, Options, Programs};
 use tables::TableMap;
 
@@ -40,27 +42,37 @@ pub use attached::{Attachment, Hook};
 pub use bench::{Bench, Run, Size};
 pub use clock::Clock;
 pub use counters::{Count, Counters};
+pub use flows::{FlowTable, Pinned};
 pub use object::object;
 pub use paths::PathMaps;
-pub use pins::PinReader;
 pub use plan::{LanPlan, Paths, Plan};
 pub use program::{FILTER_PRIORITY, has_tcx};
 
 /// The maps that all programs of one installation share, as the eBPF object names them.
-const MAPS: [&str; 10] = [
+const MAPS: [&str; 12] = [
     "RULESET",
     "PATHS",
     "DEVICES",
     "FRAGMENTS",
     "REASONS",
     "SETS",
-    PINS,
+    FLOWS,
+    NOTES,
+    ADDRESSES,
     pins::EVENTS,
     "LANS",
     "REPLIES",
 ];
 /// Those of them that later installations go on using.
-const LASTING_MAPS: [&str; 5] = ["REASONS", "SETS", "REPLIES", PINS, pins::EVENTS];
+const LASTING_MAPS: [&str; 7] = [
+    "REASONS",
+    "SETS",
+    "REPLIES",
+    FLOWS,
+    NOTES,
+    ADDRESSES,
+    pins::EVENTS,
+];
 
 /// Another controller's program is on a LAN interface.
 #[derive(Debug, thiserror::Error)]
@@ -113,11 +125,6 @@ impl DataPath {
     /// Whether an earlier controller was not stopped in order, so that its programs may be attached.
     pub fn has_leftovers(&self) -> bool {
         self.had_other_layout || self.pins.names().is_ok_and(|names| !names.is_empty())
-    }
-
-    /// Whether there is a map of pins, which an earlier controller has left.
-    pub fn has_pins(&self) -> bool {
-        self.pins.path(PINS).exists()
     }
 
     /// Fails if another controller's program is on one of the interfaces.
@@ -256,11 +263,12 @@ impl DataPath {
         let table_words = u32::try_from(size)?;
         let trace = plan.trace;
         let pins = plan.pins;
-        let carried = self.resize_pins(pins.unwrap_or(program::NO_PINS))?;
+        let (flows, carried) = self.shape_for(pins.unwrap_or(program::NO_PINS))?;
         let options = Options {
             trace,
             report,
-            pins,
+            pins: pins.is_some(),
+            flows,
         };
         let mut programs = Vec::with_capacity(plan.lans.len());
         for lan in plan.lans {
@@ -280,8 +288,11 @@ impl DataPath {
             lans.insert(lan.index, lan.index, None, 0)
                 .with_context(|| format!("replies cannot be redirected to {}", lan.name))?;
         }
-        self.pin(&carried)?;
-        self.pin(&(plan.pinned)())?;
+        self.carry_over(flows, &carried)?;
+        let table = self.pinned_table(None)?;
+        for (key, pin) in &(plan.pinned)() {
+            table.keep(key, pin);
+        }
         Ok((live, paths))
     }
 

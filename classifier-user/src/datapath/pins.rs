@@ -1,88 +1,84 @@
-//! The pins of flows: read, written, and carried over to a map of another size.
+//! The pins of flows, which outlive installations and controllers: read, written, and carried over to a table of another size.
 
 use anyhow::{Context, Result};
-use aya::maps::{HashMap, Map, MapData, PerCpuArray};
-use breakout_common::path::{PIN_EVENTS, Pin, PinKey};
+use aya::maps::{Map, MapData, PerCpuArray};
+use breakout_common::flows::State;
+use breakout_common::path::{EPOCHS, Flow, PIN_EVENTS, Pin, PinKey};
 
-use super::DataPath;
-use super::sys::entries;
+use super::flows::{ADDRESSES, FLOWS, FlowTable, NOTES, Pinned, Shape};
+use super::{DataPath, sys};
 
-/// The maps of this module, as the eBPF object names them.
-pub(super) const PINS: &str = "PINS";
+/// The counters of what happens to pins.
 pub(super) const EVENTS: &str = "PINNED";
-/// The map of pins before this one, while another installation is made.
-const FORMER: &str = "FORMER_PINS";
+/// The maps of a table.
+const TABLE: [&str; 3] = [FLOWS, NOTES, ADDRESSES];
+/// What the pins of those before are called while another table is made.
+const FORMER: &str = "FORMER_";
+/// The map in which versions before this table kept pins.
+const OLD_PINS: &str = "PINS";
 
-type PinMap = HashMap<MapData, PinKey, [u32; 4]>;
-
-/// Reads the pins of flows.
-pub struct PinReader(MapData);
-
-impl PinReader {
-    /// All pins that there are now.
-    ///
-    /// # Errors
-    ///
-    /// When the map cannot be read.
-    pub fn read(&self) -> Result<Vec<(PinKey, Pin)>> {
-        let entries = entries(&self.0).context("cannot read the map of pins")?;
-        let pins = entries.into_iter().map(|(key, [seen, since, epoch, way])| {
-            let pin = Pin {
-                seen,
-                since,
-                epoch,
-                way,
-            };
-            (key, pin)
-        });
-        Ok(pins.collect())
-    }
+/// What a table of another size shall have as well.
+pub(super) enum Carried {
+    /// Nothing: the table is the same.
+    Nothing,
+    /// What is in this table.
+    Table(Box<FlowTable>),
+    /// The pins of a version before.
+    Old(Vec<(PinKey, Pin)>),
 }
 
 impl DataPath {
+    /// Whether there are pins that an earlier controller has left.
+    pub fn has_pins(&self) -> bool {
+        let maps = [FLOWS, OLD_PINS];
+        maps.iter().any(|map| self.pins.path(map).exists())
+    }
+
+    /// The table of flows, which can be used without the data path, as in another thread.
+    ///
+    /// # Errors
+    ///
+    /// When there is none.
+    pub fn flows(&self) -> Result<FlowTable> {
+        let [flows, notes, addresses] = TABLE.map(|name| self.lasting_map(name));
+        FlowTable::open(&flows?, &notes?, addresses?, None)
+    }
+
     /// All pins that there are now.
     ///
     /// # Errors
     ///
-    /// When there is no map of them, or it cannot be read.
-    pub fn pins(&self) -> Result<Vec<(PinKey, Pin)>> {
-        self.pin_reader()?.read()
-    }
-
-    /// What reads the pins without the data path, as in another thread.
-    ///
-    /// # Errors
-    ///
-    /// When there is no map of them.
-    pub fn pin_reader(&self) -> Result<PinReader> {
-        Ok(PinReader(self.lasting_map(PINS)?))
+    /// When there is no table of them, or it cannot be read.
+    pub fn pins(&self) -> Result<Vec<Pinned>> {
+        self.flows()?
+            .entries()
+            .context("cannot read the table of flows")
     }
 
     /// Pins flows.
     ///
     /// # Errors
     ///
-    /// When the kernel refuses.
+    /// When there is no table of them.
     pub fn pin(&self, pins: &[(PinKey, Pin)]) -> Result<()> {
-        let mut map = self.pin_map()?;
-        for (key, pin) in pins {
-            map.insert(key, [pin.seen, pin.since, pin.epoch, pin.way], 0)
-                .context("cannot pin a flow")?;
+        if pins.is_empty() {
+            return Ok(());
         }
+        let table = self.flows()?;
+        let lost = pins.iter().filter(|(key, pin)| !table.keep(key, pin));
+        report_lost(lost.count(), pins.len());
         Ok(())
     }
 
-    /// Forgets flows.
+    /// Forgets flows; with `if_silent` those of which no packet has come since they were read.
     ///
     /// # Errors
     ///
-    /// When there is no map of them.
-    pub fn unpin<'a>(&self, keys: impl IntoIterator<Item = &'a PinKey>) -> Result<()> {
-        let mut map = self.pin_map()?;
-        for key in keys {
-            // The programs may have dropped it already.
-            let _ = map.remove(key);
-        }
+    /// When there is no table of them.
+    pub fn unpin(&self, pins: &[Pinned], if_silent: bool) -> Result<()> {
+        let table = self.flows()?;
+        pins.iter()
+            .for_each(|pinned| table.forget(pinned, if_silent));
         Ok(())
     }
 
@@ -101,40 +97,104 @@ impl DataPath {
         Ok(sums)
     }
 
-    /// Makes way for a map of pins with another size. Returns the pins that it shall have. The programs in force go on with
-    /// the one that there is, which [`settle_pins`](Self::settle_pins) removes or puts back.
-    pub(super) fn resize_pins(&self, size: u32) -> Result<Vec<(PinKey, Pin)>> {
-        if !self.has_pins() || self.pin_room()? == size {
+    /// The table that programs for so many flows are to use, and what is to be carried over to it. If it is another one, the programs in force go on with
+    /// that which there is, which [`settle_pins`](Self::settle_pins) removes or puts back.
+    pub(super) fn shape_for(&self, flows: u32) -> Result<(Shape, Carried)> {
+        let wanted = Shape::for_flows(flows);
+        if !self.pins.path(FLOWS).exists() {
+            return Ok((wanted, Carried::Old(self.old_pins()?)));
+        }
+        let table = self.pinned_table(None)?;
+        if table.shape().sets == wanted.sets {
+            return Ok((table.shape(), Carried::Nothing));
+        }
+        for map in TABLE {
+            self.pins.rename(map, &format!("{FORMER}{map}"))?;
+        }
+        let secret = table.shape().secret;
+        Ok((Shape { secret, ..wanted }, Carried::Table(Box::new(table))))
+    }
+
+    /// Makes the table ready that the loader has made in this shape.
+    pub(super) fn carry_over(&self, shape: Shape, carried: &Carried) -> Result<()> {
+        match carried {
+            Carried::Nothing => {}
+            Carried::Table(former) => {
+                let table = self.pinned_table(Some(shape))?;
+                let entries = former.entries()?;
+                let lost = entries
+                    .iter()
+                    .filter(|entry| !table.keep_from(former, entry));
+                report_lost(lost.count(), entries.len());
+            }
+            Carried::Old(pins) => {
+                let table = self.pinned_table(Some(shape))?;
+                let lost = pins.iter().filter(|(key, pin)| !table.keep(key, pin));
+                report_lost(lost.count(), pins.len());
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends what [`shape_for`](Self::shape_for) has begun: the new table is in force, or the former one still is.
+    pub(super) fn settle_pins(&self, is_new_in_force: bool) -> Result<()> {
+        if is_new_in_force {
+            self.pins.remove(OLD_PINS)?;
+        }
+        for map in TABLE {
+            let former = format!("{FORMER}{map}");
+            if is_new_in_force {
+                self.pins.remove(&former)?;
+            } else if self.pins.path(&former).exists() {
+                self.pins.remove(map)?;
+                self.pins.rename(&former, map)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The table by its pins, which is the next one's while an installation is prepared.
+    pub(super) fn pinned_table(&self, new: Option<Shape>) -> Result<FlowTable> {
+        let maps = TABLE.map(|name| {
+            MapData::from_pin(self.pins.path(name))
+                .with_context(|| format!("cannot open the pinned map {name}"))
+        });
+        let [flows, notes, addresses] = maps;
+        FlowTable::open(&flows?, &notes?, addresses?, new)
+    }
+
+    /// What a version has left whose pins were in a hash map, with times in quarters of a tick.
+    fn old_pins(&self) -> Result<Vec<(PinKey, Pin)>> {
+        if !self.pins.path(OLD_PINS).exists() {
             return Ok(Vec::new());
         }
-        let pins = self.pins()?;
-        self.pins.rename(PINS, FORMER)?;
-        Ok(pins)
+        let map =
+            MapData::from_pin(self.pins.path(OLD_PINS)).context("cannot open the map of pins")?;
+        let entries: Vec<(PinKey, [u32; 4])> =
+            sys::entries(&map).context("cannot read the map of pins")?;
+        let pins = entries.into_iter().map(|(key, [seen, since, epoch, way])| {
+            let state = if key[4] & Flow::CLIENT != 0 {
+                State::Client
+            } else {
+                State::Established
+            };
+            let pin = Pin {
+                seen: seen >> 2,
+                since: since >> 2,
+                epoch: epoch & EPOCHS,
+                way,
+                state: state as u32,
+            };
+            (key, pin)
+        });
+        Ok(pins.collect())
     }
+}
 
-    /// Ends what [`resize_pins`](Self::resize_pins) has begun: the new map is in force, or the former one still is.
-    pub(super) fn settle_pins(&self, is_new_in_force: bool) -> Result<()> {
-        if is_new_in_force || !self.pins.path(FORMER).exists() {
-            return self.pins.remove(FORMER);
-        }
-        self.pins.remove(PINS)?;
-        self.pins.rename(FORMER, PINS)
-    }
-
-    /// The most pins that there can be.
-    fn pin_room(&self) -> Result<u32> {
-        let map = MapData::from_pin(self.pins.path(PINS)).context("cannot open the map of pins")?;
-        Ok(map.info()?.max_entries())
-    }
-
-    fn pin_map(&self) -> Result<PinMap> {
-        // While another installation is prepared, the pin is its map already.
-        let map = match self.has_pins() {
-            true => {
-                MapData::from_pin(self.pins.path(PINS)).context("cannot open the map of pins")?
-            }
-            false => self.lasting_map(PINS)?,
-        };
-        Ok(Map::from_map_data(map)?.try_into()?)
+fn report_lost(lost: usize, all: usize) {
+    if lost > 0 {
+        tracing::warn!(
+            "{lost} of {all} flows find no room in the table of flows, and may move to a new way"
+        );
     }
 }

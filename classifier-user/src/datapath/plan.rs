@@ -92,6 +92,8 @@ impl Paths {
             media_hold,
             tcp_idle,
             udp_idle,
+            tcp_established,
+            udp_established,
             reserved,
             working,
             egresses,
@@ -105,6 +107,8 @@ impl Paths {
             *media_hold,
             *tcp_idle,
             *udp_idle,
+            *tcp_established,
+            *udp_established,
         ]);
         words.extend(reserved);
         words.extend(working);

@@ -17,8 +17,8 @@ use breakout_common::constants::Constants;
 
 use super::bpffs::PinDirectory;
 use super::clock::Clock;
+use super::flows::Shape;
 use super::object::object;
-use super::pins::PINS;
 use super::sys::{self, open_pin};
 use super::{Hook, LanPlan, MAPS};
 use crate::config::XdpAttach;
@@ -33,7 +33,7 @@ pub(super) const REPLY: &str = "breakout_reply";
 pub const FILTER_PRIORITY: u16 = 0x4252;
 const FILTER_HANDLE: TcHandle = TcHandle::new(0, 1);
 
-/// The size of the map of pins where there are none.
+/// For how many flows there is a table where none is pinned.
 pub(super) const NO_PINS: u32 = 1;
 
 /// What programs do beside their work.
@@ -43,8 +43,10 @@ pub(super) struct Options {
     pub(super) trace: bool,
     /// Leave each decision where a test run finds it.
     pub(super) report: bool,
-    /// Keep flows on their way, so many of them.
-    pub(super) pins: Option<u32>,
+    /// Keep flows on their way.
+    pub(super) pins: bool,
+    /// The table of flows.
+    pub(super) flows: Shape,
 }
 
 /// Loaded programs for one LAN interface, with what they need to be attached.
@@ -87,6 +89,7 @@ impl Programs {
             trace,
             report,
             pins,
+            flows,
         } = options;
         let mut loader = EbpfLoader::new();
         let constants = Constants {
@@ -96,8 +99,10 @@ impl Programs {
             tc_counts: u8::from(lan.xdp.is_none()),
             report: u8::from(report),
             lan: lan.number,
-            pins: u8::from(pins.is_some()),
+            pins: u8::from(pins),
             clock_shift: Clock::of_kernel().shift(),
+            flow_secret: flows.secret,
+            flow_mask: flows.sets - 1,
             ..Constants::UNSET
         };
         let constants = constants.to_bytes();
@@ -107,8 +112,10 @@ impl Programs {
             } else {
                 VerifierLogLevel::STATS
             })
-            .override_global("CONSTANTS", &constants, true)
-            .map_max_entries(PINS, pins.unwrap_or(NO_PINS));
+            .override_global("CONSTANTS", &constants, true);
+        for (map, entries) in flows.entries() {
+            loader.map_max_entries(map, entries);
+        }
         for map in MAPS {
             loader.map_pin_path(map, staging.path(map));
         }

@@ -9,6 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use anyhow::{Result, ensure};
+use aya::Pod;
 use aya::maps::MapData;
 use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_map_type};
 
@@ -78,20 +79,17 @@ pub(super) fn create_array_of_maps(name: &str, inner: &WordMap) -> io::Result<Ow
 
 /// All entries of a hash map with keys of `K` and values of `V`, many at a time (`BPF_MAP_LOOKUP_BATCH`, Linux 5.6). Those that
 /// come or go meanwhile may be there or not.
-pub(super) fn entries<const K: usize, const V: usize>(
-    map: &MapData,
-) -> Result<Vec<([u64; K], [u32; V])>> {
+pub(super) fn entries<K: Pod + Default, V: Pod + Default>(map: &MapData) -> Result<Vec<(K, V)>> {
     /// More than any bucket has: the kernel gives whole buckets.
     const CHUNK: usize = 8192;
     let info = map.info()?;
     ensure!(
-        (info.key_size() as usize, info.value_size() as usize)
-            == (size_of::<[u64; K]>(), size_of::<[u32; V]>()),
+        (info.key_size() as usize, info.value_size() as usize) == (size_of::<K>(), size_of::<V>()),
         "the map has keys of {} bytes and values of {}",
         info.key_size(),
         info.value_size()
     );
-    let (mut keys, mut values) = (vec![[0; K]; CHUNK], vec![[0; V]; CHUNK]);
+    let (mut keys, mut values) = (vec![K::default(); CHUNK], vec![V::default(); CHUNK]);
     let mut found = Vec::new();
     // Where the next call goes on: a number of the kernel's own.
     let mut place: Option<u32> = None;
@@ -124,6 +122,22 @@ pub(super) fn entries<const K: usize, const V: usize>(
         }
         place = Some(next);
     }
+}
+
+/// Sets an entry of a map.
+pub(super) fn set<K: Pod, V: Pod>(map: &MapData, key: &K, value: &V) -> Result<()> {
+    let info = map.info()?;
+    ensure!(
+        (info.key_size() as usize, info.value_size() as usize) == (size_of::<K>(), size_of::<V>()),
+        "the map has other keys or values"
+    );
+    let mut attr = empty_attr();
+    attr.__bindgen_anon_2.map_fd = map.fd().as_fd().as_raw_fd().cast_unsigned();
+    attr.__bindgen_anon_2.key = std::ptr::from_ref(key) as u64;
+    attr.__bindgen_anon_2.__bindgen_anon_1.value = std::ptr::from_ref(value) as u64;
+    // SAFETY: the kernel reads a key and a value, of the sizes that were compared above.
+    unsafe { bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attr) }?;
+    Ok(())
 }
 
 /// Opens what is pinned at a path.

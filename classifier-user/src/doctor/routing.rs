@@ -70,7 +70,28 @@ fn rules(rules: &[RuleFound], config: &Config) -> Vec<Finding> {
         }
         findings.extend(comes_first(rule, &name, routing));
     }
+    findings.extend(slows_all(rules));
     findings
+}
+
+/// Somebody else's rule for IPv4, which has a price that nobody sees: with the first rule beside its own three the kernel begins to look for
+/// the source of each packet as well, and goes on when the rule is gone (Linux, `fib_has_custom_rules`).
+fn slows_all(rules: &[RuleFound]) -> Option<Finding> {
+    /// The kernel's own: those that lead to the tables local, main and default.
+    const KERNELS: [(u32, u32); 3] = [(0, 255), (32_766, 254), (32_767, 253)];
+    let is_others = |rule: &&RuleFound| {
+        !rule.v6 && !rule.is_ours && !KERNELS.contains(&(rule.priority, rule.table))
+    };
+    let rule = rules.iter().find(is_others)?;
+    Some(Finding::new(
+        Level::Note,
+        format!(
+            "the rule with priority {} (ip rule show) is not Breakout's. With any rule beside its own the kernel forwards all \
+             IPv4 packets more slowly, steered or not, and goes on to do so when the rule is gone",
+            rule.priority
+        ),
+        "Nothing, if it is needed: wg-quick, mwan3 and VRFs need theirs. Otherwise remove it and restart the gateway",
+    ))
 }
 
 /// A rule before ours that takes steered packets, or may.
@@ -181,8 +202,37 @@ mod tests {
     };
 
     fn found(rule: RuleFound) -> Vec<String> {
-        let findings = rules(&[rule], &Config::default());
-        findings.into_iter().map(|finding| finding.advice).collect()
+        let findings = rules(&[rule], &Config::default()).into_iter();
+        let clashes = findings.filter(|finding| finding.level != Level::Note);
+        clashes.map(|finding| finding.advice).collect()
+    }
+
+    #[test]
+    fn others_rules_are_noted_for_what_they_cost_all() {
+        let notes = |rule: RuleFound| {
+            let findings = rules(&[rule], &Config::default()).into_iter();
+            findings
+                .filter(|finding| finding.level == Level::Note)
+                .count()
+        };
+        let kernels = RuleFound {
+            priority: 32_766,
+            table: 254,
+            ..OTHER
+        };
+        let vrf = RuleFound {
+            priority: 1000,
+            table: 0,
+            is_l3mdev: true,
+            ..OTHER
+        };
+        assert_eq!([OTHER, vrf].map(notes), [1, 1]);
+        let ours = RuleFound {
+            is_ours: true,
+            ..OTHER
+        };
+        let v6 = RuleFound { v6: true, ..OTHER };
+        assert_eq!([kernels, ours, v6].map(notes), [0, 0, 0]);
     }
 
     #[test]

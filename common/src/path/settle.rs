@@ -1,6 +1,7 @@
 //! What becomes of one packet: by the ruleset's answer, by the choices of its preference, and by what its flow did before.
 
-use super::{ORDINARY, PathTable, Pin, PinEvent, PinKey, Pins, place};
+use super::{EPOCHS, KeepsPins, ORDINARY, PathTable, Pin, PinEvent, PinKey, Pins, place};
+use crate::flows::State;
 use crate::table::{NO_PORT, NO_PREFIX, OWN, Outcome};
 use crate::verdict::{Decision, Reason};
 
@@ -26,6 +27,8 @@ impl Flow {
     pub const OPENS: u64 = 1 << 29;
     /// Flows are pinned.
     pub const PINNED: u64 = 1 << 30;
+    /// It ends a TCP connection.
+    pub const CLOSES: u64 = 1 << 31;
     /// In the key of a client's pin, and in no flow's.
     pub const CLIENT: u64 = 1;
 
@@ -49,6 +52,27 @@ impl Flow {
         self.facts & fact != 0
     }
 
+    /// Whether it takes its way by what is known of it, or else by a choice that depends on nothing but the path table: the ruleset
+    /// steers it, it may stay where it is, and this packet neither begins nor ends it.
+    #[inline(always)]
+    pub const fn is_settled(&self) -> bool {
+        self.word() & (Outcome::STEER | Outcome::HARD) == Outcome::STEER
+            && !self.is_held()
+            && self.facts & (Flow::PINNED | Flow::OPENS | Flow::CLOSES) == Flow::PINNED
+    }
+
+    /// The choice of its preference now.
+    #[inline(always)]
+    pub fn choice(&self, table: &PathTable) -> u8 {
+        fresh(self, table, place(self.is(Flow::V6), self.is_media()))
+    }
+
+    /// The decision for it to leave by an egress.
+    #[inline(always)]
+    pub const fn steered(&self, egress: u8) -> Decision {
+        Decision::steer(egress, self.set())
+    }
+
     /// Whether the ruleset steers it, or would if it did not hold that back.
     #[inline(always)]
     const fn is_ruled(&self) -> bool {
@@ -65,8 +89,9 @@ impl Flow {
         self.word() & Outcome::MEDIA != 0
     }
 
+    /// The preference that the ruleset names.
     #[inline(always)]
-    const fn preference(&self) -> u8 {
+    pub const fn preference(&self) -> u8 {
         (self.word() >> Outcome::PREFERENCE & 31) as u8
     }
 
@@ -92,6 +117,19 @@ impl Flow {
         self.facts & (Self::PORTS | Self::V6 | Self::TCP)
     }
 
+    /// The key of what all media flows of its client share.
+    #[inline(always)]
+    pub const fn client_key(&self) -> PinKey {
+        Self::client_key_of(self.source, self.preference() as u64, self.facts)
+    }
+
+    /// The same by the client's address, the preference and the flow's facts. Rules that prefer other egresses do not lead each other.
+    #[inline(always)]
+    pub const fn client_key_of(source: (u64, u64), preference: u64, facts: u64) -> PinKey {
+        let kind = facts & Self::V6 | Self::CLIENT;
+        [source.0, source.1, Self::CLIENT, preference, kind]
+    }
+
     /// What the weights are shared out by: the client for media, so that its flows stay together, the flow otherwise.
     #[inline(always)]
     pub const fn bucket(&self) -> u32 {
@@ -111,39 +149,60 @@ impl Flow {
     }
 }
 
-/// Makes the key of what all media flows of a client share that of one of its flows again.
-#[inline(always)]
-fn make_flow_key(key: &mut PinKey, flow: &Flow) {
-    (key[2], key[3]) = flow.destination;
-    key[4] = flow.ports_and_kind();
+/// What a packet's flow comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settled {
+    /// What is done with the packet.
+    pub decision: Decision,
+    /// What is known of the flow from now on.
+    pub pin: Pin,
+    /// Whether that is to be kept, because it is not what was known before.
+    pub is_kept: bool,
+    /// Whether it leads the other media of the client.
+    pub is_shared: bool,
 }
 
-/// Makes the key of a flow that of what all media flows of its client share.
+impl Settled {
+    /// Nothing is to be kept.
+    #[inline(always)]
+    const fn at_once(decision: Decision) -> Self {
+        Settled {
+            decision,
+            pin: Pin::NONE,
+            is_kept: false,
+            is_shared: false,
+        }
+    }
+}
+
+/// Decides a packet by what the ruleset says and by what its flow did before, and keeps what is to be known of it.
 #[inline(always)]
-fn make_client_key(key: &mut PinKey, flow: &Flow) {
-    key[2] = Flow::CLIENT;
-    // Rules that prefer other egresses do not lead each other.
-    key[3] = flow.preference() as u64;
-    key[4] = flow.facts & Flow::V6 | Flow::CLIENT;
+pub fn settle<P: KeepsPins>(flow: &Flow, table: &PathTable, pins: &P) -> Decision {
+    let settled = weigh(flow, table, pins);
+    if settled.is_kept && !pins.keep(flow, &settled.pin) {
+        pins.count(PinEvent::Failed);
+    }
+    if settled.is_shared {
+        pins.share(flow, &settled.pin);
+    }
+    settled.decision
 }
 
 /// Decides a packet by what the ruleset says and by what its flow did before.
 ///
 /// A packet that the ruleset does not steer goes on by an egress only if its flow did before and that still works.
 #[inline(always)]
-pub fn settle<P: Pins>(flow: &Flow, table: &PathTable, pins: &P) -> Decision {
+pub fn weigh<P: Pins>(flow: &Flow, table: &PathTable, pins: &P) -> Settled {
     let place = pins.blur(place(flow.is(Flow::V6), flow.is_media()));
     let (mut set, is_ruled) = (flow.set(), flow.is_ruled());
     let is_pinned = flow.is(Flow::PINNED) && (flow.word() & Outcome::HARD == 0 || flow.is_held());
     if !is_pinned {
-        return match fresh(flow, flow.source, table, place) {
+        return Settled::at_once(match fresh(flow, table, place) {
             ORDINARY => unsteered(flow.word()),
             egress => Decision::steer(egress, set),
-        };
+        });
     }
     let now = pins.now();
-    // One key for everything: the stack of an eBPF program has 512 bytes.
-    let mut key = flow.key();
     let idle = if flow.is(Flow::TCP) {
         table.tcp_idle
     } else if flow.is_media() && table.media_hold < table.udp_idle {
@@ -152,8 +211,7 @@ pub fn settle<P: Pins>(flow: &Flow, table: &PathTable, pins: &P) -> Decision {
     } else {
         table.udp_idle
     };
-    let (mut pin, is_found) = recent(pins, &key, now, idle);
-    pins.spill(&mut pin);
+    let (mut pin, is_found) = recent(pins.flow(flow), now, idle);
     // A connection that is opened anew takes the new way, though the ports were used before.
     let is_own = is_found && !flow.is(Flow::OPENS);
     let egress = if !is_ruled {
@@ -164,39 +222,47 @@ pub fn settle<P: Pins>(flow: &Flow, table: &PathTable, pins: &P) -> Decision {
             // What was pinned before shall not lead the rest of a connection that is opened on the ordinary path.
             ORDINARY
         } else {
-            return unsteered(flow.word());
+            return Settled::at_once(unsteered(flow.word()));
         }
     } else if flow.is_held() {
         ORDINARY
-    } else if is_own && pin.epoch == table.epoch {
+    } else if is_own && is_current(&pin, table, now) {
         pin.egress()
     } else {
         // It has no way yet, or was not looked at since something changed.
         let mut before = is_own.then_some(pin.egress());
         if flow.is_media() {
-            make_client_key(&mut key, flow);
-            let (shared, is_shared) = recent(pins, &key, now, table.media_hold);
+            let (shared, is_shared) = recent(pins.client(flow), now, table.media_hold);
             if is_shared {
                 before = Some(shared.egress());
             }
         }
         match before {
             Some(egress) if egress == ORDINARY || table.works(egress, place) => egress,
-            // The key has the source's address; from there it takes no room on the stack twice.
-            _ => fresh(flow, (key[0], key[1]), table, place),
+            _ => fresh(flow, table, place),
         }
     };
-    let is_kept = is_own && pin.egress() == egress;
+    let stays = is_own && pin.egress() == egress;
+    let state = if flow.is(Flow::CLOSES) {
+        State::Closing as u32
+    } else if !is_own {
+        State::Opening as u32
+    } else if pin.state == State::Opening as u32 && (flow.is(Flow::TCP) || pin.seen != now) {
+        State::Established as u32
+    } else {
+        pin.state
+    };
     let decision = match egress {
-        ORDINARY if is_kept && !flow.is_held() => Decision::pass_set(Reason::Pinned, set),
+        ORDINARY if stays && !flow.is_held() => Decision::pass_set(Reason::Pinned, set),
         ORDINARY => unsteered(flow.word()),
         egress => Decision::steer(egress, set),
     };
     if is_own {
-        if is_kept && pin.epoch == table.epoch && pin.seen == now {
-            return decision;
+        let is_the_same = pin.epoch == table.epoch & EPOCHS && pin.seen == now;
+        if stays && is_the_same && pin.state == state {
+            return Settled::at_once(decision);
         }
-        if !is_kept {
+        if !stays {
             pins.count(PinEvent::Moved);
         }
     } else {
@@ -210,18 +276,16 @@ pub fn settle<P: Pins>(flow: &Flow, table: &PathTable, pins: &P) -> Decision {
         }
     }
     pin.seen = now;
-    pin.epoch = table.epoch;
+    pin.epoch = table.epoch & EPOCHS;
     pin.way = Pin::way_of(egress, set);
-    make_flow_key(&mut key, flow);
-    if !pins.put(&key, &pin) {
-        pins.count(PinEvent::Failed);
+    pin.state = state;
+    Settled {
+        decision,
+        pin,
+        is_kept: true,
+        // What is only shown shall not lead what is steered.
+        is_shared: is_ruled && flow.is_media() && flow.word() & Outcome::SHADOW == 0,
     }
-    // What is only shown shall not lead what is steered.
-    if is_ruled && flow.is_media() && flow.word() & Outcome::SHADOW == 0 {
-        make_client_key(&mut key, flow);
-        pins.put(&key, &pin);
-    }
-    decision
 }
 
 /// The decision on a packet that takes the ordinary path, by the word of the ruleset's answer.
@@ -249,24 +313,33 @@ pub const fn unsteered(word: u32) -> Decision {
 
 /// What is best now.
 #[inline(always)]
-fn fresh(flow: &Flow, source: (u64, u64), table: &PathTable, place: usize) -> u8 {
+fn fresh(flow: &Flow, table: &PathTable, place: usize) -> u8 {
     if !flow.is_ruled() || flow.is_held() {
         return ORDINARY;
     }
     let preference = flow.preference();
     let bucket = if table.is_spread(preference) {
-        Flow { source, ..*flow }.bucket()
+        flow.bucket()
     } else {
         0
     };
     table.choice(preference, place, bucket)
 }
 
+/// Whether a flow was looked at since something changed last. One that was silent for longer is looked at again, for its few bits
+/// of an epoch may have come round.
+#[inline(always)]
+fn is_current(pin: &Pin, table: &PathTable, now: u32) -> bool {
+    /// In so many ticks there are no 1,024 epochs.
+    const TRUSTED: u32 = 4;
+    pin.epoch == table.epoch & EPOCHS && now.saturating_sub(pin.seen) <= TRUSTED
+}
+
 /// A pin that was used not too long ago, and whether there is one. Another CPU may have used it a tick later than this one has
 /// read the clock.
 #[inline(always)]
-fn recent<P: Pins>(pins: &P, key: &PinKey, now: u32, idle: u32) -> (Pin, bool) {
-    match pins.get(key) {
+fn recent(pin: Option<Pin>, now: u32, idle: u32) -> (Pin, bool) {
+    match pin {
         Some(pin) if now.saturating_sub(pin.seen) <= idle => (pin, true),
         _ => (Pin::NONE, false),
     }

@@ -15,13 +15,12 @@ struct Memory {
 }
 
 impl Pins for Memory {
-    fn get(&self, key: &PinKey) -> Option<Pin> {
-        self.pins.borrow().get(key).copied()
+    fn flow(&self, flow: &Flow) -> Option<Pin> {
+        self.pins.borrow().get(&flow.key()).copied()
     }
 
-    fn put(&self, key: &PinKey, pin: &Pin) -> bool {
-        self.pins.borrow_mut().insert(*key, *pin);
-        true
+    fn client(&self, flow: &Flow) -> Option<Pin> {
+        self.pins.borrow().get(&flow.client_key()).copied()
     }
 
     fn count(&self, event: PinEvent) {
@@ -30,6 +29,17 @@ impl Pins for Memory {
 
     fn now(&self) -> u32 {
         self.now.get()
+    }
+}
+
+impl KeepsPins for Memory {
+    fn keep(&self, flow: &Flow, pin: &Pin) -> bool {
+        self.pins.borrow_mut().insert(flow.key(), *pin);
+        true
+    }
+
+    fn share(&self, flow: &Flow, pin: &Pin) {
+        self.pins.borrow_mut().insert(flow.client_key(), *pin);
     }
 }
 

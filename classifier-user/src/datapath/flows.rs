@@ -1,0 +1,322 @@
+//! The table of flows, seen from the controller: mapped into its memory, and shared with the programs.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering, fence};
+
+use anyhow::{Result, ensure};
+use aya::maps::MapData;
+use breakout_common::flows::{
+    ENTRIES, Facts, Kept, Key, Limits, MAGIC, PER_SET, SET_WORDS, Secret, Set, Sets, State,
+    facts_of, keep, note_of, pin_of,
+};
+use breakout_common::path::{Flow, Pin, PinKey};
+
+use super::mapped::MappedWords;
+use super::{Clock, sys};
+
+/// The maps of this module, as the eBPF object names them.
+pub(super) const FLOWS: &str = "FLOWS";
+pub(super) const NOTES: &str = "NOTES";
+pub(super) const ADDRESSES: &str = "ADDRESSES";
+
+/// The size of a table of flows, and what its hash is made with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Shape {
+    /// How many sets there are: a power of two.
+    pub(super) sets: u32,
+    pub(super) secret: Secret,
+}
+
+impl Shape {
+    /// A new table for so many flows: it has twice as many entries.
+    pub(super) fn for_flows(flows: u32) -> Self {
+        let sets = flows
+            .saturating_mul(2)
+            .div_ceil(PER_SET)
+            .next_power_of_two();
+        // Some bits of a UUID are always the same; those of another one are elsewhere then.
+        let [(a, b), (c, d)] = [(); 2].map(|()| uuid::Uuid::new_v4().as_u64_pair());
+        Shape {
+            sets,
+            secret: [a ^ d.rotate_left(17), b ^ c.rotate_left(17)],
+        }
+    }
+
+    /// The size of each map, by its name.
+    pub(super) fn entries(&self) -> [(&'static str, u32); 3] {
+        [
+            (FLOWS, self.sets + 1),
+            (NOTES, self.sets),
+            (ADDRESSES, self.sets * PER_SET),
+        ]
+    }
+}
+
+/// A flow, or a client, that has a way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pinned {
+    /// Its addresses and ports. None of a client.
+    pub key: Option<PinKey>,
+    /// Where it goes.
+    pub pin: Pin,
+    slot: u32,
+    first: u64,
+    second: u64,
+}
+
+impl Pinned {
+    /// Whether it is what all media flows of a client share.
+    pub fn is_client(&self) -> bool {
+        self.pin.state == State::Client as u32
+    }
+
+    /// Whether it is a TCP flow.
+    pub fn is_tcp(&self) -> bool {
+        facts(self.second).is_tcp()
+    }
+}
+
+/// The table.
+pub struct FlowTable {
+    flows: MappedWords,
+    notes: MappedWords,
+    addresses: MapData,
+    shape: Shape,
+}
+
+impl FlowTable {
+    /// Opens a table by its maps. One that has just been made gets what says what it is.
+    pub(super) fn open(
+        flows: &MapData,
+        notes: &MapData,
+        addresses: MapData,
+        new: Option<Shape>,
+    ) -> Result<Self> {
+        let flows = MappedWords::new(flows, u32::try_from(SET_WORDS)?)?;
+        let notes = MappedWords::new(notes, PER_SET)?;
+        if let Some(new) = new {
+            set_shape(&flows, new)?;
+        }
+        let shape = shape(&flows)?;
+        ensure!(
+            notes.words().len() == shape.sets as usize * ENTRIES,
+            "the maps of flows have different sizes"
+        );
+        Ok(FlowTable {
+            flows,
+            notes,
+            addresses,
+            shape,
+        })
+    }
+
+    pub(super) fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// Everything in the table that has an entry while it is gone through.
+    ///
+    /// # Errors
+    ///
+    /// When the addresses of flows over IPv6 cannot be read.
+    pub fn entries(&self) -> Result<Vec<Pinned>> {
+        let now = Clock::of_kernel().now();
+        let addresses: BTreeMap<u32, PinKey> = sys::entries(&self.addresses)?.into_iter().collect();
+        let sets = self.flows.words().chunks_exact(SET_WORDS);
+        let sets = sets.take(self.shape.sets as usize);
+        let entries = sets.flat_map(|set| set.chunks_exact(2));
+        let live = (0u32..).zip(entries).filter_map(|(slot, entry)| {
+            let second = entry[1].load(Ordering::Acquire);
+            let first = entry[0].load(Ordering::Acquire);
+            // Whoever takes an entry over changes its second word first.
+            let is_whole = entry[1].load(Ordering::Acquire) >> 32 == second >> 32;
+            let facts = facts(second);
+            (is_whole && facts.is_live()).then(|| Pinned {
+                key: self.pin_key(addresses.get(&slot), first, second),
+                pin: pin_of(facts, self.note(slot).load(Ordering::Relaxed), now),
+                slot,
+                first,
+                second,
+            })
+        });
+        Ok(live.collect())
+    }
+
+    /// How many flows and how many clients have a way.
+    pub fn counts(&self) -> (usize, usize) {
+        let seconds = self.flows.words().iter().skip(1).step_by(2);
+        let seconds = seconds.take(self.shape.sets as usize * ENTRIES);
+        let states = seconds.map(|word| facts(word.load(Ordering::Relaxed)).state());
+        states.fold((0, 0), |(flows, clients), state| match state {
+            state if state == State::Client as u32 => (flows, clients + 1),
+            state if state >= State::Opening as u32 => (flows + 1, clients),
+            _ => (flows, clients),
+        })
+    }
+
+    /// Keeps a pin. `false` if there is no room for it.
+    pub(super) fn keep(&self, pin_key: &PinKey, pin: &Pin) -> bool {
+        let key = Key::new(pin_key, &self.shape.secret);
+        let slot = self.keep_words(&key, facts_of(key.kind(), pin), note_of(pin));
+        if let Some(slot) = slot
+            && facts_of(key.kind(), pin).is_v6()
+        {
+            self.set_addresses(slot, pin_key);
+        }
+        slot.is_some()
+    }
+
+    /// Keeps what another table has.
+    pub(super) fn keep_from(&self, other: &FlowTable, pinned: &Pinned) -> bool {
+        if let (Some(key), true) = (pinned.key, self.shape.secret != other.shape.secret) {
+            return self.keep(&key, &pinned.pin);
+        }
+        let key = Key::from_words(pinned.first, pinned.second, &self.shape.secret);
+        let slot = self.keep_words(&key, facts(pinned.second), note_of(&pinned.pin));
+        if let (Some(slot), Some(key), true) = (slot, pinned.key, facts(pinned.second).is_v6()) {
+            self.set_addresses(slot, &key);
+        }
+        slot.is_some()
+    }
+
+    fn keep_words(&self, key: &Key, facts: Facts, note: u64) -> Option<u32> {
+        /// What goes on goes on.
+        const NOTHING_MAKES_ROOM: Limits = Limits {
+            tcp_idle: u32::MAX,
+            udp_idle: u32::MAX,
+            media_hold: u32::MAX,
+            tcp_established: u32::MAX,
+            udp_established: u32::MAX,
+        };
+        match keep(&Memory(self), key, facts, &NOTHING_MAKES_ROOM) {
+            Kept::There(slot) | Kept::New(slot) => {
+                self.note(slot).store(note, Ordering::Relaxed);
+                Some(slot)
+            }
+            Kept::No => None,
+        }
+    }
+
+    /// Gives up an entry, if it still is of whom it was when it was read. With `if_silent` only if no packet has come since.
+    pub(super) fn forget(&self, pinned: &Pinned, if_silent: bool) {
+        let second = &self.flows.words()[pinned.slot as usize * 2 + 1];
+        let order = Ordering::SeqCst;
+        let _ = second.fetch_update(order, order, |now| {
+            let is_its = if if_silent {
+                now == pinned.second
+            } else {
+                now >> 32 == pinned.second >> 32 && facts(now).is_live()
+            };
+            is_its.then_some(0)
+        });
+    }
+
+    fn note(&self, slot: u32) -> &AtomicU64 {
+        &self.notes.words()[slot as usize]
+    }
+
+    /// The addresses and ports of an entry; none of a client, nor of a flow whose addresses are not known.
+    fn pin_key(&self, addresses: Option<&PinKey>, first: u64, second: u64) -> Option<PinKey> {
+        let facts = facts(second);
+        if facts.state() == State::Client as u32 {
+            return None;
+        }
+        let kind = if facts.is_tcp() { Flow::TCP } else { 0 };
+        if facts.is_v6() {
+            let [a, b, c, d, ports] = *addresses?;
+            let key = [a, b, c, d, ports >> 32 << 32 | kind | Flow::V6];
+            let words = Key::new(&key, &self.shape.secret);
+            let is_same = (words.first(), words.second()) == (first, second >> 32 << 32);
+            return is_same.then_some(key);
+        }
+        Some([0, first >> 32, 0, second >> 32, first << 32 | kind])
+    }
+
+    fn set_addresses(&self, slot: u32, key: &PinKey) {
+        // Without them the flow goes on all the same, and is not listed.
+        let _ = sys::set(&self.addresses, &slot, key);
+    }
+}
+
+/// The memory as the programs' own code takes it.
+struct Memory<'a>(&'a FlowTable);
+
+#[derive(Clone, Copy)]
+struct MappedSet<'a>(&'a [AtomicU64]);
+
+impl<'a> Sets for Memory<'a> {
+    type Set = MappedSet<'a>;
+
+    fn mask(&self) -> u32 {
+        self.0.shape.sets - 1
+    }
+
+    fn set(&self, index: u32) -> Option<MappedSet<'a>> {
+        let start = index as usize * SET_WORDS;
+        self.0
+            .flows
+            .words()
+            .get(start..start + SET_WORDS)
+            .map(MappedSet)
+    }
+}
+
+impl Set for MappedSet<'_> {
+    fn word(&self, at: usize) -> u64 {
+        self.0[at].load(Ordering::Acquire)
+    }
+
+    /// Every word is read with acquire semantics.
+    fn word_after(&self, at: usize, _: u64) -> u64 {
+        self.word(at)
+    }
+
+    fn write(&self, at: usize, word: u64) {
+        self.0[at].store(word, Ordering::Release);
+    }
+
+    fn swap(&self, at: usize, was: u64, word: u64) -> bool {
+        let order = Ordering::SeqCst;
+        let outcome = self.0[at].compare_exchange(was, word, order, order);
+        fence(order);
+        outcome.is_ok()
+    }
+}
+
+/// What stands behind the last set.
+fn header(flows: &MappedWords) -> &[AtomicU64] {
+    let words = flows.words();
+    &words[words.len() - SET_WORDS..]
+}
+
+fn set_shape(flows: &MappedWords, shape: Shape) -> Result<()> {
+    let sets = flows.words().len() / SET_WORDS - 1;
+    ensure!(
+        sets == shape.sets as usize,
+        "the map of flows has another size"
+    );
+    let [first, second] = shape.secret;
+    for (word, value) in header(flows).iter().zip([MAGIC, first, second]) {
+        word.store(value, Ordering::Relaxed);
+    }
+    Ok(())
+}
+
+/// The shape of the table in a map.
+fn shape(flows: &MappedWords) -> Result<Shape> {
+    let sets = flows.words().len() / SET_WORDS - 1;
+    let words = header(flows);
+    let [magic, first, second] = [0, 1, 2].map(|at: usize| words[at].load(Ordering::Relaxed));
+    ensure!(
+        magic == MAGIC && sets.is_power_of_two(),
+        "the map of flows has another layout"
+    );
+    Ok(Shape {
+        sets: u32::try_from(sets)?,
+        secret: [first, second],
+    })
+}
+
+fn facts(second: u64) -> Facts {
+    Facts((second & 0xffff_ffff) as u32)
+}

@@ -1,0 +1,269 @@
+//! How entries are found, claimed and given up while other CPUs do the same.
+
+use super::{Facts, Key, PER_SET, STATE_AT, Set, Sets, State, TCP, TICK, V6, is_zero};
+use crate::table::after;
+
+/// What may be given up for a new flow when both its sets are full, in ticks of silence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// After which a TCP flow has no way any more.
+    pub tcp_idle: u32,
+    /// The same for UDP.
+    pub udp_idle: u32,
+    /// The same for what a client's media flows share.
+    pub media_hold: u32,
+    /// After which an established TCP flow may make room for a new one.
+    pub tcp_established: u32,
+    /// The same for UDP.
+    pub udp_established: u32,
+}
+
+/// What became of a flow that was to be kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// It is in a slot where it was before.
+    There(u32),
+    /// It is in a slot from now on.
+    New(u32),
+    /// There is no room for it, or another CPU was about the same.
+    No,
+}
+
+/// The slot of a flow, and what is known of it.
+#[inline(always)]
+pub fn find<S: Sets>(sets: &S, key: &Key) -> Option<(u32, Facts)> {
+    let mask = sets.mask();
+    let found = find_in(sets, key, key.set(mask));
+    if found.is_some() {
+        return found;
+    }
+    find_in(sets, key, key.other_set(mask))
+}
+
+#[inline(always)]
+fn find_in<S: Sets>(sets: &S, key: &Key, index: u32) -> Option<(u32, Facts)> {
+    let set = sets.set(index)?;
+    let mut found = 0;
+    let mut entry = 0;
+    while entry < PER_SET {
+        let this = (slot(index, entry) as u64) << 32 | matching(set, entry, key).0 as u64;
+        found |= this & !is_zero(this & 0xffff_ffff) & is_zero(found);
+        entry += 1;
+    }
+    if found == 0 {
+        return None;
+    }
+    Some(((found >> 32) as u32, Facts((found & 0xffff_ffff) as u32)))
+}
+
+/// What is known of an entry if it is of a flow and live; zero otherwise.
+#[inline(always)]
+fn matching<S: Set>(set: S, entry: u32, key: &Key) -> Facts {
+    const WHOSE: u64 = !0xffff_ffff | (TCP | V6) as u64;
+    let second = set.word(at(entry) + 1);
+    // Whoever writes an entry writes its first word before it makes the second one live.
+    let differs = set.word_after(at(entry), second) ^ key.first()
+        | (second ^ (key.second() | key.kind() as u64)) & WHOSE
+        | not_live((second & 0xffff_ffff) as u32) as u64;
+    Facts((second & is_zero(differs) & 0xffff_ffff) as u32)
+}
+
+/// All ones if an entry is neither a flow's nor a client's, else zero.
+#[inline(always)]
+const fn not_live(facts: u32) -> u32 {
+    after(State::Opening as u32, Facts(facts).state())
+}
+
+/// Where the first word of an entry is in its set.
+#[inline(always)]
+const fn at(entry: u32) -> usize {
+    2 * (entry & (PER_SET - 1)) as usize
+}
+
+/// The number of an entry.
+#[inline(always)]
+const fn slot(set: u32, entry: u32) -> u32 {
+    set * PER_SET + entry
+}
+
+/// Notes what is known of a flow, where it is or in a new slot.
+#[inline(always)]
+pub fn keep<S: Sets>(sets: &S, key: &Key, facts: Facts, limits: &Limits) -> Kept {
+    let mask = sets.mask();
+    let (first, other) = (key.set(mask), key.other_set(mask));
+    if let Some((slot, was)) = find(sets, key) {
+        let set = sets.set(slot / PER_SET);
+        let at = at(slot % PER_SET) + 1;
+        // If it changes meanwhile, another packet of the flow was faster, and knows as much.
+        if let Some(set) = set {
+            let _ = set.swap(
+                at,
+                key.second() | was.0 as u64,
+                key.second() | facts.0 as u64,
+            );
+        }
+        return Kept::There(slot);
+    }
+    let (in_first, in_other) = (
+        cheapest(sets, first, facts, limits, FEW_FREE),
+        cheapest(sets, other, facts, limits, OTHER_FREE),
+    );
+    let is_first = in_first.cost <= in_other.cost;
+    let (index, best) = if is_first {
+        (first, in_first)
+    } else {
+        (other, in_other)
+    };
+    let Some(set) = sets.set(index) else {
+        return Kept::No;
+    };
+    if best.cost >= NEVER {
+        return Kept::No;
+    }
+    let (at, mine) = (at(best.entry), slot(index, best.entry));
+    // Nobody takes it for the flow's: it is not live.
+    let reserved = key.second() | (State::Reserved as u64) << STATE_AT;
+    if !set.swap(at + 1, best.second, reserved) {
+        return Kept::No;
+    }
+    set.write(at, key.first());
+    if has_rival(sets, key, first, mine) || has_rival(sets, key, other, mine) {
+        let _ = set.swap(at + 1, reserved, 0);
+        return Kept::No;
+    }
+    if set.swap(at + 1, reserved, key.second() | facts.0 as u64) {
+        Kept::New(mine)
+    } else {
+        Kept::No
+    }
+}
+
+/// Gives up the entry of a flow, if there is one.
+pub fn forget<S: Sets>(sets: &S, key: &Key) -> bool {
+    let Some((slot, facts)) = find(sets, key) else {
+        return false;
+    };
+    let at = at(slot % PER_SET) + 1;
+    let set = sets.set(slot / PER_SET);
+    set.is_some_and(|set| set.swap(at, key.second() | facts.0 as u64, 0))
+}
+
+/// What entries cost, in steps above the ticks of silence: the longer one is silent, the less it costs.
+const STEP: u32 = 13;
+/// A free one where there are more.
+const FREE: u32 = 0;
+/// A free one of the other set: it is taken before the first set's last one.
+const OTHER_FREE: u32 = 1 << STEP;
+/// The last free one of the first set.
+const FEW_FREE: u32 = 2 << STEP;
+/// One that has been silent for too long.
+const EXPIRED: u32 = 3 << STEP;
+/// One that is about to end.
+const CLOSING: u32 = 4 << STEP;
+/// One that has just begun.
+const OPENING: u32 = 5 << STEP;
+/// One that goes on, but has been silent for long.
+const SILENT: u32 = 6 << STEP;
+/// One that is not given up.
+const NEVER: u32 = 7 << STEP;
+
+/// The entry that costs least.
+#[derive(Clone, Copy)]
+struct Candidate {
+    cost: u32,
+    entry: u32,
+    second: u64,
+}
+
+/// The cheapest entry of a set for a flow that is seen now. `last_free` is what a set's only free one costs.
+#[inline(always)]
+fn cheapest<S: Sets>(
+    sets: &S,
+    index: u32,
+    now: Facts,
+    limits: &Limits,
+    last_free: u32,
+) -> Candidate {
+    let mut best = Candidate {
+        cost: NEVER,
+        entry: 0,
+        second: 0,
+    };
+    let Some(set) = sets.set(index) else {
+        return best;
+    };
+    let mut free = 0;
+    let mut entry = 0;
+    while entry < PER_SET {
+        let second = set.word(at(entry) + 1);
+        let cost = cost(Facts((second & 0xffff_ffff) as u32), now, limits);
+        free += after(1, cost) & 1;
+        let is_cheaper = after(best.cost, cost);
+        best.cost = either(is_cheaper, cost, best.cost);
+        best.entry = either(is_cheaper, entry, best.entry);
+        let wide = is_cheaper as u64 | (is_cheaper as u64) << 32;
+        best.second = second & wide | best.second & !wide;
+        entry += 1;
+    }
+    if best.cost == FREE && (free == 1 || last_free == OTHER_FREE) {
+        best.cost = last_free;
+    }
+    best
+}
+
+/// What it costs to give an entry up. Without branches: the verifier would follow those of eight entries in all their combinations.
+#[inline(always)]
+const fn cost(entry: Facts, now: Facts, limits: &Limits) -> u32 {
+    /// Nothing is silent for longer, as far as an entry can say.
+    const LONGEST: u32 = 4000;
+    let silent = {
+        let ticks = now.0.wrapping_sub(entry.0) & TICK;
+        ticks & !equal(ticks, TICK)
+    };
+    let state = entry.state();
+    let is_client = equal(state, State::Client as u32);
+    let is_tcp = equal(entry.0 & TCP, TCP);
+    let idle = either(is_tcp, limits.tcp_idle, limits.udp_idle);
+    let idle = either(is_client, limits.media_hold, idle);
+    let idle = either(after(idle, LONGEST), LONGEST, idle);
+    let established = either(is_tcp, limits.tcp_established, limits.udp_established);
+    let established = either(is_client, LONGEST, established);
+    let step = either(after(silent, established), SILENT, NEVER);
+    let step = either(equal(state, State::Opening as u32), OPENING, step);
+    let step = either(equal(state, State::Closing as u32), CLOSING, step);
+    let step = either(after(silent, idle), EXPIRED, step);
+    let step = either(equal(state, State::Reserved as u32), NEVER, step);
+    let cost = step + (LONGEST.wrapping_sub(silent) & !after(silent, LONGEST));
+    cost & !equal(entry.0, 0)
+}
+
+/// One of two numbers, by a mask of ones or zeros.
+#[inline(always)]
+const fn either(mask: u32, one: u32, other: u32) -> u32 {
+    one & mask | other & !mask
+}
+
+/// All ones if two numbers are equal, else zero.
+#[inline(always)]
+const fn equal(a: u32, b: u32) -> u32 {
+    !(after(a, b) | after(b, a))
+}
+
+/// Whether another slot of a set has the flow, or is about to.
+#[inline(always)]
+fn has_rival<S: Sets>(sets: &S, key: &Key, index: u32, mine: u32) -> bool {
+    let Some(set) = sets.set(index) else {
+        return true;
+    };
+    let reserved = key.second() | (State::Reserved as u64) << STATE_AT;
+    let mut is_there = 0;
+    let mut entry = 0;
+    while entry < PER_SET {
+        let is_other = !equal(slot(index, entry), mine);
+        let is_live = !is_zero(matching(set, entry, key).0 as u64);
+        let is_same = is_live | is_zero(set.word(at(entry) + 1) ^ reserved);
+        is_there |= is_same & is_other as u64;
+        entry += 1;
+    }
+    is_there != 0
+}

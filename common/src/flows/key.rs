@@ -1,0 +1,134 @@
+//! What an entry is found by.
+
+use super::{TCP, V6};
+use crate::path::{Flow, PinKey};
+
+/// What makes the hash of one table unlike that of any other. It is chosen by chance and kept behind the table's last set.
+pub type Secret = [u64; 2];
+
+/// What tells a flow, or a client, from others, as a table with a secret has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Key {
+    first: u64,
+    second: u64,
+    kind: u32,
+    hash: u64,
+}
+
+impl Key {
+    /// The key of what has this key elsewhere.
+    #[inline(always)]
+    pub const fn new(key: &PinKey, secret: &Secret) -> Self {
+        match Self::exact(key, secret) {
+            Some(exact) => exact,
+            None => {
+                let (first, second) = Self::halves(key, secret);
+                Self::from_words(first, second, secret)
+            }
+        }
+    }
+
+    /// The key of a flow over IPv4, which is no hash; `None` for all else.
+    #[inline(always)]
+    pub const fn exact(key: &PinKey, secret: &Secret) -> Option<Self> {
+        let [_, source, _, destination, ports] = *key;
+        if ports & (Flow::V6 | Flow::CLIENT) != 0 {
+            return None;
+        }
+        let first = source << 32 | ports >> 32;
+        Some(Self::from_words(
+            first,
+            destination << 32 | kind_of(ports),
+            secret,
+        ))
+    }
+
+    /// The words of a key that is a hash: the first one, and the second one with its kind.
+    #[inline(always)]
+    pub const fn halves(key: &PinKey, secret: &Secret) -> (u64, u64) {
+        let second = lane(*key, secret[1], MULTIPLIERS[1]);
+        let kind = kind_of(key[4]);
+        (
+            lane(*key, secret[0], MULTIPLIERS[0]),
+            second & !0xffff_ffff | kind,
+        )
+    }
+
+    /// The key with these words of an entry, in a table with this secret.
+    #[inline(always)]
+    pub const fn from_words(first: u64, second: u64, secret: &Secret) -> Self {
+        let kind = (second & 0xffff_ffff) as u32 & (TCP | V6);
+        let second = second & !0xffff_ffff;
+        let hash = mixed(first ^ secret[0], MULTIPLIERS[0]);
+        let hash = mixed(hash ^ second ^ kind as u64 ^ secret[1], MULTIPLIERS[1]);
+        Key {
+            first,
+            second,
+            kind,
+            hash: mixed(hash, MULTIPLIERS[0]),
+        }
+    }
+
+    /// The first word of its entry.
+    #[inline(always)]
+    pub const fn first(&self) -> u64 {
+        self.first
+    }
+
+    /// The upper half of the second word; the lower one is zero.
+    #[inline(always)]
+    pub const fn second(&self) -> u64 {
+        self.second
+    }
+
+    /// The bits of the second word's lower half that are the flow's for ever.
+    #[inline(always)]
+    pub const fn kind(&self) -> u32 {
+        self.kind
+    }
+
+    /// The index of its first set.
+    #[inline(always)]
+    pub const fn set(&self, mask: u32) -> u32 {
+        (self.hash & 0xffff_ffff) as u32 & mask
+    }
+
+    /// The index of its other set.
+    #[inline(always)]
+    pub const fn other_set(&self, mask: u32) -> u32 {
+        let other = (self.hash >> 32) as u32 & mask;
+        if other == self.set(mask) {
+            (other ^ 1) & mask
+        } else {
+            other
+        }
+    }
+}
+
+/// Odd numbers with about as many ones as zeros: those of SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number
+/// Generators, 2014).
+const MULTIPLIERS: [u64; 2] = [0xbf58_476d_1ce4_e5b9, 0x94d0_49bb_1331_11eb];
+
+/// The kind of a key, by its last word.
+#[inline(always)]
+const fn kind_of(ports: u64) -> u64 {
+    let tcp = if ports & Flow::TCP != 0 { TCP } else { 0 };
+    let v6 = if ports & Flow::V6 != 0 { V6 } else { 0 };
+    (tcp | v6) as u64
+}
+
+/// Half of a hash.
+#[inline(always)]
+const fn lane([a, b, c, d, e]: PinKey, secret: u64, multiplier: u64) -> u64 {
+    let lane = mixed(a ^ secret, multiplier);
+    let lane = mixed(lane ^ b, multiplier);
+    let lane = mixed(lane ^ c.rotate_left(17), multiplier);
+    let lane = mixed(lane ^ d, multiplier);
+    mixed(lane ^ e, multiplier)
+}
+
+#[inline(always)]
+const fn mixed(word: u64, multiplier: u64) -> u64 {
+    let word = word.wrapping_mul(multiplier);
+    word ^ word >> 32
+}
