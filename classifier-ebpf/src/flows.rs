@@ -110,13 +110,15 @@ fn zero_after(seen: u64) -> usize {
 
 /// The bit of what [`breakout_keep`] returns that says that the slot is new; those above it are 0.
 const NEW: u64 = 1 << 32;
-/// What it returns if nothing is kept.
+/// What it returns if nothing is kept, because there is no room for it.
 const NOWHERE: u64 = u64::MAX;
+/// The same because another CPU was about the same.
+const OVERTAKEN: u64 = u64::MAX - 1;
 
 /// The key of what has these words elsewhere.
 #[inline(always)]
 pub(crate) fn key([a, b, c, d, e]: PinKey) -> Key {
-    let secret = globals::flow_secret();
+    let secret = globals::set_secret();
     match Key::exact(&[a, b, c, d, e], &secret) {
         Some(key) => key,
         None => {
@@ -148,9 +150,14 @@ pub(crate) fn get(pin_key: PinKey, now: u32) -> Option<Pin> {
 pub(crate) fn put(pin_key: PinKey, pin: &Pin) -> bool {
     let key = key(pin_key);
     let facts = facts_of(key.kind(), pin);
-    let kept = breakout_keep(key.first(), key.second() | u64::from(facts.0), note_of(pin));
-    if kept == NOWHERE {
-        return false;
+    let kept = breakout_keep(
+        key.first(),
+        key.second() | u64::from(facts.0),
+        note_of(pin),
+        pin.seen,
+    );
+    if kept >= OVERTAKEN {
+        return kept == OVERTAKEN;
     }
     if kept & NEW != 0 && facts.is_v6() && pin.state != State::Client as u32 {
         let [a, b, c, d, e] = pin_key;
@@ -170,14 +177,14 @@ fn place_of_note(slot: u32) -> Option<*mut u64> {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn breakout_first(a: u64, b: u64, c: u64, d: u64, e: u64) -> u64 {
-    Key::halves(&[a, b, c, d, e], &globals::flow_secret()).0
+    Key::halves(&[a, b, c, d, e], &globals::key_secret()).0
 }
 
 /// The other half.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn breakout_second(a: u64, b: u64, c: u64, d: u64, e: u64) -> u64 {
-    Key::halves(&[a, b, c, d, e], &globals::flow_secret()).1
+    Key::halves(&[a, b, c, d, e], &globals::key_secret()).1
 }
 
 /// Notes the addresses of a flow over IPv6, and its ports, which stand above its slot.
@@ -193,7 +200,7 @@ pub(crate) extern "C" fn breakout_note_addresses(slot: u64, a: u64, b: u64, c: u
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn breakout_find(first: u64, second: u64) -> u64 {
-    let key = Key::from_words(first, second, &globals::flow_secret());
+    let key = Key::from_words(first, second, &globals::set_secret());
     match find(&KernelSets, &key) {
         Some((slot, facts)) => u64::from(slot) << 32 | u64::from(facts.0),
         None => 0,
@@ -206,29 +213,29 @@ const SINCE: u64 = 0xffff_ffff;
 /// Keeps an entry with its note, as [`keep`] does. A note of no time leaves that which is there. Returns its slot, [`NEW`] or not, or [`NOWHERE`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) extern "C" fn breakout_keep(first: u64, second: u64, note: u64) -> u64 {
-    let key = Key::from_words(first, second, &globals::flow_secret());
+pub(crate) extern "C" fn breakout_keep(first: u64, second: u64, note: u64, now: u32) -> u64 {
+    let key = Key::from_words(first, second, &globals::set_secret());
     let Some(paths) = paths() else {
         return NOWHERE;
     };
     let facts = Facts((second & 0xffff_ffff) as u32);
-    let (slot, new) = match keep(&KernelSets, &key, facts, &paths.limits()) {
+    let (slot, new) = match keep(&KernelSets, &key, facts, now, &paths.limits()) {
         Kept::There(slot) => (slot, 0),
         Kept::New(slot) => (slot, NEW),
+        Kept::Overtaken => return OVERTAKEN,
         Kept::No => return NOWHERE,
     };
     if let Some(place) = place_of_note(slot) {
         // SAFETY: as for the words of a set.
         unsafe {
-            let since = ptr::read_volatile(place) & SINCE;
-            ptr::write_volatile(
-                place,
-                if note & SINCE == 0 {
-                    note | since
-                } else {
-                    note
-                },
-            );
+            let since = if note & SINCE != 0 {
+                0
+            } else if new != 0 {
+                u64::from(now)
+            } else {
+                ptr::read_volatile(place) & SINCE
+            };
+            ptr::write_volatile(place, note | since);
         }
     }
     u64::from(slot) | new

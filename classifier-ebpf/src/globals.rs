@@ -6,7 +6,7 @@
 use core::mem;
 
 use breakout_common::constants::Constants;
-use breakout_common::flows::Secret;
+use breakout_common::flows::{KeySecret, SetSecret};
 use breakout_common::frame::Frame;
 
 #[unsafe(no_mangle)]
@@ -31,7 +31,20 @@ constant!(lan, u8);
 constant!(pins, u8);
 constant!(clock_shift, u8);
 constant!(flow_mask, u32);
-constant!(flow_secret, Secret);
+
+/// The secret of the sets of flows.
+#[inline(always)]
+pub(crate) fn set_secret() -> SetSecret {
+    // SAFETY: as for the constants above.
+    unsafe { core::ptr::read_volatile(&raw const CONSTANTS.flow_secret.sets) }
+}
+
+/// The secret of keys that are hashes.
+#[inline(always)]
+pub(crate) fn key_secret() -> KeySecret {
+    // SAFETY: as for the constants above.
+    unsafe { core::ptr::read_volatile(&raw const CONSTANTS.flow_secret.keys) }
+}
 
 /// Whether a frame is addressed to the LAN interface.
 #[inline(always)]

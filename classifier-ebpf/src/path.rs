@@ -43,7 +43,7 @@ pub(crate) fn decide_way<F: Frame, const IS_PLAIN: bool>(
     let decision = Decision::from_known_word((settled & 0xffff_ffff) as u32);
     if settled & KEPT != 0 {
         let set = u64::from(decision.set().unwrap_or(0));
-        let facts = facts & !u64::from(Outcome::ALL) | set | settled >> 32 & WAY;
+        let facts = facts & PIN_FACTS | set | settled >> 32 & WAY;
         breakout_keep_flow(source_high, source_low, high, low, facts);
         if settled & SHARED != 0 {
             let client = u64::from(flow.preference()) << 32 | facts & 0xffff_ffff;
@@ -53,14 +53,19 @@ pub(crate) fn decide_way<F: Frame, const IS_PLAIN: bool>(
     decision
 }
 
-/// What [`breakout_settle`] says above the decision: the egress and the state of the pin, in 8 bits from 16 on above that, as they are taken by
-/// [`breakout_keep_flow`] above the slot of an endpoint set; whether it is kept, shared, and since now.
-const KEPT: u64 = 1 << 60;
-const SHARED: u64 = 1 << 61;
+/// What [`breakout_settle`] says above the decision, where [`breakout_keep_flow`] takes it: above the slot of an endpoint set the
+/// egress and the state of the pin, whether the flow is new, and in the bits of [`EPOCH`] the lowest bits of the epoch. In the place of
+/// the slot it says whether the pin is kept and shared.
 const EGRESS: u32 = 16;
 const STATE: u32 = 21;
 const SINCE_NOW: u64 = 1 << 24;
-const WAY: u64 = 0x1ff << EGRESS;
+const EPOCH: [(u32, u64); 2] = [(25, 0b11), (29, 0b111)];
+const KEPT: u64 = 1 << 32;
+const SHARED: u64 = 1 << 33;
+const WAY: u64 = 0x1ff << EGRESS | EPOCH[0].1 << EPOCH[0].0 | EPOCH[1].1 << EPOCH[1].0;
+/// What of a flow's facts goes with that.
+const PIN_FACTS: u64 = 0xffff_ffff << 32 | Flow::V6 | Flow::TCP;
+const _: () = assert!(PIN_FACTS & WAY == 0 && (KEPT | SHARED) & WAY << 32 == 0);
 
 /// The way of a flow for which nothing has changed; see [`predict`].
 #[inline(always)]
@@ -119,10 +124,14 @@ fn pin_of(facts: u64) -> Pin {
     let now = KernelPins.now();
     let set = (facts & 0xffff) as u16;
     let egress = (facts >> EGRESS & 31) as u8;
+    // That of the table by which it was weighed, which may have been replaced meanwhile.
+    let lowest = facts >> EPOCH[0].0 & EPOCH[0].1 | (facts >> EPOCH[1].0 & EPOCH[1].1) << 2;
+    let current = paths().map_or(0, |table| table.epoch);
+    let behind = current.wrapping_sub((lowest & 31) as u32) & 31;
     Pin {
         seen: now,
         since: if facts & SINCE_NOW != 0 { now } else { 0 },
-        epoch: paths().map_or(0, |table| table.epoch),
+        epoch: current.wrapping_sub(behind),
         way: Pin::way_of(egress, set),
         state: (facts >> STATE & 7) as u32,
     }
@@ -159,7 +168,11 @@ pub(crate) extern "C" fn breakout_share(source_high: u64, source_low: u64, facts
         state: State::Client as u32,
         ..pin_of(facts)
     };
-    u32::from(flows::put(key, &pin))
+    let is_kept = flows::put(key, &pin);
+    if !is_kept {
+        KernelPins.count(PinEvent::Failed);
+    }
+    u32::from(is_kept)
 }
 
 /// The pins in the kernel's map.

@@ -34,7 +34,7 @@ pub struct Constants {
 }
 
 /// The size of [`Constants`] in bytes.
-pub const CONSTANTS_LEN: usize = 48;
+pub const CONSTANTS_LEN: usize = 96;
 
 const _: () = assert!(size_of::<Constants>() == CONSTANTS_LEN);
 
@@ -50,7 +50,7 @@ impl Constants {
         lan: 0,
         pins: 0,
         clock_shift: 0,
-        flow_secret: [0; 2],
+        flow_secret: Secret::NONE,
         flow_mask: 0,
         reserved: 0,
     };
@@ -65,15 +65,16 @@ impl Constants {
             self.pins,
             self.clock_shift,
         ];
-        let [secret, other_secret] = self.flow_secret.map(u64::to_ne_bytes);
+        let Secret { sets, keys } = self.flow_secret;
+        let (sets, keys) = (sets.map(u64::to_ne_bytes), keys.map(u64::to_ne_bytes));
         let (words, mask) = (self.table_words.to_ne_bytes(), self.flow_mask.to_ne_bytes());
         let parts: [&[u8]; 7] = [
             &self.guard,
             &words,
             &self.lan_mac,
             &small,
-            &secret,
-            &other_secret,
+            sets.as_flattened(),
+            keys.as_flattened(),
             &mask,
         ];
         let mut bytes = [0; CONSTANTS_LEN];

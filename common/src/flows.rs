@@ -8,8 +8,8 @@
 //! ```
 //!
 //! A flow has two candidate sets, by a keyed hash, so that nobody can aim at a set. The lower half of word 1 is, from its lowest bit on:
-//! the tick of the last packet (12 bits, see [`Pins::now`](crate::path::Pins::now)), the epoch of the path table in which the flow was looked
-//! at last (10 bits), whether it is TCP, whether it is IPv6, its egress (5 bits), and its state (3 bits). An entry of zeros is free.
+//! the tick of the last packet (13 bits, see [`Pins::now`](crate::path::Pins::now)), the epoch of the path table in which the flow was looked
+//! at last (9 bits), whether it is TCP, whether it is IPv6, its egress (5 bits), and its state (3 bits). An entry of zeros is free.
 //!
 //! The entry of a flow that was looked at in this tick and epoch holds nothing that is not known beforehand but its way and state, so that [`known`] compares
 //! all four entries of a set without a branch. All else is rare, and is [`find`] and [`keep`].
@@ -21,8 +21,10 @@ mod claim;
 mod key;
 mod pin;
 
+use crate::table::after;
+
 pub use claim::{Kept, Limits, find, forget, keep};
-pub use key::{Key, Secret};
+pub use key::{Key, KeySecret, Secret, SetSecret};
 pub use pin::{facts_of, note_of, pin_of, predict};
 
 /// Entries of a set.
@@ -31,14 +33,18 @@ pub const ENTRIES: usize = PER_SET as usize;
 pub const PER_SET: u32 = 4;
 /// Words of a set.
 pub const SET_WORDS: usize = 2 * ENTRIES;
-/// In the first word behind the last set; its low byte is the version of the layout. The two words behind it are the [`Secret`].
-pub const MAGIC: u64 = 0x4252_4b46_4c4f_5701;
+/// In the first word behind the last set; its low byte is the version of the layout. Behind it are the words of the [`Secret`].
+pub const MAGIC: u64 = 0x4252_4b46_4c4f_5702;
+
+/// The most ticks for which a flow can be said to be silent. More are taken for a packet of the future, which has come while the clock was
+/// read.
+pub const LONGEST: u32 = 8000;
 
 /// Bits of a tick.
-const TICK: u32 = 0xfff;
+const TICK: u32 = 0x1fff;
 /// Bits of an epoch, and where they are.
 const EPOCH: u32 = crate::path::EPOCHS;
-const EPOCH_AT: u32 = 12;
+const EPOCH_AT: u32 = 13;
 /// The flow is TCP.
 const TCP: u32 = 1 << 22;
 /// It is IPv6.
@@ -128,11 +134,12 @@ impl Facts {
         self.0 >> EPOCH_AT & EPOCH
     }
 
-    /// For how many ticks the flow has been silent. Another CPU may have used it a tick later than this one has read the clock.
+    /// For how many ticks the flow has been silent, [`LONGEST`] at most. Another CPU may have used it later than this one has read the
+    /// clock.
     #[inline(always)]
     pub const fn silent(self, now: u32) -> u32 {
         let ticks = now.wrapping_sub(self.0) & TICK;
-        if ticks == TICK { 0 } else { ticks }
+        ticks & !after(ticks, LONGEST)
     }
 }
 

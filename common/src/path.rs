@@ -86,6 +86,7 @@ impl PathTable {
             media_hold: self.media_hold,
             tcp_established: self.tcp_established,
             udp_established: self.udp_established,
+            only_free: false,
         }
     }
 
@@ -151,7 +152,7 @@ pub struct Pin {
 }
 
 /// The bits of an epoch that a pin holds.
-pub const EPOCHS: u32 = 0x3ff;
+pub const EPOCHS: u32 = 0x1ff;
 
 impl Pin {
     /// Stands for a pin where there is none. All its fields have values, because the verifier refuses what is not set.
@@ -208,7 +209,7 @@ pub trait Pins {
     fn client(&self, flow: &Flow) -> Option<Pin>;
     /// Counts what happens.
     fn count(&self, event: PinEvent);
-    /// The time in ticks of about four seconds: the kernel's jiffies, shifted by
+    /// The time in ticks of about two seconds: the kernel's jiffies, shifted by
     /// [`clock_shift`](crate::constants::Constants::clock_shift).
     fn now(&self) -> u32;
 

@@ -8,36 +8,37 @@ use loom::sync::Arc;
 use loom::sync::atomic::{AtomicU64, Ordering, fence};
 use loom::thread;
 
-const SECRET: Secret = [7, 11];
+const SECRET: Secret = Secret::of([7, 11, 13, 17, 19, 23]);
 const LIMITS: Limits = Limits {
     tcp_idle: 1000,
     udp_idle: 50,
     media_hold: 8,
     tcp_established: 75,
     udp_established: 8,
+    only_free: false,
 };
 
-/// A table of one set, which is both candidates of every flow.
-struct Table([AtomicU64; SET_WORDS]);
+/// A table of two sets, each of which every flow may be in.
+struct Table([[AtomicU64; SET_WORDS]; 2]);
 
 #[derive(Clone, Copy)]
-struct OnlySet<'a>(&'a Table);
+struct OneSet<'a>(&'a [AtomicU64; SET_WORDS]);
 
-impl<'a> Sets for OnlySet<'a> {
-    type Set = OnlySet<'a>;
+impl<'a> Sets for &'a Table {
+    type Set = OneSet<'a>;
 
     fn mask(&self) -> u32 {
-        0
+        1
     }
 
-    fn set(&self, _: u32) -> Option<Self::Set> {
-        Some(*self)
+    fn set(&self, index: u32) -> Option<Self::Set> {
+        self.0.get(index as usize).map(OneSet)
     }
 }
 
-impl Set for OnlySet<'_> {
+impl Set for OneSet<'_> {
     fn word(&self, at: usize) -> u64 {
-        self.0.0[at].load(Ordering::Acquire)
+        self.0[at].load(Ordering::Acquire)
     }
 
     fn word_after(&self, at: usize, _: u64) -> u64 {
@@ -45,24 +46,31 @@ impl Set for OnlySet<'_> {
     }
 
     fn write(&self, at: usize, word: u64) {
-        self.0.0[at].store(word, Ordering::Relaxed);
+        self.0[at].store(word, Ordering::Relaxed);
     }
 
     fn swap(&self, at: usize, was: u64, word: u64) -> bool {
         let order = Ordering::SeqCst;
-        let outcome = self.0.0[at].compare_exchange(was, word, order, order);
+        let outcome = self.0[at].compare_exchange(was, word, order, order);
         fence(order);
         outcome.is_ok()
     }
 }
 
 impl Table {
-    /// One that has room for so many flows.
-    fn with_room(places: u16) -> Self {
+    /// One that has so many free places in each set.
+    fn with_room(places: [usize; 2]) -> Self {
         let table = Table(Default::default());
-        for port in 1..5 - places {
-            let kept = put(&table, &key(port), State::Established);
-            assert!(matches!(kept, Kept::New(_)));
+        for (index, places) in places.into_iter().enumerate() {
+            for entry in places..ENTRIES {
+                let other = key(100 + u16::try_from(entry).unwrap());
+                let set = table.set_of(index);
+                set.write(2 * entry, other.first());
+                set.write(
+                    2 * entry + 1,
+                    other.second() | facts(&other, State::Established),
+                );
+            }
         }
         table
     }
@@ -70,8 +78,10 @@ impl Table {
     /// How many entries a flow has, and how many are neither free nor anybody's.
     fn entries_of(&self, key: &Key) -> (usize, usize) {
         let mut counts = (0, 0);
-        for entry in 0..ENTRIES {
-            let [first, second] = [0, 1].map(|word| OnlySet(self).word(2 * entry + word));
+        for (index, entry) in (0..2).flat_map(|index| (0..ENTRIES).map(move |entry| (index, entry)))
+        {
+            let set = self.set_of(index);
+            let [first, second] = [0, 1].map(|word| set.word(2 * entry + word));
             let facts = Facts((second & 0xffff_ffff) as u32);
             let is_its = first == key.first() && second >> 32 == key.second() >> 32;
             counts.0 += usize::from(facts.is_live() && is_its);
@@ -79,6 +89,14 @@ impl Table {
         }
         counts
     }
+
+    fn set_of(&self, index: usize) -> OneSet<'_> {
+        OneSet(&self.0[index])
+    }
+}
+
+fn facts(key: &Key, state: State) -> u64 {
+    Facts::new(key.kind(), 5, 1).with(2, state as u32).0.into()
 }
 
 fn key(port: u16) -> Key {
@@ -88,7 +106,7 @@ fn key(port: u16) -> Key {
 
 fn put(table: &Table, key: &Key, state: State) -> Kept {
     let facts = Facts::new(key.kind(), 5, 1).with(2, state as u32);
-    keep(&OnlySet(table), key, facts, &LIMITS)
+    keep(&table, key, facts, 5, &LIMITS)
 }
 
 /// Every order with at most so many switches from a CPU that could go on.
@@ -101,7 +119,7 @@ fn model(check: impl Fn() + Sync + Send + 'static) {
 #[test]
 fn one_flow_on_two_cpus_has_one_entry() {
     model(|| {
-        let table = Arc::new(Table::with_room(2));
+        let table = Arc::new(Table::with_room([1, 1]));
         let other = Arc::clone(&table);
         let cpu = thread::spawn(move || put(&other, &key(9), State::Opening));
         let kept = [put(&table, &key(9), State::Opening), cpu.join().unwrap()];
@@ -113,7 +131,7 @@ fn one_flow_on_two_cpus_has_one_entry() {
 #[test]
 fn two_flows_that_want_one_place_both_stay_whole() {
     model(|| {
-        let table = Arc::new(Table::with_room(1));
+        let table = Arc::new(Table::with_room([1, 0]));
         let other = Arc::clone(&table);
         let cpu = thread::spawn(move || put(&other, &key(8), State::Opening));
         let kept = [put(&table, &key(9), State::Opening), cpu.join().unwrap()];
@@ -127,14 +145,14 @@ fn two_flows_that_want_one_place_both_stay_whole() {
 #[test]
 fn what_is_given_up_while_it_is_kept_is_whole_or_gone() {
     model(|| {
-        let table = Arc::new(Table::with_room(1));
+        let table = Arc::new(Table::with_room([1, 0]));
         put(&table, &key(9), State::Opening);
         let other = Arc::clone(&table);
-        let cpu = thread::spawn(move || forget(&OnlySet(&other), &key(9)));
+        let cpu = thread::spawn(move || forget(&&*other, &key(9)));
         put(&table, &key(9), State::Established);
         cpu.join().unwrap();
         let (live, stuck) = table.entries_of(&key(9));
         assert!(live <= 1 && stuck == 0);
-        assert_eq!(find(&OnlySet(&table), &key(9)).is_some(), live == 1);
+        assert_eq!(find(&&*table, &key(9)).is_some(), live == 1);
     });
 }

@@ -317,7 +317,8 @@ fn lossy() -> Result<()> {
         "the call ends where it is"
     );
     drop(call);
-    sleep(Duration::from_secs(3));
+    // The hold, in ticks of two seconds.
+    sleep(Duration::from_secs(5));
     let next = Stream::start(&lab.client, address(MEDIA))?;
     daemon.wait_until(|_| next.now().as_deref() == Some("internet"))?;
     mail.rounds(3)?;

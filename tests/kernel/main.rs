@@ -84,6 +84,7 @@ const OF_NO_KERNEL: &[&str] = &[
     "bad_lists_are_refused",
     "commands_without_a_controller_say_so",
     "golden_verdicts_by_explain",
+    "half_a_table_of_flows_keeps_nobody_from_starting",
     "media_leaves_a_lossy_link_and_mail_stays",
     "missing_interfaces_are_refused",
     "pins_of_a_version_before_are_carried_over",

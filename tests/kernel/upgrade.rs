@@ -36,6 +36,10 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_clsact_qdisc_that_is_deleted_is_put_back", without_clsact),
     ("flows_stay_through_an_upgrade", flows_stay),
     ("pins_of_a_version_before_are_carried_over", carried_over),
+    (
+        "half_a_table_of_flows_keeps_nobody_from_starting",
+        half_a_table,
+    ),
 ];
 
 /// Layouts of versions before and after this one, and its own.
@@ -231,7 +235,29 @@ fn unpinned() -> Result<()> {
     Ok(())
 }
 
-/// What a version had whose pins were in a hash map: addresses, ports and kind; when the last and the first packet came, in quarters of a
+/// A start that was killed, or somebody who tidied up, has left a part of the maps.
+fn half_a_table() -> Result<()> {
+    let lab = Lab::build()?;
+    let site = Site::new(&CONFIG.replace("MODE", "route"))?;
+    for lost in [&["NOTES"][..], &["ADDRESSES"], &["FLOWS", "NOTES"], &[]] {
+        Daemon::start_with(&site, &lab.gateway, &["--leave"])?.stop()?;
+        let pins = pins(&site)?.join("v2");
+        for map in lost {
+            fs::remove_file(pins.join(map))?;
+        }
+        let daemon = Daemon::start(&site, &lab.gateway)?;
+        let log = daemon.log();
+        ensure!(log.contains("took over"), "without {lost:?}: {log}");
+        let status = site.json(&lab.gateway, &["flows"])?;
+        ensure!(status["pinned"] == 0, "{status}");
+        daemon.kill()?;
+    }
+    let output = site.output(&lab.gateway, &["unload"])?;
+    ensure!(output.status.success(), "{output:?}");
+    Ok(())
+}
+
+/// What a version had whose pins were in a hash map: addresses, ports and kind; when the last and the first packet came, in halves of a
 /// tick; the epoch, and the egress or 255.
 fn carried_over() -> Result<()> {
     let lab = Lab::build()?;
@@ -249,7 +275,7 @@ fn carried_over() -> Result<()> {
     // The controller is another user.
     let owner = format!("--reference={}", pins.display());
     run(Command::new("chown").args([&owner, &old]))?;
-    let now = Clock::of_kernel().now() * 4;
+    let now = Clock::of_kernel().now() * 2;
     let halves = |address: &str| -> Result<(u64, u64)> {
         Ok(Destination::from(address.parse::<IpAddr>()?).to_halves())
     };

@@ -58,14 +58,19 @@ pub(super) struct News {
 
 impl ActivePaths {
     /// Nothing is known yet, and nothing published.
-    pub(super) fn new(intent: Intent, egresses: Vec<EgressState>, runtime: Handle) -> Self {
+    /// `epoch` is one of which nothing is remembered.
+    pub(super) fn new(
+        intent: Intent,
+        egresses: Vec<EgressState>,
+        epoch: u32,
+        runtime: Handle,
+    ) -> Self {
         ActivePaths {
             intent,
             egresses,
             health: Health::new(runtime),
             published: Paths::default(),
-            // What an earlier controller wrote into pins shall not look like ours.
-            epoch: fastrand::u32(..),
+            epoch,
             maps: None,
             facts: VecDeque::new(),
             forgotten: 0,

@@ -126,7 +126,7 @@ impl Controller {
         let verdicts: &[EgressVerdict] = if adopted { &persistent.verdicts } else { &[] };
         let pins_beyond_ruleset = adopted && !ruleset.bypass;
         let failover = Failover::start(watching, |runtime| {
-            let mut paths = ActivePaths::new(intent, egresses, runtime);
+            let mut paths = ActivePaths::new(intent, egresses, datapath.free_epoch(), runtime);
             paths.begin(verdicts, pins_beyond_ruleset);
             paths
         })

@@ -205,6 +205,7 @@ impl Controller {
             .into_iter()
             .partition(|pinned| is_idle(&table, pinned, now));
         self.datapath.unpin(&idle, true)?;
+        self.datapath.tidy_flows()?;
         if self.path_table().pins_beyond_ruleset == 0 {
             return Ok(());
         }
@@ -212,7 +213,9 @@ impl Controller {
         let clients = Clients::of(&self.config);
         let is_beyond = |pinned: &Pinned| {
             let is_unsteered = |key: PinKey| !clients.words(&table, &key).all(steers);
-            pinned.pin.egress() != ORDINARY && pinned.key.is_some_and(is_unsteered)
+            // Of one whose addresses are not known that cannot be told.
+            let may_be = pinned.key.map_or(!pinned.is_client(), is_unsteered);
+            pinned.pin.egress() != ORDINARY && may_be
         };
         if !live.iter().any(is_beyond) {
             self.failover.paths().end_pins_beyond_ruleset()?;

@@ -1,7 +1,8 @@
-//! The clock by which the data path tells how long a flow has been silent: the kernel's jiffies, in ticks of about four seconds.
+//! The clock by which the data path tells how long a flow has been silent: the kernel's jiffies, in ticks of about two seconds.
 
 use std::time::Duration;
 
+use breakout_common::flows::LONGEST;
 use nix::time::{ClockId, clock_getres, clock_gettime};
 
 /// Nanoseconds in a second.
@@ -30,9 +31,9 @@ impl Clock {
         }
     }
 
-    /// By how many bits jiffies are shifted down to make a tick: at most five seconds, and more than half of that.
+    /// By how many bits jiffies are shifted down to make a tick: at most two and a half seconds, and more than half of that.
     pub fn shift(self) -> u8 {
-        let bits = (self.hz * 5).max(1).ilog2();
+        let bits = (self.hz * 5 / 2).max(1).ilog2();
         u8::try_from(bits).unwrap_or(u8::MAX)
     }
 
@@ -54,9 +55,10 @@ impl Clock {
         span.as_nanos() * u128::from(self.hz) / u128::from(SECOND)
     }
 
-    /// A time span in ticks.
+    /// A time span in ticks: one at least, for a flow that goes on is not silent, and no more than can be told.
     pub fn ticks(self, span: Duration) -> u32 {
-        u32::try_from(self.jiffies(span) >> self.shift()).unwrap_or(u32::MAX)
+        let ticks = self.jiffies(span).div_ceil(1 << self.shift());
+        u32::try_from(ticks).unwrap_or(u32::MAX).clamp(1, LONGEST)
     }
 
     /// So many ticks, in seconds.
@@ -71,13 +73,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_tick_is_about_four_seconds_with_every_rate_of_jiffies() {
-        for (hz, shift) in [(100, 8), (250, 10), (300, 10), (1000, 12)] {
+    fn a_tick_is_about_two_seconds_with_every_rate_of_jiffies() {
+        for (hz, shift) in [(100, 7), (250, 9), (300, 9), (1000, 11)] {
             let clock = Clock { hz };
             assert_eq!(clock.shift(), shift);
             let hour = clock.ticks(Duration::from_secs(3600));
-            assert!((720..=1440).contains(&hour), "{hz}: {hour}");
-            assert!((3595..=3600).contains(&clock.seconds(hour)), "{hz}");
+            assert!((1440..=2880).contains(&hour), "{hz}: {hour}");
+            assert!((3600..=3602).contains(&clock.seconds(hour)), "{hz}");
             let later = clock.at(Duration::from_secs(90_000 + 3600));
             let passed = later - clock.at(Duration::from_secs(90_000));
             assert!(passed.abs_diff(hour) <= 1, "{hz}: {passed}, not {hour}");

@@ -1,6 +1,9 @@
 //! The table of flows, seen from the controller: mapped into its memory, and shared with the programs.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use anyhow::{Result, ensure};
@@ -9,7 +12,7 @@ use breakout_common::flows::{
     ENTRIES, Facts, Kept, Key, Limits, MAGIC, PER_SET, SET_WORDS, Secret, Set, Sets, State,
     facts_of, keep, note_of, pin_of,
 };
-use breakout_common::path::{Flow, Pin, PinKey};
+use breakout_common::path::{EPOCHS, Flow, Pin, PinKey};
 
 use super::mapped::MappedWords;
 use super::{Clock, sys};
@@ -34,11 +37,11 @@ impl Shape {
             .saturating_mul(2)
             .div_ceil(PER_SET)
             .next_power_of_two();
-        // Some bits of a UUID are always the same; those of another one are elsewhere then.
-        let [(a, b), (c, d)] = [(); 2].map(|()| uuid::Uuid::new_v4().as_u64_pair());
+        // Each hasher has keys of its own, which the standard library takes from the kernel's randomness.
+        let words = [(); 6].map(|()| RandomState::new().build_hasher().finish());
         Shape {
             sets,
-            secret: [a ^ d.rotate_left(17), b ^ c.rotate_left(17)],
+            secret: Secret::of(words),
         }
     }
 
@@ -120,33 +123,49 @@ impl FlowTable {
     ///
     /// When the addresses of flows over IPv6 cannot be read.
     pub fn entries(&self) -> Result<Vec<Pinned>> {
+        let addresses = self.addresses()?;
+        let live: Vec<_> = (0u32..)
+            .zip(self.seconds())
+            .filter_map(|(slot, _)| Some((slot, self.words(slot)?)))
+            .collect();
+        // Behind them, so that no packet has come later than that.
         let now = Clock::of_kernel().now();
-        let addresses: BTreeMap<u32, PinKey> = sys::entries(&self.addresses)?.into_iter().collect();
-        let sets = self.flows.words().chunks_exact(SET_WORDS);
-        let sets = sets.take(self.shape.sets as usize);
-        let entries = sets.flat_map(|set| set.chunks_exact(2));
-        let live = (0u32..).zip(entries).filter_map(|(slot, entry)| {
-            let second = entry[1].load(Ordering::Acquire);
-            let first = entry[0].load(Ordering::Acquire);
-            // Whoever takes an entry over changes its second word first.
-            let is_whole = entry[1].load(Ordering::Acquire) >> 32 == second >> 32;
-            let facts = facts(second);
-            (is_whole && facts.is_live()).then(|| Pinned {
-                key: self.pin_key(addresses.get(&slot), first, second),
-                pin: pin_of(facts, self.note(slot).load(Ordering::Relaxed), now),
-                slot,
-                first,
-                second,
-            })
+        let pinned = live.into_iter().map(|(slot, (first, second))| Pinned {
+            key: self.pin_key(addresses.get(&slot), first, second),
+            pin: pin_of(facts(second), self.note(slot).load(Ordering::Relaxed), now),
+            slot,
+            first,
+            second,
         });
-        Ok(live.collect())
+        Ok(pinned.collect())
+    }
+
+    /// The second words of all entries.
+    fn seconds(&self) -> impl Iterator<Item = &AtomicU64> {
+        let words = self.flows.words().iter().skip(1).step_by(2);
+        words.take(self.shape.sets as usize * ENTRIES)
+    }
+
+    /// The words of an entry that is a flow's, or a client's.
+    fn words(&self, slot: u32) -> Option<(u64, u64)> {
+        let entry = &self.flows.words()[slot as usize * 2..][..2];
+        let second = entry[1].load(Ordering::Acquire);
+        let first = entry[0].load(Ordering::Acquire);
+        // Whoever takes an entry over changes its second word first.
+        let is_whole = entry[1].load(Ordering::Acquire) == second;
+        (is_whole && facts(second).is_live()).then_some((first, second))
+    }
+
+    /// The addresses of flows over IPv6, by their slots.
+    fn addresses(&self) -> Result<BTreeMap<u32, PinKey>> {
+        Ok(sys::entries(&self.addresses)?.into_iter().collect())
     }
 
     /// How many flows and how many clients have a way.
     pub fn counts(&self) -> (usize, usize) {
-        let seconds = self.flows.words().iter().skip(1).step_by(2);
-        let seconds = seconds.take(self.shape.sets as usize * ENTRIES);
-        let states = seconds.map(|word| facts(word.load(Ordering::Relaxed)).state());
+        let states = self
+            .seconds()
+            .map(|word| facts(word.load(Ordering::Relaxed)).state());
         states.fold((0, 0), |(flows, clients), state| match state {
             state if state == State::Client as u32 => (flows, clients + 1),
             state if state >= State::Opening as u32 => (flows + 1, clients),
@@ -167,11 +186,11 @@ impl FlowTable {
     }
 
     /// Keeps what another table has.
-    pub(super) fn keep_from(&self, other: &FlowTable, pinned: &Pinned) -> bool {
+    fn keep_from(&self, other: &FlowTable, pinned: &Pinned) -> bool {
         if let (Some(key), true) = (pinned.key, self.shape.secret != other.shape.secret) {
             return self.keep(&key, &pinned.pin);
         }
-        let key = Key::from_words(pinned.first, pinned.second, &self.shape.secret);
+        let key = Key::from_words(pinned.first, pinned.second, &self.shape.secret.sets);
         let slot = self.keep_words(&key, facts(pinned.second), note_of(&pinned.pin));
         if let (Some(slot), Some(key), true) = (slot, pinned.key, facts(pinned.second).is_v6()) {
             self.set_addresses(slot, &key);
@@ -187,14 +206,74 @@ impl FlowTable {
             media_hold: u32::MAX,
             tcp_established: u32::MAX,
             udp_established: u32::MAX,
+            only_free: true,
         };
-        match keep(&Memory(self), key, facts, &NOTHING_MAKES_ROOM) {
+        let now = Clock::of_kernel().now();
+        match keep(&Memory(self), key, facts, now, &NOTHING_MAKES_ROOM) {
             Kept::There(slot) | Kept::New(slot) => {
                 self.note(slot).store(note, Ordering::Relaxed);
                 Some(slot)
             }
-            Kept::No => None,
+            Kept::Overtaken | Kept::No => None,
         }
+    }
+
+    /// Takes over what is in another table: what goes on and was used last comes first.
+    pub(super) fn carry_over(&self, other: &FlowTable) -> Result<Vec<Pinned>> {
+        let mut entries = other.entries()?;
+        entries.sort_by_key(|pinned| {
+            let ends = pinned.pin.state != State::Established as u32;
+            (ends, Reverse(pinned.pin.seen))
+        });
+        entries.retain(|pinned| !self.keep_from(other, pinned));
+        Ok(entries)
+    }
+
+    /// Gives up entries that a controller had begun to write when it was killed: those that are as they were at the last call, some seconds ago.
+    /// Then forgets the addresses of flows that are gone.
+    pub(super) fn tidy(&self, begun: &mut BTreeMap<u32, u64>) -> Result<()> {
+        let order = Ordering::SeqCst;
+        let reserved = (0u32..).zip(self.seconds()).filter_map(|(slot, second)| {
+            let word = second.load(Ordering::Relaxed);
+            (facts(word).state() == State::Reserved as u32).then_some((slot, word))
+        });
+        let reserved: BTreeMap<u32, u64> = reserved.collect();
+        for (slot, word) in &reserved {
+            if begun.get(slot) == Some(word) {
+                let second = &self.flows.words()[*slot as usize * 2 + 1];
+                let _ = second.compare_exchange(*word, 0, order, order);
+            }
+        }
+        *begun = reserved;
+        for (slot, key) in self.addresses()? {
+            let words = self.words(slot);
+            let is_its = words.is_some_and(|(first, second)| {
+                self.pin_key(Some(&key), first, second).is_some() && facts(second).is_v6()
+            });
+            if !is_its {
+                let _ = sys::remove(&self.addresses, &slot);
+            }
+        }
+        Ok(())
+    }
+
+    /// An epoch that no entry has, nor any of those that follow it soon: what is remembered of other epochs must not look like
+    /// that of this one.
+    pub(super) fn free_epoch(&self) -> u32 {
+        let mut used = vec![false; EPOCHS as usize + 1];
+        for second in self.seconds() {
+            let facts = facts(second.load(Ordering::Relaxed));
+            used[facts.epoch() as usize] |= facts.is_live();
+        }
+        // The longest stretch that is free, which may go over the end.
+        let (mut length, mut longest) = (0, (0, 0));
+        for at in 0..2 * used.len() {
+            length = if used[at % used.len()] { 0 } else { length + 1 };
+            if length > longest.0 {
+                longest = (length, at + 1 - length);
+            }
+        }
+        u32::try_from(longest.1).unwrap_or(0)
     }
 
     /// Gives up an entry, if it still is of whom it was when it was read. With `if_silent` only if no packet has come since.
@@ -295,10 +374,11 @@ fn set_shape(flows: &MappedWords, shape: Shape) -> Result<()> {
         sets == shape.sets as usize,
         "the map of flows has another size"
     );
-    let [first, second] = shape.secret;
-    for (word, value) in header(flows).iter().zip([MAGIC, first, second]) {
+    let words = header(flows);
+    for (word, value) in words[1..].iter().zip(shape.secret.keys) {
         word.store(value, Ordering::Relaxed);
     }
+    words[0].store(MAGIC, Ordering::Release);
     Ok(())
 }
 
@@ -306,14 +386,14 @@ fn set_shape(flows: &MappedWords, shape: Shape) -> Result<()> {
 fn shape(flows: &MappedWords) -> Result<Shape> {
     let sets = flows.words().len() / SET_WORDS - 1;
     let words = header(flows);
-    let [magic, first, second] = [0, 1, 2].map(|at: usize| words[at].load(Ordering::Relaxed));
     ensure!(
-        magic == MAGIC && sets.is_power_of_two(),
+        words[0].load(Ordering::Acquire) == MAGIC && sets.is_power_of_two(),
         "the map of flows has another layout"
     );
+    let secret = [1, 2, 3, 4, 5, 6].map(|at: usize| words[at].load(Ordering::Relaxed));
     Ok(Shape {
         sets: u32::try_from(sets)?,
-        secret: [first, second],
+        secret: Secret::of(secret),
     })
 }
 

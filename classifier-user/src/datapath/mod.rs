@@ -23,7 +23,7 @@ mod sys;
 mod tables;
 mod traffic;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -91,6 +91,8 @@ pub struct DataPath {
     /// Whether another version of Breakout left something.
     had_other_layout: bool,
     live: Option<Live>,
+    /// Entries of the table of flows that somebody seems to be writing, by their slots.
+    begun: BTreeMap<u32, u64>,
 }
 
 /// The installation in force.
@@ -116,6 +118,7 @@ impl DataPath {
             pins,
             had_other_layout,
             live: None,
+            begun: BTreeMap::new(),
         };
         // Should an earlier controller have ended in the middle.
         datapath.settle_pins(false)?;
@@ -263,7 +266,7 @@ impl DataPath {
         let table_words = u32::try_from(size)?;
         let trace = plan.trace;
         let pins = plan.pins;
-        let (flows, carried) = self.shape_for(pins.unwrap_or(program::NO_PINS))?;
+        let (flows, carried) = self.shape_for(pins)?;
         let options = Options {
             trace,
             report,

@@ -12,15 +12,19 @@ use super::{DataPath, sys};
 pub(super) const EVENTS: &str = "PINNED";
 /// The maps of a table.
 const TABLE: [&str; 3] = [FLOWS, NOTES, ADDRESSES];
-/// What the pins of those before are called while another table is made.
-const FORMER: &str = "FORMER_";
 /// The map in which versions before this table kept pins.
 const OLD_PINS: &str = "PINS";
 
-/// What a table of another size shall have as well.
+/// For how many flows there is a table where none is pinned.
+const NO_FLOWS: u32 = 1;
+
+/// What a table shall have as well.
 pub(super) enum Carried {
-    /// Nothing: the table is the same.
-    Nothing,
+    /// Nothing: it is there already, or new.
+    Nothing {
+        /// Whether it is new.
+        is_new: bool,
+    },
     /// What is in this table.
     Table(Box<FlowTable>),
     /// The pins of a version before.
@@ -66,7 +70,7 @@ impl DataPath {
         }
         let table = self.flows()?;
         let lost = pins.iter().filter(|(key, pin)| !table.keep(key, pin));
-        report_lost(lost.count(), pins.len());
+        report_lost(lost.count());
         Ok(())
     }
 
@@ -97,60 +101,104 @@ impl DataPath {
         Ok(sums)
     }
 
-    /// The table that programs for so many flows are to use, and what is to be carried over to it. If it is another one, the programs in force go on with
-    /// that which there is, which [`settle_pins`](Self::settle_pins) removes or puts back.
-    pub(super) fn shape_for(&self, flows: u32) -> Result<(Shape, Carried)> {
-        let wanted = Shape::for_flows(flows);
-        if !self.pins.path(FLOWS).exists() {
-            return Ok((wanted, Carried::Old(self.old_pins()?)));
-        }
-        let table = self.pinned_table(None)?;
-        if table.shape().sets == wanted.sets {
-            return Ok((table.shape(), Carried::Nothing));
-        }
-        for map in TABLE {
-            self.pins.rename(map, &format!("{FORMER}{map}"))?;
-        }
-        let secret = table.shape().secret;
-        Ok((Shape { secret, ..wanted }, Carried::Table(Box::new(table))))
+    /// Gives up what nobody has any more. To be called every few seconds.
+    ///
+    /// # Errors
+    ///
+    /// When there is no table, or its maps cannot be read.
+    pub fn tidy_flows(&mut self) -> Result<()> {
+        let table = self.flows()?;
+        table.tidy(&mut self.begun)
     }
 
-    /// Makes the table ready that the loader has made in this shape.
+    /// An epoch of which nothing is remembered.
+    pub fn free_epoch(&self) -> u32 {
+        let table = self.flows();
+        table.map_or_else(|_| fastrand::u32(..), |table| table.free_epoch())
+    }
+
+    /// The table that programs for so many flows are to use, and what is to be carried over to it. If it is another one, the programs
+    /// in force go on with that which there is, which [`settle_pins`](Self::settle_pins) removes or puts back.
+    pub(super) fn shape_for(&self, flows: Option<u32>) -> Result<(Shape, Carried)> {
+        let wanted = Shape::for_flows(flows.unwrap_or(NO_FLOWS));
+        if self.pins.path(OLD_PINS).exists() {
+            // A table beside it is not in force: it is of a start that failed, or of before a downgrade.
+            self.remove_table()?;
+            return Ok((wanted, Carried::Old(self.old_pins()?)));
+        }
+        if !self.pins.path(FLOWS).exists() {
+            self.remove_table()?;
+            return Ok((wanted, Carried::Nothing { is_new: true }));
+        }
+        let table = match self.pinned_table(None) {
+            Ok(table) => table,
+            // It was never in force: a table is ready before programs use it.
+            Err(error) => {
+                tracing::warn!("flows are remembered afresh: {error:#}");
+                self.remove_table()?;
+                return Ok((wanted, Carried::Nothing { is_new: true }));
+            }
+        };
+        if table.shape().sets == wanted.sets {
+            return Ok((table.shape(), Carried::Nothing { is_new: false }));
+        }
+        // The first one says that there is a former table; see `settle_pins`.
+        for map in TABLE {
+            self.pins.rename(map, &former(map))?;
+        }
+        let secret = table.shape().secret;
+        let carried = match flows {
+            Some(_) => Carried::Table(Box::new(table)),
+            None => Carried::Nothing { is_new: true },
+        };
+        Ok((Shape { secret, ..wanted }, carried))
+    }
+
+    /// Makes the table ready that the loader has made in this shape, before any program uses it.
     pub(super) fn carry_over(&self, shape: Shape, carried: &Carried) -> Result<()> {
         match carried {
-            Carried::Nothing => {}
+            Carried::Nothing { is_new: false } => {}
+            Carried::Nothing { is_new: true } => drop(self.pinned_table(Some(shape))?),
             Carried::Table(former) => {
                 let table = self.pinned_table(Some(shape))?;
-                let entries = former.entries()?;
-                let lost = entries
-                    .iter()
-                    .filter(|entry| !table.keep_from(former, entry));
-                report_lost(lost.count(), entries.len());
+                report_lost(table.carry_over(former)?.len());
             }
             Carried::Old(pins) => {
                 let table = self.pinned_table(Some(shape))?;
                 let lost = pins.iter().filter(|(key, pin)| !table.keep(key, pin));
-                report_lost(lost.count(), pins.len());
+                report_lost(lost.count());
             }
         }
         Ok(())
     }
 
     /// Ends what [`shape_for`](Self::shape_for) has begun: the new table is in force, or the former one still is.
+    ///
+    /// As long as the first map of the former table is pinned, that one is; so a process that ends in the middle of this leaves no
+    /// mixture.
     pub(super) fn settle_pins(&self, is_new_in_force: bool) -> Result<()> {
-        if is_new_in_force {
-            self.pins.remove(OLD_PINS)?;
-        }
-        for map in TABLE {
-            let former = format!("{FORMER}{map}");
+        let has_former = self.pins.path(&former(FLOWS)).exists();
+        if is_new_in_force || !has_former {
             if is_new_in_force {
-                self.pins.remove(&former)?;
-            } else if self.pins.path(&former).exists() {
-                self.pins.remove(map)?;
-                self.pins.rename(&former, map)?;
+                self.pins.remove(OLD_PINS)?;
             }
+            return TABLE
+                .iter()
+                .try_for_each(|map| self.pins.remove(&former(map)));
+        }
+        for map in TABLE
+            .iter()
+            .rev()
+            .filter(|map| self.pins.path(&former(map)).exists())
+        {
+            self.pins.remove(map)?;
+            self.pins.rename(&former(map), map)?;
         }
         Ok(())
+    }
+
+    fn remove_table(&self) -> Result<()> {
+        TABLE.iter().try_for_each(|map| self.pins.remove(map))
     }
 
     /// The table by its pins, which is the next one's while an installation is prepared.
@@ -163,7 +211,7 @@ impl DataPath {
         FlowTable::open(&flows?, &notes?, addresses?, new)
     }
 
-    /// What a version has left whose pins were in a hash map, with times in quarters of a tick.
+    /// What a version has left whose pins were in a hash map, with times in halves of a tick.
     fn old_pins(&self) -> Result<Vec<(PinKey, Pin)>> {
         if !self.pins.path(OLD_PINS).exists() {
             return Ok(Vec::new());
@@ -179,8 +227,8 @@ impl DataPath {
                 State::Established
             };
             let pin = Pin {
-                seen: seen >> 2,
-                since: since >> 2,
+                seen: seen >> 1,
+                since: since >> 1,
                 epoch: epoch & EPOCHS,
                 way,
                 state: state as u32,
@@ -191,10 +239,15 @@ impl DataPath {
     }
 }
 
-fn report_lost(lost: usize, all: usize) {
+/// What a map of the former table is called while another one is made.
+fn former(map: &str) -> String {
+    format!("FORMER_{map}")
+}
+
+fn report_lost(lost: usize) {
     if lost > 0 {
         tracing::warn!(
-            "{lost} of {all} flows find no room in the table of flows, and may move to a new way"
+            "{lost} flows find no room in the table of flows, and may move to a new way"
         );
     }
 }

@@ -33,9 +33,6 @@ pub(super) const REPLY: &str = "breakout_reply";
 pub const FILTER_PRIORITY: u16 = 0x4252;
 const FILTER_HANDLE: TcHandle = TcHandle::new(0, 1);
 
-/// For how many flows there is a table where none is pinned.
-pub(super) const NO_PINS: u32 = 1;
-
 /// What programs do beside their work.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Options {

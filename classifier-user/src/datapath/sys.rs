@@ -140,6 +140,20 @@ pub(super) fn set<K: Pod, V: Pod>(map: &MapData, key: &K, value: &V) -> Result<(
     Ok(())
 }
 
+/// Removes an entry of a map.
+pub(super) fn remove<K: Pod>(map: &MapData, key: &K) -> Result<()> {
+    ensure!(
+        map.info()?.key_size() as usize == size_of::<K>(),
+        "the map has other keys"
+    );
+    let mut attr = empty_attr();
+    attr.__bindgen_anon_2.map_fd = map.fd().as_fd().as_raw_fd().cast_unsigned();
+    attr.__bindgen_anon_2.key = std::ptr::from_ref(key) as u64;
+    // SAFETY: the kernel reads a key, of the size that was compared above.
+    unsafe { bpf(bpf_cmd::BPF_MAP_DELETE_ELEM, &mut attr) }?;
+    Ok(())
+}
+
 /// Opens what is pinned at a path.
 pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes())?;

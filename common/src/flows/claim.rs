@@ -1,6 +1,6 @@
 //! How entries are found, claimed and given up while other CPUs do the same.
 
-use super::{Facts, Key, PER_SET, STATE_AT, Set, Sets, State, TCP, TICK, V6, is_zero};
+use super::{Facts, Key, LONGEST, PER_SET, STATE_AT, Set, Sets, State, TCP, V6, is_zero};
 use crate::table::after;
 
 /// What may be given up for a new flow when both its sets are full, in ticks of silence.
@@ -16,6 +16,8 @@ pub struct Limits {
     pub tcp_established: u32,
     /// The same for UDP.
     pub udp_established: u32,
+    /// Whether nothing is given up: a new flow gets a free place or none.
+    pub only_free: bool,
 }
 
 /// What became of a flow that was to be kept.
@@ -25,7 +27,9 @@ pub enum Kept {
     There(u32),
     /// It is in a slot from now on.
     New(u32),
-    /// There is no room for it, or another CPU was about the same.
+    /// Another CPU was about the same at the same time; the next packet sees what came of it.
+    Overtaken,
+    /// There is no room for it.
     No,
 }
 
@@ -59,13 +63,24 @@ fn find_in<S: Sets>(sets: &S, key: &Key, index: u32) -> Option<(u32, Facts)> {
 /// What is known of an entry if it is of a flow and live; zero otherwise.
 #[inline(always)]
 fn matching<S: Set>(set: S, entry: u32, key: &Key) -> Facts {
-    const WHOSE: u64 = !0xffff_ffff | (TCP | V6) as u64;
     let second = set.word(at(entry) + 1);
-    // Whoever writes an entry writes its first word before it makes the second one live.
-    let differs = set.word_after(at(entry), second) ^ key.first()
-        | (second ^ (key.second() | key.kind() as u64)) & WHOSE
-        | not_live((second & 0xffff_ffff) as u32) as u64;
-    Facts((second & is_zero(differs) & 0xffff_ffff) as u32)
+    let is_its = is_its(set, entry, key, second);
+    Facts((second & is_its & 0xffff_ffff) as u32)
+}
+
+/// All ones if an entry is of a flow and live, else zero. `second` is its second word as it was read.
+#[inline(always)]
+fn is_its<S: Set>(set: S, entry: u32, key: &Key, second: u64) -> u64 {
+    const WHOSE: u64 = !0xffff_ffff | (TCP | V6) as u64;
+    // Whoever writes an entry writes its first word before it makes the second one live, and has changed that one before.
+    let first = set.word_after(at(entry), second);
+    let again = set.word_after(at(entry) + 1, first);
+    is_zero(
+        first ^ key.first()
+            | (second ^ (key.second() | key.kind() as u64)) & WHOSE
+            | again ^ second
+            | not_live((second & 0xffff_ffff) as u32) as u64,
+    )
 }
 
 /// All ones if an entry is neither a flow's nor a client's, else zero.
@@ -86,27 +101,26 @@ const fn slot(set: u32, entry: u32) -> u32 {
     set * PER_SET + entry
 }
 
-/// Notes what is known of a flow, where it is or in a new slot.
+/// Notes what is known of a flow, where it is or in a new slot. `now` is the tick by which others are silent.
 #[inline(always)]
-pub fn keep<S: Sets>(sets: &S, key: &Key, facts: Facts, limits: &Limits) -> Kept {
+pub fn keep<S: Sets>(sets: &S, key: &Key, facts: Facts, now: u32, limits: &Limits) -> Kept {
     let mask = sets.mask();
     let (first, other) = (key.set(mask), key.other_set(mask));
     if let Some((slot, was)) = find(sets, key) {
-        let set = sets.set(slot / PER_SET);
-        let at = at(slot % PER_SET) + 1;
+        let is_noted = sets.set(slot / PER_SET).is_some_and(|set| {
+            let [was, facts] = [was, facts].map(|facts| key.second() | facts.0 as u64);
+            set.swap(at(slot % PER_SET) + 1, was, facts)
+        });
         // If it changes meanwhile, another packet of the flow was faster, and knows as much.
-        if let Some(set) = set {
-            let _ = set.swap(
-                at,
-                key.second() | was.0 as u64,
-                key.second() | facts.0 as u64,
-            );
-        }
-        return Kept::There(slot);
+        return if is_noted {
+            Kept::There(slot)
+        } else {
+            Kept::Overtaken
+        };
     }
     let (in_first, in_other) = (
-        cheapest(sets, first, facts, limits, FEW_FREE),
-        cheapest(sets, other, facts, limits, OTHER_FREE),
+        cheapest(sets, first, now, limits, FEW_FREE),
+        cheapest(sets, other, now, limits, OTHER_FREE),
     );
     let is_first = in_first.cost <= in_other.cost;
     let (index, best) = if is_first {
@@ -117,25 +131,32 @@ pub fn keep<S: Sets>(sets: &S, key: &Key, facts: Facts, limits: &Limits) -> Kept
     let Some(set) = sets.set(index) else {
         return Kept::No;
     };
-    if best.cost >= NEVER {
+    if best.cost >= NEVER || limits.only_free && best.cost > FEW_FREE {
         return Kept::No;
     }
     let (at, mine) = (at(best.entry), slot(index, best.entry));
-    // Nobody takes it for the flow's: it is not live.
-    let reserved = key.second() | (State::Reserved as u64) << STATE_AT;
+    let reserved = reserved(key);
     if !set.swap(at + 1, best.second, reserved) {
-        return Kept::No;
+        return Kept::Overtaken;
     }
     set.write(at, key.first());
     if has_rival(sets, key, first, mine) || has_rival(sets, key, other, mine) {
         let _ = set.swap(at + 1, reserved, 0);
-        return Kept::No;
+        return Kept::Overtaken;
     }
     if set.swap(at + 1, reserved, key.second() | facts.0 as u64) {
         Kept::New(mine)
     } else {
-        Kept::No
+        Kept::Overtaken
     }
+}
+
+/// The second word of an entry while a flow claims it. It is not live, and tells nearly all flows apart.
+#[inline(always)]
+const fn reserved(key: &Key) -> u64 {
+    let first = key.first() ^ key.first() >> 21 ^ key.first() >> 43;
+    let facts = key.kind() | (State::Reserved as u32) << STATE_AT;
+    key.second() | facts as u64 | first & (TCP - 1) as u64
 }
 
 /// Gives up the entry of a flow, if there is one.
@@ -177,13 +198,7 @@ struct Candidate {
 
 /// The cheapest entry of a set for a flow that is seen now. `last_free` is what a set's only free one costs.
 #[inline(always)]
-fn cheapest<S: Sets>(
-    sets: &S,
-    index: u32,
-    now: Facts,
-    limits: &Limits,
-    last_free: u32,
-) -> Candidate {
+fn cheapest<S: Sets>(sets: &S, index: u32, now: u32, limits: &Limits, last_free: u32) -> Candidate {
     let mut best = Candidate {
         cost: NEVER,
         entry: 0,
@@ -213,13 +228,8 @@ fn cheapest<S: Sets>(
 
 /// What it costs to give an entry up. Without branches: the verifier would follow those of eight entries in all their combinations.
 #[inline(always)]
-const fn cost(entry: Facts, now: Facts, limits: &Limits) -> u32 {
-    /// Nothing is silent for longer, as far as an entry can say.
-    const LONGEST: u32 = 4000;
-    let silent = {
-        let ticks = now.0.wrapping_sub(entry.0) & TICK;
-        ticks & !equal(ticks, TICK)
-    };
+const fn cost(entry: Facts, now: u32, limits: &Limits) -> u32 {
+    let silent = entry.silent(now);
     let state = entry.state();
     let is_client = equal(state, State::Client as u32);
     let is_tcp = equal(entry.0 & TCP, TCP);
@@ -233,7 +243,7 @@ const fn cost(entry: Facts, now: Facts, limits: &Limits) -> u32 {
     let step = either(equal(state, State::Closing as u32), CLOSING, step);
     let step = either(after(silent, idle), EXPIRED, step);
     let step = either(equal(state, State::Reserved as u32), NEVER, step);
-    let cost = step + (LONGEST.wrapping_sub(silent) & !after(silent, LONGEST));
+    let cost = step + LONGEST - silent;
     cost & !equal(entry.0, 0)
 }
 
@@ -255,13 +265,13 @@ fn has_rival<S: Sets>(sets: &S, key: &Key, index: u32, mine: u32) -> bool {
     let Some(set) = sets.set(index) else {
         return true;
     };
-    let reserved = key.second() | (State::Reserved as u64) << STATE_AT;
+    let reserved = reserved(key);
     let mut is_there = 0;
     let mut entry = 0;
     while entry < PER_SET {
         let is_other = !equal(slot(index, entry), mine);
-        let is_live = !is_zero(matching(set, entry, key).0 as u64);
-        let is_same = is_live | is_zero(set.word(at(entry) + 1) ^ reserved);
+        let second = set.word(at(entry) + 1);
+        let is_same = is_its(set, entry, key, second) | is_zero(second ^ reserved);
         is_there |= is_same & is_other as u64;
         entry += 1;
     }

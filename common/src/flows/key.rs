@@ -3,8 +3,37 @@
 use super::{TCP, V6};
 use crate::path::{Flow, PinKey};
 
-/// What makes the hash of one table unlike that of any other. It is chosen by chance and kept behind the table's last set.
-pub type Secret = [u64; 2];
+/// What makes the hashes of one table unlike those of any other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Secret {
+    /// Of the sets that a key has.
+    pub sets: SetSecret,
+    /// Of keys that are hashes: twelve words of 32 bits.
+    pub keys: KeySecret,
+}
+
+/// See [`Secret::sets`].
+pub type SetSecret = [u64; 2];
+/// See [`Secret::keys`]. They are chosen by chance, and kept behind the table's last set.
+pub type KeySecret = [u64; 6];
+
+impl Secret {
+    /// Nobody's.
+    pub const NONE: Secret = Secret {
+        sets: [0; 2],
+        keys: [0; 6],
+    };
+
+    /// The secret that follows from its words.
+    pub const fn of(keys: KeySecret) -> Self {
+        let [a, b, c, d, e, f] = keys;
+        Secret {
+            sets: [folded(a, b, c), folded(d, e, f)],
+            keys,
+        }
+    }
+}
 
 /// What tells a flow, or a client, from others, as a table with a secret has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,18 +48,18 @@ impl Key {
     /// The key of what has this key elsewhere.
     #[inline(always)]
     pub const fn new(key: &PinKey, secret: &Secret) -> Self {
-        match Self::exact(key, secret) {
+        match Self::exact(key, &secret.sets) {
             Some(exact) => exact,
             None => {
-                let (first, second) = Self::halves(key, secret);
-                Self::from_words(first, second, secret)
+                let (first, second) = Self::halves(key, &secret.keys);
+                Self::from_words(first, second, &secret.sets)
             }
         }
     }
 
     /// The key of a flow over IPv4, which is no hash; `None` for all else.
     #[inline(always)]
-    pub const fn exact(key: &PinKey, secret: &Secret) -> Option<Self> {
+    pub const fn exact(key: &PinKey, secret: &SetSecret) -> Option<Self> {
         let [_, source, _, destination, ports] = *key;
         if ports & (Flow::V6 | Flow::CLIENT) != 0 {
             return None;
@@ -45,18 +74,16 @@ impl Key {
 
     /// The words of a key that is a hash: the first one, and the second one with its kind.
     #[inline(always)]
-    pub const fn halves(key: &PinKey, secret: &Secret) -> (u64, u64) {
-        let second = lane(*key, secret[1], MULTIPLIERS[1]);
-        let kind = kind_of(key[4]);
-        (
-            lane(*key, secret[0], MULTIPLIERS[0]),
-            second & !0xffff_ffff | kind,
-        )
+    pub const fn halves(key: &PinKey, secret: &KeySecret) -> (u64, u64) {
+        let [a, b, c, d, e, f] = *secret;
+        let first = lane(*key, [a, b, c, d, e]);
+        let second = lane(*key, [b, c, d, e, f]);
+        (first, second & !0xffff_ffff | kind_of(key[4]))
     }
 
     /// The key with these words of an entry, in a table with this secret.
     #[inline(always)]
-    pub const fn from_words(first: u64, second: u64, secret: &Secret) -> Self {
+    pub const fn from_words(first: u64, second: u64, secret: &SetSecret) -> Self {
         let kind = (second & 0xffff_ffff) as u32 & (TCP | V6);
         let second = second & !0xffff_ffff;
         let hash = mixed(first ^ secret[0], MULTIPLIERS[0]);
@@ -117,14 +144,29 @@ const fn kind_of(ports: u64) -> u64 {
     (tcp | v6) as u64
 }
 
-/// Half of a hash.
+/// Half of a hash: NH of UMAC (RFC 4418, section 5.2.2), by which two keys collide with a probability of 2^-32 for either half whatever they are,
+/// then mixed so that all of its bits can be used. The other half has the secret's words moved on by one.
 #[inline(always)]
-const fn lane([a, b, c, d, e]: PinKey, secret: u64, multiplier: u64) -> u64 {
-    let lane = mixed(a ^ secret, multiplier);
-    let lane = mixed(lane ^ b, multiplier);
-    let lane = mixed(lane ^ c.rotate_left(17), multiplier);
-    let lane = mixed(lane ^ d, multiplier);
-    mixed(lane ^ e, multiplier)
+const fn lane([a, b, c, d, e]: PinKey, [u, v, w, x, y]: [u64; 5]) -> u64 {
+    let sum = product(a, u)
+        .wrapping_add(product(b, v))
+        .wrapping_add(product(c, w))
+        .wrapping_add(product(d, x))
+        .wrapping_add(product(e, y));
+    mixed(mixed(sum, MULTIPLIERS[0]), MULTIPLIERS[1])
+}
+
+/// The halves of a word, each with a secret number added, multiplied.
+#[inline(always)]
+const fn product(word: u64, secret: u64) -> u64 {
+    let low = word.wrapping_add(secret) & 0xffff_ffff;
+    let high = (word >> 32).wrapping_add(secret >> 32) & 0xffff_ffff;
+    low.wrapping_mul(high)
+}
+
+const fn folded(a: u64, b: u64, c: u64) -> u64 {
+    let word = a ^ b.rotate_left(21) ^ c.rotate_left(42);
+    mixed(mixed(word, MULTIPLIERS[0]), MULTIPLIERS[1])
 }
 
 #[inline(always)]

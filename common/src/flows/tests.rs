@@ -16,13 +16,21 @@ use crate::path::{
 };
 use crate::table::Outcome;
 
-const SECRET: Secret = [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210];
+const SECRET: Secret = Secret::of([
+    0x0123_4567_89ab_cdef,
+    0xfedc_ba98_7654_3210,
+    0x9e37_79b9_7f4a_7c15,
+    0xd1b5_4a32_d192_ed03,
+    0x2545_f491_4f6c_dd1d,
+    0x6a09_e667_f3bc_c908,
+]);
 const LIMITS: Limits = Limits {
     tcp_idle: 1800,
     udp_idle: 45,
     media_hold: 8,
     tcp_established: 75,
     udp_established: 8,
+    only_free: false,
 };
 
 struct Table(Vec<[AtomicU64; SET_WORDS]>);
@@ -92,7 +100,7 @@ fn facts(key: &Key, tick: u32, state: State) -> Facts {
 }
 
 fn put(table: &Table, key: &Key, tick: u32, state: State) -> Kept {
-    keep(&table, key, facts(key, tick, state), &LIMITS)
+    keep(&table, key, facts(key, tick, state), tick, &LIMITS)
 }
 
 fn get(table: &Table, key: &Key) -> Option<Facts> {
@@ -102,7 +110,7 @@ fn get(table: &Table, key: &Key) -> Option<Facts> {
 #[test]
 fn facts_hold_what_they_are_made_of() {
     let key = Key::new(&pin_key(7, 9, true, true), &SECRET);
-    for (tick, epoch, egress, state) in [(0, 0, 0, 2), (4095, 1023, 15, 5), (17, 512, 0xff, 3)] {
+    for (tick, epoch, egress, state) in [(0, 0, 0, 2), (8191, 511, 15, 5), (17, 256, 0xff, 3)] {
         let facts = Facts::new(key.kind(), tick, epoch).with(egress, state);
         assert_eq!(
             (facts.epoch(), facts.egress(), facts.state()),
@@ -117,10 +125,10 @@ fn facts_hold_what_they_are_made_of() {
 fn ticks_wrap() {
     let key = key(1, 1);
     for (seen, now, silent) in [
-        (4090, 4, 10),
-        (0, 4095, 0),
-        (5, 5 + 4096, 0),
-        (100, 4000, 3900),
+        (8186, 4, 10),
+        (0, 8191, 0),
+        (5, 5 + 8192, 0),
+        (100, 8000, 7900),
     ] {
         assert_eq!(
             facts(&key, seen, State::Opening).silent(now),
@@ -194,11 +202,12 @@ impl TablePins<'_> {
     fn put(&self, key: &PinKey, pin: &Pin) -> bool {
         let key = Key::new(key, &SECRET);
         let facts = facts_of(key.kind(), pin);
-        match keep(&self.table, &key, facts, &LIMITS) {
+        match keep(&self.table, &key, facts, pin.seen, &LIMITS) {
             Kept::New(slot) | Kept::There(slot) => {
                 self.notes.borrow_mut().insert(slot, note_of(pin));
                 true
             }
+            Kept::Overtaken => true,
             Kept::No => false,
         }
     }
@@ -360,7 +369,7 @@ fn a_flood_pushes_out_nobody_who_is_established() {
 /// Without the secret nobody finds many flows that share a set: those of consecutive ports and addresses spread evenly.
 #[test]
 fn neighbours_spread_over_the_sets() {
-    for secret in [SECRET, [1, 2], [u64::MAX, 0]] {
+    for secret in [[0, 1, 2, 3, 4, 5], [u64::MAX; 6], SECRET.keys].map(Secret::of) {
         let mut counts = [0u32; 256];
         for (client, port) in (0..64).flat_map(|client| (0..256).map(move |port| (client, port))) {
             let key = Key::new(&pin_key(client, port, false, false), &secret);
@@ -397,7 +406,7 @@ fn keys_differ_in_all_that_tells_flows_apart() {
         });
         assert_eq!(same.count(), 1, "{n}");
         let second = key.second() | u64::from(facts(key, 3, State::Opening).0);
-        assert_eq!(Key::from_words(key.first(), second, &SECRET), *key);
+        assert_eq!(Key::from_words(key.first(), second, &SECRET.sets), *key);
     }
 }
 

@@ -247,7 +247,8 @@ pub fn weigh<P: Pins>(flow: &Flow, table: &PathTable, pins: &P) -> Settled {
         State::Closing as u32
     } else if !is_own {
         State::Opening as u32
-    } else if pin.state == State::Opening as u32 && (flow.is(Flow::TCP) || pin.seen != now) {
+    } else if pin.state == State::Opening as u32 && flow.is(Flow::TCP) || pin.seen != now {
+        // Whoever ends his side of a connection may go on to acknowledge what the other one sends.
         State::Established as u32
     } else {
         pin.state
@@ -330,7 +331,7 @@ fn fresh(flow: &Flow, table: &PathTable, place: usize) -> u8 {
 /// of an epoch may have come round.
 #[inline(always)]
 fn is_current(pin: &Pin, table: &PathTable, now: u32) -> bool {
-    /// In so many ticks there are no 1,024 epochs.
+    /// In so many ticks there are no 512 epochs.
     const TRUSTED: u32 = 4;
     pin.epoch == table.epoch & EPOCHS && now.saturating_sub(pin.seen) <= TRUSTED
 }
