@@ -63,7 +63,7 @@ impl Table {
         let table = Table(Default::default());
         for (index, places) in places.into_iter().enumerate() {
             for entry in places..ENTRIES {
-                let other = key(100 + u16::try_from(entry).unwrap());
+                let other = key(100 + u16::try_from(entry).expect("a set is small"));
                 let set = table.set_of(index);
                 set.write(2 * entry, other.first());
                 set.write(
