@@ -154,7 +154,7 @@ fn next(rng: &mut Rng, in_force: &str, number: u32) -> Published {
         0 => rows.push(row(rng, 1000 + number)),
         1 if last > 0 => rows[last]["ips"] = row(rng, 0)["ips"].clone(),
         2 if last > 0 => drop(rows.remove(last)),
-        3 => rows[last]["category"] = if last > 0 { "Allow" } else { "Optimize" }.into(),
+        3 if last > 0 => rows[last]["category"] = "Allow".into(),
         4 if last > 0 => rows[last]["tcpPorts"] = "1000-2000, 25".into(),
         // What has happened.
         5 => {
@@ -163,7 +163,7 @@ fn next(rng: &mut Rng, in_force: &str, number: u32) -> Published {
             );
         }
         6 if last > 0 => rows[last]["ips"] = Value::Null,
-        7 => rows[last]["notes"] = json!({"a": {"b": [1, 2.5, null]}}),
+        7 => rows[steered]["notes"] = json!({"a": {"b": [1, 2.5, null]}}),
         8 if last > 0 => rows[last]["category"] = "Someday".into(),
         9 => rows.reverse(),
         // What the arms above could not do.
@@ -174,8 +174,8 @@ fn next(rng: &mut Rng, in_force: &str, number: u32) -> Published {
         12 => (mood, is_good) = (Mood::Resets, false),
         13 => (mood, is_good) = (Mood::Status(503, None), false),
         14 => (rows, is_good) = (Vec::new(), false),
-        15 => (rows[last]["ips"], is_good) = (json!(["0.0.0.0/0"]), false),
-        16 => (rows[last]["ips"], is_good) = (json!(["192.168.0.0/16"]), false),
+        15 => (rows[steered]["ips"], is_good) = (json!(["0.0.0.0/0"]), false),
+        16 => (rows[steered]["ips"], is_good) = (json!(["192.168.0.0/16"]), false),
         17 => (rows[steered]["ips"], is_good) = (json!(["40.96.0.1/8", "here"]), false),
         18 => (rows[steered]["tcpPorts"], is_good) = (json!("http"), false),
         19 => {

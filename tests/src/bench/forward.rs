@@ -50,19 +50,24 @@ fn steered(report: &mut Report) -> Result<()> {
                 report.goal(Goal::at_least(
                     "redirect over kernel routes, net of the generator".to_owned(),
                     net(5) / net(2),
-                    4.5,
+                    6.0,
                 ));
                 report.goal(Goal::at_least(
                     "redirect over nftables and ip rule, net of the generator".to_owned(),
                     net(6) / net(2),
-                    9.0,
+                    13.0,
+                ));
+                report.goal(Goal::at_least(
+                    "redirect over XDP bpf_fib_lookup".to_owned(),
+                    samples.combined(|round| round[3] / round[2]).median,
+                    1.3,
                 ));
                 report.goal(Goal::at_least(
                     "route mode over nftables and ip rule".to_owned(),
                     samples.combined(|round| round[6] / round[4]).median,
-                    1.05,
+                    1.8,
                 ));
-                redirect_goal(report, "Worldwide", &samples, 0.97);
+                redirect_goal(report, "Worldwide", &samples, 0.80);
             }
         }
         Ok(())
@@ -81,18 +86,16 @@ fn pinned(report: &mut Report) -> Result<()> {
     let bench = Bench::new(&ways, Size::Real)?;
     let all = bench.steered(false);
     bench.with_paths(|paths| {
-        for count in [1_000, 10_000, all.len()] {
+        for (count, limit) in [(1, 8.0), (1_000, 8.0), (all.len(), 12.0)] {
             let flows = all[..count].iter().copied().cycle();
             let flows: Vec<Destination> = flows.take(all.len()).collect();
             let traffic = format!("steered, {count} flows");
             let samples = measure(report, paths, &flows, false, 64, &traffic)?;
-            if count == 1_000 {
-                report.goal(Goal::at_most(
-                    format!("redirect, {count} flows, pinned over unpinned, ns"),
-                    samples.combined(|round| round[2] - round[1]).median,
-                    30.0,
-                ));
-            }
+            report.goal(Goal::at_most(
+                format!("redirect, {count} flows, pinned over unpinned, ns"),
+                samples.combined(|round| round[2] - round[1]).median,
+                limit,
+            ));
         }
         Ok(())
     })
@@ -113,7 +116,7 @@ fn masqueraded(report: &mut Report) -> Result<()> {
         report.goal(Goal::at_least(
             "route mode over nftables and ip rule, with masquerade".to_owned(),
             samples.combined(|round| round[2] / round[1]).median,
-            1.05,
+            1.4,
         ));
         Ok(())
     })
@@ -132,7 +135,8 @@ fn passing(report: &mut Report) -> Result<()> {
     bench.with_paths(|paths| {
         for v6 in [false, true] {
             let samples = measure(report, paths, &bench.passing(v6), v6, 64, "not steered")?;
-            for (place, mode) in [(1, "route"), (2, "redirect")] {
+            let of_route = if v6 { 0.92 } else { 0.97 };
+            for (place, mode, limit) in [(1, "route", of_route), (2, "redirect", 0.97)] {
                 report.goal(Goal::at_least(
                     format!(
                         "rate of traffic that is not steered, {} mode over without, {}",
@@ -140,7 +144,7 @@ fn passing(report: &mut Report) -> Result<()> {
                         family(v6)
                     ),
                     samples.combined(|round| round[0] / round[place]).median,
-                    0.97,
+                    limit,
                 ));
             }
         }
@@ -150,7 +154,7 @@ fn passing(report: &mut Report) -> Result<()> {
 
 /// Larger rulesets.
 fn sizes(report: &mut Report) -> Result<()> {
-    for (count, limit) in [(10_000, 0.95), (1_000_000, 0.88)] {
+    for (count, limit) in [(10_000, 0.78), (1_000_000, 0.65)] {
         let size = Size::Random(count);
         let bench = Bench::new(&[Way::Nothing, Way::Plain, Way::Redirect], size)?;
         bench.with_paths(|paths| {

@@ -57,7 +57,7 @@ pub(crate) fn run(report: &mut Report) -> Result<()> {
             report.goal(Goal::at_most(
                 format!("{what}, pinned over unpinned, ns"),
                 samples.combined(|round| round[3] - round[2]).median,
-                30.0,
+                8.0,
             ));
         }
     }
