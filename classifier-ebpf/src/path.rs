@@ -107,7 +107,9 @@ pub(crate) extern "C" fn breakout_settle(
     if settled.is_kept {
         let pin = settled.pin;
         let way = u64::from(pin.egress() & 31) << EGRESS | u64::from(pin.state & 7) << STATE;
-        word |= KEPT | way << 32;
+        let epoch = u64::from(pin.epoch);
+        let epoch = (epoch & EPOCH[0].1) << EPOCH[0].0 | (epoch >> 2 & EPOCH[1].1) << EPOCH[1].0;
+        word |= KEPT | (way | epoch) << 32;
         word |= if pin.since == pin.seen {
             SINCE_NOW << 32
         } else {

@@ -55,6 +55,7 @@ pub fn one_way(egress: Egress) -> Paths {
     };
     paths.table.egresses[0] = egress.to_words();
     paths.table.tcp_idle = 7200;
+    paths.table.epoch = 0x1234_5678;
     paths.table.working = [1; PLACES];
     for place in 0..PLACES {
         paths.table.set_choices(0, place, &[0; BUCKETS]);

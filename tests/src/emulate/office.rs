@@ -30,7 +30,7 @@ pub struct Packet {
 }
 
 /// The kinds of packets whose cost is told.
-pub const PACKETS: [Packet; 4] = [
+pub const PACKETS: [Packet; 6] = [
     Packet {
         what: "IPv4, not steered",
         destination: "9.9.9.9",
@@ -50,6 +50,16 @@ pub const PACKETS: [Packet; 4] = [
         what: "IPv6, steered",
         destination: "2603:1006::1",
         proto: Proto::Tcp,
+    },
+    Packet {
+        what: "UDP over IPv4, steered",
+        destination: "52.98.0.1",
+        proto: Proto::Udp,
+    },
+    Packet {
+        what: "UDP over IPv6, steered",
+        destination: "2603:1006::1",
+        proto: Proto::Udp,
     },
 ];
 
