@@ -4,7 +4,7 @@ use core::ptr;
 
 use breakout_common::flows::{
     ENTRIES, Facts, Kept, Key, PER_SET, SET_WORDS, Set, Sets, State, facts_of, find, keep, note_of,
-    pin_of,
+    pin_of, renew,
 };
 use breakout_common::path::{Pin, PinKey};
 
@@ -194,6 +194,30 @@ pub(crate) extern "C" fn breakout_note_addresses(slot: u64, a: u64, b: u64, c: u
     let ports = slot >> 32 << 32;
     let _ = ADDRESSES.insert((slot & 0xffff_ffff) as u32, [a, b, c, d, ports], 0);
     0
+}
+
+/// Notes that a packet of a flow has come; see [`renew`]. Returns what is known of the flow.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn breakout_renew(
+    first: u64,
+    second: u64,
+    now: u32,
+    epoch: u32,
+    most: u32,
+) -> u32 {
+    let key = Key::from_words(first, second, &globals::set_secret());
+    let mask = globals::flow_mask();
+    let mut facts = Facts(0);
+    if let Some(set) = KernelSets.set(key.set(mask)) {
+        facts = renew(set, &key, now, epoch, most);
+    }
+    if facts.0 == 0
+        && let Some(set) = KernelSets.set(key.other_set(mask))
+    {
+        facts = renew(set, &key, now, epoch, most);
+    }
+    facts.0
 }
 
 /// The slot of a flow, above what is known of it; 0 if there is none. A function of its own, which the verifier looks at once.

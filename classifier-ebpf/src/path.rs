@@ -2,7 +2,7 @@
 
 use aya_ebpf::helpers::generated::bpf_jiffies64;
 use breakout_common::classify::flow;
-use breakout_common::flows::{State, predict};
+use breakout_common::flows::{Facts, State, predict};
 use breakout_common::frame::Frame;
 use breakout_common::packet::Headers;
 use breakout_common::path::{Flow, ORDINARY, PathTable, Pin, PinEvent, Pins, unsteered, weigh};
@@ -33,10 +33,11 @@ pub(crate) fn decide_way<F: Frame, const IS_PLAIN: bool>(
     };
     let facts = flow.facts | if is_pinned { Flow::PINNED } else { 0 };
     let flow = Flow { facts, ..flow };
-    if let (true, Some(paths)) = (IS_PLAIN, paths)
-        && let Some(egress) = known_way(&flow, paths)
-    {
-        return flow.steered(egress);
+    if let (true, Some(paths)) = (IS_PLAIN, paths) {
+        let egress = known_way(&flow, paths);
+        if egress != ORDINARY {
+            return flow.steered(egress);
+        }
     }
     let ((source_high, source_low), (high, low)) = (flow.source, flow.destination);
     let settled = breakout_settle(source_high, source_low, high, low, facts);
@@ -67,20 +68,33 @@ const WAY: u64 = 0x1ff << EGRESS | EPOCH[0].1 << EPOCH[0].0 | EPOCH[1].1 << EPOC
 const PIN_FACTS: u64 = 0xffff_ffff << 32 | Flow::V6 | Flow::TCP;
 const _: () = assert!(PIN_FACTS & WAY == 0 && (KEPT | SHARED) & WAY << 32 == 0);
 
-/// The way of a flow for which nothing has changed; see [`predict`].
+/// The way of a flow for which nothing has changed; see [`predict`]. [`ORDINARY`] where that is not known: of an option the
+/// compiler would leave a part undefined.
 #[inline(always)]
-fn known_way(flow: &Flow, paths: &PathTable) -> Option<u8> {
+fn known_way(flow: &Flow, paths: &PathTable) -> u8 {
     if !flow.is_settled() {
-        return None;
+        return ORDINARY;
     }
-    predict(
-        flow,
-        &flows::key(flow.key()),
-        &KernelSets,
-        paths,
-        KernelPins.now(),
-        |egress| u8::try_from(opaque(usize::from(egress))).unwrap_or(ORDINARY),
-    )
+    let (key, now) = (flows::key(flow.key()), KernelPins.now());
+    let way = predict(flow, &key, &KernelSets, paths, now, |egress| {
+        u8::try_from(opaque(usize::from(egress))).unwrap_or(ORDINARY)
+    })
+    .unwrap_or(ORDINARY);
+    if way != ORDINARY {
+        return way;
+    }
+    let most = flow.may_be_silent(paths);
+    if most == 0 {
+        return ORDINARY;
+    }
+    // In each tick its first packet comes here.
+    let second = key.second() | u64::from(key.kind());
+    let facts = flows::breakout_renew(key.first(), second, now, paths.epoch, most);
+    if facts == 0 {
+        ORDINARY
+    } else {
+        Facts(facts).egress()
+    }
 }
 
 /// [`weigh`] in a function of its own, which the verifier looks at once.

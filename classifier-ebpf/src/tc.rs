@@ -23,14 +23,13 @@ const PULL: u32 = 128;
 #[inline(always)]
 pub(crate) fn breakout_tc(ctx: TcContext) -> i32 {
     pull(&ctx);
-    let (start, end, len, tag) = (ctx.data(), ctx.data_end(), ctx.len(), tag(&ctx));
-    // Functions of their own, whose stacks are not needed at once.
-    let mut decision = fast_v4(start, end, len, tag);
+    // Functions of their own, whose stacks are not needed at once. What they take is read again, which costs less than to keep it.
+    let mut decision = fast_v4(ctx.data(), ctx.data_end(), ctx.len(), tag(&ctx));
     if decision == UNDECIDED {
-        decision = fast_v6(start, end, len, tag);
+        decision = fast_v6(ctx.data(), ctx.data_end(), ctx.len(), tag(&ctx));
     }
     if decision == UNDECIDED {
-        decision = slow(start, end, len, tag);
+        decision = slow(ctx.data(), ctx.data_end(), ctx.len(), tag(&ctx));
     }
     let decision = Decision::from_known_word(decision);
     finish(&ctx, decision);

@@ -23,7 +23,7 @@ mod pin;
 
 use crate::table::after;
 
-pub use claim::{Kept, Limits, find, forget, keep};
+pub use claim::{Kept, Limits, find, forget, keep, renew};
 pub use key::{Key, KeySecret, Secret, SetSecret};
 pub use pin::{facts_of, note_of, pin_of, predict};
 

@@ -1,6 +1,8 @@
 //! How entries are found, claimed and given up while other CPUs do the same.
 
-use super::{Facts, Key, LONGEST, PER_SET, STATE_AT, Set, Sets, State, TCP, V6, is_zero};
+use super::{
+    EPOCH, EPOCH_AT, Facts, Key, LONGEST, PER_SET, STATE_AT, Set, Sets, State, TCP, V6, is_zero,
+};
 use crate::table::after;
 
 /// What may be given up for a new flow when both its sets are full, in ticks of silence.
@@ -159,6 +161,42 @@ const fn reserved(key: &Key) -> u64 {
     key.second() | facts as u64 | first & (TCP - 1) as u64
 }
 
+/// Notes that a packet of a flow has come, if that is all there is to be noted: it was looked at in this epoch, and a packet
+/// came at most `most` ticks ago. What is known of it then; zero otherwise.
+#[inline(always)]
+pub fn renew<S: Set>(set: S, key: &Key, now: u32, epoch: u32, most: u32) -> Facts {
+    let wanted = Facts::new(key.kind(), 0, epoch);
+    let mut entry = 0;
+    let (mut found, mut at_entry) = (0, 0);
+    while entry < PER_SET {
+        let second = set.word(at(entry) + 1);
+        let facts = Facts((second & 0xffff_ffff) as u32);
+        let differs = (facts.0 ^ wanted.0) & (EPOCH << EPOCH_AT);
+        let is_recent = !after(facts.silent(now), most);
+        let is_it = is_its(set, entry, key, second) & is_zero(differs as u64) & wide(is_recent);
+        found |= second & is_it;
+        at_entry |= entry & (is_it & 0xffff_ffff) as u32;
+        entry += 1;
+    }
+    if found == 0 {
+        return Facts(0);
+    }
+    let was = Facts((found & 0xffff_ffff) as u32);
+    let facts = Facts::new(key.kind(), now, epoch).with(was.egress(), State::Established as u32);
+    let is_flow = was.state() != State::Client as u32;
+    if is_flow && set.swap(at(at_entry) + 1, found, key.second() | facts.0 as u64) {
+        facts
+    } else {
+        Facts(0)
+    }
+}
+
+/// A mask of 32 bits as one of 64.
+#[inline(always)]
+const fn wide(mask: u32) -> u64 {
+    mask as u64 | (mask as u64) << 32
+}
+
 /// Gives up the entry of a flow, if there is one.
 pub fn forget<S: Sets>(sets: &S, key: &Key) -> bool {
     let Some((slot, facts)) = find(sets, key) else {
@@ -216,8 +254,8 @@ fn cheapest<S: Sets>(sets: &S, index: u32, now: u32, limits: &Limits, last_free:
         let is_cheaper = after(best.cost, cost);
         best.cost = either(is_cheaper, cost, best.cost);
         best.entry = either(is_cheaper, entry, best.entry);
-        let wide = is_cheaper as u64 | (is_cheaper as u64) << 32;
-        best.second = second & wide | best.second & !wide;
+        let is_cheaper = wide(is_cheaper);
+        best.second = second & is_cheaper | best.second & !is_cheaper;
         entry += 1;
     }
     if best.cost == FREE && (free == 1 || last_free == OTHER_FREE) {

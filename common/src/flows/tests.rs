@@ -298,10 +298,23 @@ fn predictions(steps: Vec<Step>) -> u32 {
         let guess = flow
             .is_settled()
             .then(|| predict(&flow, &key, &&memory, &table, pins.now.get(), |way| way));
+        let guess = guess.flatten();
+        // What would only be noted to go on; none of that may be another way, nor be noted otherwise.
+        let most = flow.may_be_silent(&table);
+        let mut renewed = Facts(0);
+        if guess.is_none() && flow.is_settled() && most > 0 {
+            let sets = [key.set(3), key.other_set(3)].map(|index| (&memory).set(index).unwrap());
+            let now = pins.now.get();
+            renewed = sets.map(|set| renew(set, &key, now, table.epoch, most))[0];
+        }
         let settled = settle(&flow, &table, &pins);
-        if let Some(egress) = guess.flatten() {
+        if let Some(egress) = guess {
             predicted += 1;
             assert_eq!(flow.steered(egress), settled);
+        }
+        if renewed.is_live() {
+            assert_eq!(settled.egress().unwrap_or(ORDINARY), renewed.egress());
+            assert_eq!(get(&memory, &key), Some(renewed));
         }
     }
     predicted

@@ -18,6 +18,9 @@ pub struct Flow {
     pub facts: u64,
 }
 
+/// For so many ticks the bits of an epoch are trusted: there are no 512 epochs in that time.
+const TRUSTED: u32 = 4;
+
 impl Flow {
     /// The packet is IPv6.
     pub const V6: u64 = 1 << 27;
@@ -59,6 +62,20 @@ impl Flow {
         self.word() & (Outcome::STEER | Outcome::HARD) == Outcome::STEER
             && !self.is_held()
             && self.facts & (Flow::PINNED | Flow::OPENS | Flow::CLOSES) == Flow::PINNED
+    }
+
+    /// For how many ticks it may have been silent, if nothing else is to be noted of it than that it goes on. Not at all for media, whose
+    /// client goes on with it.
+    #[inline(always)]
+    pub const fn may_be_silent(&self, table: &PathTable) -> u32 {
+        let idle = if self.is_media() {
+            0
+        } else if self.is(Self::TCP) {
+            table.tcp_idle
+        } else {
+            table.udp_idle
+        };
+        if idle < TRUSTED { idle } else { TRUSTED }
     }
 
     /// The choice of its preference now.
@@ -331,8 +348,6 @@ fn fresh(flow: &Flow, table: &PathTable, place: usize) -> u8 {
 /// of an epoch may have come round.
 #[inline(always)]
 fn is_current(pin: &Pin, table: &PathTable, now: u32) -> bool {
-    /// In so many ticks there are no 512 epochs.
-    const TRUSTED: u32 = 4;
     pin.epoch == table.epoch & EPOCHS && now.saturating_sub(pin.seen) <= TRUSTED
 }
 
