@@ -103,7 +103,7 @@ impl FlowTable {
         let shape = shape(&flows)?;
         ensure!(
             notes.words().len() == shape.sets as usize * ENTRIES,
-            "the maps of flows have different sizes"
+            "a map of flows has another size"
         );
         Ok(FlowTable {
             flows,
@@ -251,7 +251,7 @@ impl FlowTable {
                 self.pin_key(Some(&key), first, second).is_some() && facts(second).is_v6()
             });
             if !is_its {
-                let _ = sys::remove(&self.addresses, &slot);
+                let _ = sys::remove::<u32, PinKey>(&self.addresses, &slot);
             }
         }
         Ok(())
@@ -372,7 +372,7 @@ fn set_shape(flows: &MappedWords, shape: Shape) -> Result<()> {
     let sets = flows.words().len() / SET_WORDS - 1;
     ensure!(
         sets == shape.sets as usize,
-        "the map of flows has another size"
+        "a map of flows has another size"
     );
     let words = header(flows);
     for (word, value) in words[1..].iter().zip(shape.secret.keys) {
@@ -388,7 +388,7 @@ fn shape(flows: &MappedWords) -> Result<Shape> {
     let words = header(flows);
     ensure!(
         words[0].load(Ordering::Acquire) == MAGIC && sets.is_power_of_two(),
-        "the map of flows has another layout"
+        "a map of flows has another layout"
     );
     let secret = [1, 2, 3, 4, 5, 6].map(|at: usize| words[at].load(Ordering::Relaxed));
     Ok(Shape {

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use aya::maps::MapData;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
@@ -27,13 +27,10 @@ impl MappedWords {
     /// Maps an array whose values have so many words.
     pub(super) fn new(map: &MapData, words_of_value: u32) -> Result<Self> {
         let info = map.info()?;
-        ensure!(
-            info.value_size() == words_of_value * 8,
-            "the map has values of {} bytes",
-            info.value_size()
-        );
         let words = words_of_value as usize * info.max_entries() as usize;
-        let bytes = NonZeroUsize::new(words * 8).context("the map is empty")?;
+        let bytes = NonZeroUsize::new(words * 8)
+            .filter(|_| info.value_size() == words_of_value * 8)
+            .context("a map of flows has another layout")?;
         // SAFETY: the kernel chooses a place that nothing else uses.
         let start = unsafe {
             mmap(

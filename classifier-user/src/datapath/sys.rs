@@ -82,13 +82,7 @@ pub(super) fn create_array_of_maps(name: &str, inner: &WordMap) -> io::Result<Ow
 pub(super) fn entries<K: Pod + Default, V: Pod + Default>(map: &MapData) -> Result<Vec<(K, V)>> {
     /// More than any bucket has: the kernel gives whole buckets.
     const CHUNK: usize = 8192;
-    let info = map.info()?;
-    ensure!(
-        (info.key_size() as usize, info.value_size() as usize) == (size_of::<K>(), size_of::<V>()),
-        "the map has keys of {} bytes and values of {}",
-        info.key_size(),
-        info.value_size()
-    );
+    let most = fit::<K, V>(map)?;
     let (mut keys, mut values) = (vec![K::default(); CHUNK], vec![V::default(); CHUNK]);
     let mut found = Vec::new();
     // Where the next call goes on: a number of the kernel's own.
@@ -117,20 +111,27 @@ pub(super) fn entries<K: Pod + Default, V: Pod + Default>(map: &MapData) -> Resu
         let count = unsafe { attr.batch.count } as usize;
         found.extend(keys.iter().copied().zip(values.iter().copied()).take(count));
         // No more than there is room for, should the programs be faster than this.
-        if is_end || found.len() >= info.max_entries() as usize {
+        if is_end || found.len() >= most as usize {
             return Ok(found);
         }
         place = Some(next);
     }
 }
 
+/// Fails unless a map has such keys and values. Returns the most entries that it can have.
+fn fit<K, V>(map: &MapData) -> Result<u32> {
+    let info = map.info()?;
+    let (key, value) = (info.key_size() as usize, info.value_size() as usize);
+    ensure!(
+        (key, value) == (size_of::<K>(), size_of::<V>()),
+        "the map has keys of {key} bytes and values of {value}"
+    );
+    Ok(info.max_entries())
+}
+
 /// Sets an entry of a map.
 pub(super) fn set<K: Pod, V: Pod>(map: &MapData, key: &K, value: &V) -> Result<()> {
-    let info = map.info()?;
-    ensure!(
-        (info.key_size() as usize, info.value_size() as usize) == (size_of::<K>(), size_of::<V>()),
-        "the map has other keys or values"
-    );
+    fit::<K, V>(map)?;
     let mut attr = empty_attr();
     attr.__bindgen_anon_2.map_fd = map.fd().as_fd().as_raw_fd().cast_unsigned();
     attr.__bindgen_anon_2.key = std::ptr::from_ref(key) as u64;
@@ -141,11 +142,8 @@ pub(super) fn set<K: Pod, V: Pod>(map: &MapData, key: &K, value: &V) -> Result<(
 }
 
 /// Removes an entry of a map.
-pub(super) fn remove<K: Pod>(map: &MapData, key: &K) -> Result<()> {
-    ensure!(
-        map.info()?.key_size() as usize == size_of::<K>(),
-        "the map has other keys"
-    );
+pub(super) fn remove<K: Pod, V: Pod>(map: &MapData, key: &K) -> Result<()> {
+    fit::<K, V>(map)?;
     let mut attr = empty_attr();
     attr.__bindgen_anon_2.map_fd = map.fd().as_fd().as_raw_fd().cast_unsigned();
     attr.__bindgen_anon_2.key = std::ptr::from_ref(key) as u64;
