@@ -42,13 +42,14 @@ impl KernelSet {
 impl Set for KernelSet {
     #[inline(always)]
     fn word(&self, at: usize) -> u64 {
-        // SAFETY: the map's value has SET_WORDS words and is aligned for them, and `place` is one of them. The map lives as long as the
-        // program. The access is volatile, because other CPUs and the controller write there; it is one instruction, so it is whole.
+        // SAFETY: the map's value has SET_WORDS words and is aligned for them, and `place` is one of them. The map lives as
+        // long as the program. The access is volatile, because other CPUs and the controller write there; it is one
+        // instruction, so it is whole.
         unsafe { ptr::read_volatile(self.place(at)) }
     }
 
-    /// By an address that depends on what was seen, which is what keeps all processors from reading it before (there is no instruction for
-    /// that before Linux 6.15).
+    /// By an address that depends on what was seen, which is what keeps all processors from reading it before (there is no
+    /// instruction for that before Linux 6.15).
     #[inline(always)]
     fn word_after(&self, at: usize, seen: u64) -> u64 {
         // SAFETY: as for `word`; nothing is added.
@@ -220,7 +221,8 @@ pub(crate) extern "C" fn breakout_renew(
     facts.0
 }
 
-/// The slot of a flow, above what is known of it; 0 if there is none. A function of its own, which the verifier looks at once.
+/// The slot of a flow, above what is known of it; 0 if there is none. A function of its own, which the verifier looks at
+/// once.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn breakout_find(first: u64, second: u64) -> u64 {
@@ -234,7 +236,8 @@ pub(crate) extern "C" fn breakout_find(first: u64, second: u64) -> u64 {
 /// The bits of a note that say since when.
 const SINCE: u64 = 0xffff_ffff;
 
-/// Keeps an entry with its note, as [`keep`] does. A note of no time leaves that which is there. Returns its slot, [`NEW`] or not, or [`NOWHERE`].
+/// Keeps an entry with its note, as [`keep`] does. A note of no time leaves that which is there. Returns its slot, [`NEW`]
+/// or not, or [`NOWHERE`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn breakout_keep(first: u64, second: u64, note: u64, now: u32) -> u64 {

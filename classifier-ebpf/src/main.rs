@@ -1,8 +1,9 @@
 //! Breakout's data path: two entry points on each LAN interface.
 //!
-//! `breakout_tc` (TC ingress) marks the packets of steered traffic, so that the kernel routes them by the
-//! egress's own table. `breakout_xdp` forwards them itself to egresses in redirect mode and leaves
-//! the rest to `breakout_tc`. `breakout_reply` on an egress interface forwards what comes back to the LAN. All ask the same function of the same tables; see `breakout-common`.
+//! `breakout_tc` (TC ingress) marks the packets of steered traffic, so that the kernel routes them by the egress's own
+//! table. `breakout_xdp` forwards them itself to egresses in redirect mode and leaves the rest to `breakout_tc`.
+//! `breakout_reply` on an egress interface forwards what comes back to the LAN. All ask the same function of the same
+//! tables; see `breakout-common`.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 

@@ -24,8 +24,8 @@ const NO_PREALLOC: usize = 1;
 #[btf_map]
 static PATHS: ArrayOfMaps<Array<PathTable, 1>, 1> = ArrayOfMaps::new();
 
-/// The table of flows, one set an entry. The controller makes it in the size that is configured. The last entry is not a set, but says what
-/// the table is; see [`MAGIC`](breakout_common::flows::MAGIC).
+/// The table of flows, one set an entry. The controller makes it in the size that is configured. The last entry is not a
+/// set, but says what the table is; see [`MAGIC`](breakout_common::flows::MAGIC).
 #[btf_map]
 pub(crate) static FLOWS: Array<[u64; SET_WORDS], 2, MMAPABLE> = Array::new();
 

@@ -54,9 +54,9 @@ pub(crate) fn decide_way<F: Frame, const IS_PLAIN: bool>(
     decision
 }
 
-/// What [`breakout_settle`] says above the decision, where [`breakout_keep_flow`] takes it: above the slot of an endpoint set the
-/// egress and the state of the pin, whether the flow is new, and in the bits of [`EPOCH`] the lowest bits of the epoch. In the place of
-/// the slot it says whether the pin is kept and shared.
+/// What [`breakout_settle`] says above the decision, where [`breakout_keep_flow`] takes it: above the slot of an endpoint
+/// set the egress and the state of the pin, whether the flow is new, and in the bits of [`EPOCH`] the lowest bits of the
+/// epoch. In the place of the slot it says whether the pin is kept and shared.
 const EGRESS: u32 = 16;
 const STATE: u32 = 21;
 const SINCE_NOW: u64 = 1 << 24;

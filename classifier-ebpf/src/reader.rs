@@ -1,7 +1,7 @@
 //! The one place that touches packet memory.
 //!
-//! The compiler takes a packet's bytes for unaligned and would load and store each of them. The kernel aligns the accesses of
-//! machines that need that, so they are written here as wide as they can be.
+//! The compiler takes a packet's bytes for unaligned and would load and store each of them. The kernel aligns the accesses
+//! of machines that need that, so they are written here as wide as they can be.
 
 use breakout_common::frame::{Frame, FrameMut, MAX_OFFSET, folded};
 
@@ -164,8 +164,8 @@ impl<const N: usize> Frame for Window<N> {
     #[inline(always)]
     fn read<const M: usize>(&self, offset: u32) -> Option<[u8; M]> {
         let bytes = self.at::<M>(offset)?;
-        // SAFETY: `Packet::window` has compared the end of the first `N` bytes with `data_end`, and `at` that of others. No window
-        // is used after the packet's size changes.
+        // SAFETY: `Packet::window` has compared the end of the first `N` bytes with `data_end`, and `at` that of others. No
+        // window is used after the packet's size changes.
         Some(unsafe { load(bytes.cast_const()) })
     }
 }

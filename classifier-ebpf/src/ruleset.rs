@@ -1,7 +1,7 @@
 //! The ruleset in force, and how it is asked.
 //!
-//! What not every packet needs is in functions of their own, which the verifier looks at once (global functions, Linux 5.6).
-//! Inlined, it would go through them again for every way through the header walk.
+//! What not every packet needs is in functions of their own, which the verifier looks at once (global functions, Linux
+//! 5.6). Inlined, it would go through them again for every way through the header walk.
 
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps};
 use aya_ebpf::macros::btf_map;

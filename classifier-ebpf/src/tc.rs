@@ -23,7 +23,8 @@ const PULL: u32 = 128;
 #[inline(always)]
 pub(crate) fn breakout_tc(ctx: TcContext) -> i32 {
     pull(&ctx);
-    // Functions of their own, whose stacks are not needed at once. What they take is read again, which costs less than to keep it.
+    // Functions of their own, whose stacks are not needed at once. What they take is read again, which costs less than to
+    // keep it.
     let mut decision = fast_v4(ctx.data(), ctx.data_end(), ctx.len(), tag(&ctx));
     if decision == UNDECIDED {
         decision = fast_v6(ctx.data(), ctx.data_end(), ctx.len(), tag(&ctx));

@@ -94,8 +94,8 @@ fn slow(start: usize, end: usize) -> u64 {
     })
 }
 
-/// Carries a decision out and counts it. Returns the action, and above it the decision; of what is not redirected, with the reason
-/// why.
+/// Carries a decision out and counts it. Returns the action, and above it the decision; of what is not redirected, with the
+/// reason why.
 #[inline(always)]
 fn finish<F: FrameMut>(
     frame: &mut F,

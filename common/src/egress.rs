@@ -42,8 +42,8 @@ const V6_UP: u32 = 1 << 2;
 const V4_MAC: u32 = 1 << 3;
 const V6_MAC: u32 = 1 << 4;
 
-/// One egress in the path table: flags, mark, mark's mask and MTU; then for IPv4 and for IPv6 a [`LinkHeader`] and a word that is
-/// not used yet. The rest is not used yet either.
+/// One egress in the path table: flags, mark, mark's mask and MTU; then for IPv4 and for IPv6 a [`LinkHeader`] and a word
+/// that is not used yet. The rest is not used yet either.
 pub type EgressWords = [u32; EGRESS_WORDS];
 
 /// The next hop's and the egress's MAC addresses, as they stand in a frame, in words of the machine's byte order.

@@ -1,5 +1,5 @@
-//! The table of flows: which way each one took, in arrays that a lookup reads with one or two loads and that the controller maps
-//! into its memory.
+//! The table of flows: which way each one took, in arrays that a lookup reads with one or two loads and that the controller
+//! maps into its memory.
 //!
 //! ```text
 //! set      64 bytes, a cache line: four entries of two words
@@ -7,12 +7,14 @@
 //!          word 1  destination address, or 32 bits more of the hash, above 32 bits that say what is known of the flow
 //! ```
 //!
-//! A flow has two candidate sets, by a keyed hash, so that nobody can aim at a set. The lower half of word 1 is, from its lowest bit on:
-//! the tick of the last packet (13 bits, see [`Pins::now`](crate::path::Pins::now)), the epoch of the path table in which the flow was looked
-//! at last (9 bits), whether it is TCP, whether it is IPv6, its egress (5 bits), and its state (3 bits). An entry of zeros is free.
+//! A flow has two candidate sets, by a keyed hash, so that nobody can aim at a set. The lower half of word 1 is, from its
+//! lowest bit on: the tick of the last packet (13 bits, see [`Pins::now`](crate::path::Pins::now)), the epoch of the path
+//! table in which the flow was looked at last (9 bits), whether it is TCP, whether it is IPv6, its egress (5 bits), and its
+//! state (3 bits). An entry of zeros is free.
 //!
-//! The entry of a flow that was looked at in this tick and epoch holds nothing that is not known beforehand but its way and state, so that [`known`] compares
-//! all four entries of a set without a branch. All else is rare, and is [`find`] and [`keep`].
+//! The entry of a flow that was looked at in this tick and epoch holds nothing that is not known beforehand but its way and
+//! state, so that [`known`] compares all four entries of a set without a branch. All else is rare, and is [`find`] and
+//! [`keep`].
 //!
 //! Several CPUs change the table at once, without a lock. Word 1 only ever changes by compare-and-swap; who has made it
 //! [`State::Reserved`] may write word 0. Who then finds the same flow elsewhere gives way.
@@ -33,11 +35,12 @@ pub const ENTRIES: usize = PER_SET as usize;
 pub const PER_SET: u32 = 4;
 /// Words of a set.
 pub const SET_WORDS: usize = 2 * ENTRIES;
-/// In the first word behind the last set; its low byte is the version of the layout. Behind it are the words of the [`Secret`].
+/// In the first word behind the last set; its low byte is the version of the layout. Behind it are the words of the
+/// [`Secret`].
 pub const MAGIC: u64 = 0x4252_4b46_4c4f_5702;
 
-/// The most ticks for which a flow can be said to be silent. More are taken for a packet of the future, which has come while the clock was
-/// read.
+/// The most ticks for which a flow can be said to be silent. More are taken for a packet of the future, which has come
+/// while the clock was read.
 pub const LONGEST: u32 = 8000;
 
 /// Bits of a tick.
@@ -134,8 +137,8 @@ impl Facts {
         self.0 >> EPOCH_AT & EPOCH
     }
 
-    /// For how many ticks the flow has been silent, [`LONGEST`] at most. Another CPU may have used it later than this one has read the
-    /// clock.
+    /// For how many ticks the flow has been silent, [`LONGEST`] at most. Another CPU may have used it later than this one
+    /// has read the clock.
     #[inline(always)]
     pub const fn silent(self, now: u32) -> u32 {
         let ticks = now.wrapping_sub(self.0) & TICK;

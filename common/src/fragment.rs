@@ -16,7 +16,8 @@ pub struct Fragment {
 }
 
 impl Fragment {
-    /// As a word: the offset of the IP header, above it that of the fragment header, and a bit that says whether there is one.
+    /// As a word: the offset of the IP header, above it that of the fragment header, and a bit that says whether there is
+    /// one.
     #[inline(always)]
     pub const fn to_word(self) -> u64 {
         match self.v6_header {

@@ -26,8 +26,8 @@ pub const PLACES: usize = 4;
 /// Stands for the ordinary path where an egress's index could be.
 pub const ORDINARY: u8 = 0xff;
 
-/// The table by which steered packets find their egress, and what the data path has to know of each. The map holds it in the
-/// machine's byte order and it is replaced as a whole, so no packet sees half of a change.
+/// The table by which steered packets find their egress, and what the data path has to know of each. The map holds it in
+/// the machine's byte order and it is replaced as a whole, so no packet sees half of a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct PathTable {
@@ -193,8 +193,8 @@ pub enum PinEvent {
     Moved = 1,
     /// A flow could not be pinned.
     Failed = 2,
-    /// A TCP flow had no pin in its middle, so it went by the ruleset alone: it was forgotten, because the table of pins was full
-    /// or the flow silent for long, or began while nothing was steered.
+    /// A TCP flow had no pin in its middle, so it went by the ruleset alone: it was forgotten, because the table of pins
+    /// was full or the flow silent for long, or began while nothing was steered.
     Unknown = 3,
 }
 

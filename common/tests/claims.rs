@@ -1,4 +1,5 @@
-//! The claim of an entry, in every order in which two CPUs can take its steps, with memory as weakly ordered as the hardware's.
+//! The claim of an entry, in every order in which two CPUs can take its steps, with memory as weakly ordered as the
+//! hardware's.
 
 use breakout_common::flows::{
     ENTRIES, Facts, Kept, Key, Limits, SET_WORDS, Secret, Set, Sets, State, find, forget, keep,

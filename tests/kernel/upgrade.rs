@@ -53,8 +53,8 @@ fn rounds() -> usize {
         .min(ROUNDS)
 }
 
-/// Each round the controller leaves, what it has pinned is made to look like another version's, and the next one starts, which is
-/// another build if there is one.
+/// Each round the controller leaves, what it has pinned is made to look like another version's, and the next one starts,
+/// which is another build if there is one.
 fn upgrades(mode: &str) -> Result<()> {
     let lab = Lab::build()?;
     let site = Site::new(&CONFIG.replace("MODE", mode))?;
@@ -135,8 +135,8 @@ fn leave() -> Result<()> {
     Ok(())
 }
 
-/// Connections that began on the WAN while the link was down, and others by the egress, with the same layout and with another one,
-/// whose pins are not used.
+/// Connections that began on the WAN while the link was down, and others by the egress, with the same layout and with
+/// another one, whose pins are not used.
 fn flows_stay() -> Result<()> {
     let settings = "probes = []\n[health]\nhold_down = \"500ms\"\n";
     for layout in ["v2", "v0"] {
@@ -257,8 +257,8 @@ fn half_a_table() -> Result<()> {
     Ok(())
 }
 
-/// What a version had whose pins were in a hash map: addresses, ports and kind; when the last and the first packet came, in halves of a
-/// tick; the epoch, and the egress or 255.
+/// What a version had whose pins were in a hash map: addresses, ports and kind; when the last and the first packet came, in
+/// halves of a tick; the epoch, and the egress or 255.
 fn carried_over() -> Result<()> {
     let lab = Lab::build()?;
     let site = Site::new(&CONFIG.replace("MODE", "route"))?;

@@ -1,7 +1,7 @@
 //! The eBPF programs run by an emulator that counts: how many instructions a packet costs, exactly and without noise.
 //!
-//! What is counted are the instructions of the object, each once when it is executed. What the kernel makes of a call of a helper
-//! (it inlines lookups in arrays) is not counted, beyond the call itself.
+//! What is counted are the instructions of the object, each once when it is executed. What the kernel makes of a call of a
+//! helper (it inlines lookups in arrays) is not counted, beyond the call itself.
 
 mod machine;
 mod maps;

@@ -12,10 +12,11 @@ use crate::config::{Class, Config, Preference};
 use crate::datapath::{Clock, Paths};
 use crate::health::{self, Judge, Measure, Probers, Standing, State, Target, Verdict};
 
-/// For how long an established flow that is silent keeps its place when the table of flows is full: less than the time after
-/// which Microsoft's front ends and most NATs end an idle connection.
+/// For how long an established flow that is silent keeps its place when the table of flows is full: less than the time
+/// after which Microsoft's front ends and most NATs end an idle connection.
 const TCP_ESTABLISHED: Duration = Duration::from_secs(300);
-/// The same for UDP: as long as most NATs keep a mapping (RFC 4787, section 4.3, where they keep it for less than they should).
+/// The same for UDP: as long as most NATs keep a mapping (RFC 4787, section 4.3, where they keep it for less than they
+/// should).
 const UDP_ESTABLISHED: Duration = Duration::from_secs(30);
 
 /// How all egresses stand, and the probes that tell.

@@ -1,4 +1,5 @@
-//! The clock by which the data path tells how long a flow has been silent: the kernel's jiffies, in ticks of about two seconds.
+//! The clock by which the data path tells how long a flow has been silent: the kernel's jiffies, in ticks of about two
+//! seconds.
 
 use std::time::Duration;
 
@@ -31,7 +32,8 @@ impl Clock {
         }
     }
 
-    /// By how many bits jiffies are shifted down to make a tick: at most two and a half seconds, and more than half of that.
+    /// By how many bits jiffies are shifted down to make a tick: at most two and a half seconds, and more than half of
+    /// that.
     pub fn shift(self) -> u8 {
         let bits = (self.hz * 5 / 2).max(1).ilog2();
         u8::try_from(bits).unwrap_or(u8::MAX)

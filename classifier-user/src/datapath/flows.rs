@@ -229,8 +229,8 @@ impl FlowTable {
         Ok(entries)
     }
 
-    /// Gives up entries that a controller had begun to write when it was killed: those that are as they were at the last call, some seconds ago.
-    /// Then forgets the addresses of flows that are gone.
+    /// Gives up entries that a controller had begun to write when it was killed: those that are as they were at the last
+    /// call, some seconds ago. Then forgets the addresses of flows that are gone.
     pub(super) fn tidy(&self, begun: &mut BTreeMap<u32, u64>) -> Result<()> {
         let order = Ordering::SeqCst;
         let reserved = (0u32..).zip(self.seconds()).filter_map(|(slot, second)| {
@@ -257,8 +257,8 @@ impl FlowTable {
         Ok(())
     }
 
-    /// An epoch that no entry has, nor any of those that follow it soon: what is remembered of other epochs must not look like
-    /// that of this one.
+    /// An epoch that no entry has, nor any of those that follow it soon: what is remembered of other epochs must not look
+    /// like that of this one.
     pub(super) fn free_epoch(&self) -> u32 {
         let mut used = vec![false; EPOCHS as usize + 1];
         for second in self.seconds() {
@@ -276,7 +276,8 @@ impl FlowTable {
         u32::try_from(longest.1).unwrap_or(0)
     }
 
-    /// Gives up an entry, if it still is of whom it was when it was read. With `if_silent` only if no packet has come since.
+    /// Gives up an entry, if it still is of whom it was when it was read. With `if_silent` only if no packet has come
+    /// since.
     pub(super) fn forget(&self, pinned: &Pinned, if_silent: bool) {
         let second = &self.flows.words()[pinned.slot as usize * 2 + 1];
         let order = Ordering::SeqCst;

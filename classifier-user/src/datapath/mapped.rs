@@ -17,8 +17,8 @@ pub(super) struct MappedWords {
     bytes: NonZeroUsize,
 }
 
-// SAFETY: the memory belongs to this value alone as far as this process's allocator and threads go; what is in it is only used
-// atomically.
+// SAFETY: the memory belongs to this value alone as far as this process's allocator and threads go; what is in it is only
+// used atomically.
 unsafe impl Send for MappedWords {}
 // SAFETY: as above.
 unsafe impl Sync for MappedWords {}

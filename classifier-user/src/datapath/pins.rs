@@ -1,4 +1,5 @@
-//! The pins of flows, which outlive installations and controllers: read, written, and carried over to a table of another size.
+//! The pins of flows, which outlive installations and controllers: read, written, and carried over to a table of another
+//! size.
 
 use anyhow::{Context, Result};
 use aya::maps::{Map, MapData, PerCpuArray};
@@ -117,8 +118,8 @@ impl DataPath {
         table.map_or_else(|_| fastrand::u32(..), |table| table.free_epoch())
     }
 
-    /// The table that programs for so many flows are to use, and what is to be carried over to it. If it is another one, the programs
-    /// in force go on with that which there is, which [`settle_pins`](Self::settle_pins) removes or puts back.
+    /// The table that programs for so many flows are to use, and what is to be carried over to it. If it is another one,
+    /// the programs in force go on with that which there is, which [`settle_pins`](Self::settle_pins) removes or puts back.
     pub(super) fn shape_for(&self, flows: Option<u32>) -> Result<(Shape, Carried)> {
         let wanted = Shape::for_flows(flows.unwrap_or(NO_FLOWS));
         if self.pins.path(OLD_PINS).exists() {
@@ -174,8 +175,8 @@ impl DataPath {
 
     /// Ends what [`shape_for`](Self::shape_for) has begun: the new table is in force, or the former one still is.
     ///
-    /// As long as the first map of the former table is pinned, that one is; so a process that ends in the middle of this leaves no
-    /// mixture.
+    /// As long as the first map of the former table is pinned, that one is; so a process that ends in the middle of this
+    /// leaves no mixture.
     pub(super) fn settle_pins(&self, is_new_in_force: bool) -> Result<()> {
         let has_former = self.pins.path(&former(FLOWS)).exists();
         if is_new_in_force || !has_former {

@@ -1,5 +1,5 @@
-//! The bpf(2) calls that aya does not offer: array maps whose value size is known only at run time, all entries of a hash map
-//! at once, and the numbers of programs without asking what they are, which needs CAP_SYS_ADMIN.
+//! The bpf(2) calls that aya does not offer: array maps whose value size is known only at run time, all entries of a hash
+//! map at once, and the numbers of programs without asking what they are, which needs CAP_SYS_ADMIN.
 
 use std::ffi::{CString, c_char};
 use std::io;
@@ -77,8 +77,8 @@ pub(super) fn create_array_of_maps(name: &str, inner: &WordMap) -> io::Result<Ow
     )
 }
 
-/// All entries of a hash map with keys of `K` and values of `V`, many at a time (`BPF_MAP_LOOKUP_BATCH`, Linux 5.6). Those that
-/// come or go meanwhile may be there or not.
+/// All entries of a hash map with keys of `K` and values of `V`, many at a time (`BPF_MAP_LOOKUP_BATCH`, Linux 5.6). Those
+/// that come or go meanwhile may be there or not.
 pub(super) fn entries<K: Pod + Default, V: Pod + Default>(map: &MapData) -> Result<Vec<(K, V)>> {
     /// More than any bucket has: the kernel gives whole buckets.
     const CHUNK: usize = 8192;

@@ -74,8 +74,8 @@ fn rules(rules: &[RuleFound], config: &Config) -> Vec<Finding> {
     findings
 }
 
-/// Somebody else's rule for IPv4, which has a price that nobody sees: with the first rule beside its own three the kernel begins to look for
-/// the source of each packet as well, and goes on when the rule is gone (Linux, `fib_has_custom_rules`).
+/// Somebody else's rule for IPv4, which has a price that nobody sees: with the first rule beside its own three the kernel
+/// begins to look for the source of each packet as well, and goes on when the rule is gone (Linux, `fib_has_custom_rules`).
 fn slows_all(rules: &[RuleFound]) -> Option<Finding> {
     /// The kernel's own: those that lead to the tables local, main and default.
     const KERNELS: [(u32, u32); 3] = [(0, 255), (32_766, 254), (32_767, 253)];

@@ -161,8 +161,8 @@ const fn reserved(key: &Key) -> u64 {
     key.second() | facts as u64 | first & (TCP - 1) as u64
 }
 
-/// Notes that a packet of a flow has come, if that is all there is to be noted: it was looked at in this epoch, and a packet
-/// came at most `most` ticks ago. What is known of it then; zero otherwise.
+/// Notes that a packet of a flow has come, if that is all there is to be noted: it was looked at in this epoch, and a
+/// packet came at most `most` ticks ago. What is known of it then; zero otherwise.
 #[inline(always)]
 pub fn renew<S: Set>(set: S, key: &Key, now: u32, epoch: u32, most: u32) -> Facts {
     let wanted = Facts::new(key.kind(), 0, epoch);
@@ -264,7 +264,8 @@ fn cheapest<S: Sets>(sets: &S, index: u32, now: u32, limits: &Limits, last_free:
     best
 }
 
-/// What it costs to give an entry up. Without branches: the verifier would follow those of eight entries in all their combinations.
+/// What it costs to give an entry up. Without branches: the verifier would follow those of eight entries in all their
+/// combinations.
 #[inline(always)]
 const fn cost(entry: Facts, now: u32, limits: &Limits) -> u32 {
     let silent = entry.silent(now);

@@ -132,8 +132,8 @@ impl Key {
     }
 }
 
-/// Odd numbers with about as many ones as zeros: those of SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number
-/// Generators, 2014).
+/// Odd numbers with about as many ones as zeros: those of SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom
+/// Number Generators, 2014).
 const MULTIPLIERS: [u64; 2] = [0xbf58_476d_1ce4_e5b9, 0x94d0_49bb_1331_11eb];
 
 /// The kind of a key, by its last word.
@@ -144,8 +144,9 @@ const fn kind_of(ports: u64) -> u64 {
     (tcp | v6) as u64
 }
 
-/// Half of a hash: NH of UMAC (RFC 4418, section 5.2.2), by which two keys collide with a probability of 2^-32 for either half whatever they are,
-/// then mixed so that all of its bits can be used. The other half has the secret's words moved on by one.
+/// Half of a hash: NH of UMAC (RFC 4418, section 5.2.2), by which two keys collide with a probability of 2^-32 for either
+/// half whatever they are, then mixed so that all of its bits can be used. The other half has the secret's words moved on
+/// by one.
 #[inline(always)]
 const fn lane([a, b, c, d, e]: PinKey, [u, v, w, x, y]: [u64; 5]) -> u64 {
     let sum = product(a, u)

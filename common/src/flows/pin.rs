@@ -27,11 +27,11 @@ pub const fn note_of(pin: &Pin) -> u64 {
     (pin.set() as u64) << 32 | pin.since as u64
 }
 
-/// The egress of a flow that was looked at in this tick and epoch: what [`settle`](crate::path::settle) would say, found without anything
-/// waiting for the entry. `None` if that is to be asked.
+/// The egress of a flow that was looked at in this tick and epoch: what [`settle`](crate::path::settle) would say, found
+/// without anything waiting for the entry. `None` if that is to be asked.
 ///
-/// Nearly always it is the choice that the path table has now, so what follows goes on with that while the entry is still on its
-/// way from memory. `blur` keeps the compiler from seeing that the two are equal.
+/// Nearly always it is the choice that the path table has now, so what follows goes on with that while the entry is still
+/// on its way from memory. `blur` keeps the compiler from seeing that the two are equal.
 #[inline(always)]
 pub fn predict<S: Sets>(
     flow: &Flow,

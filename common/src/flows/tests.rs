@@ -243,7 +243,8 @@ impl KeepsPins for TablePins<'_> {
 /// A port, whether the packet is TCP, media, and opens its connection; and what happens before it.
 type Step = (u16, (bool, bool, bool), u32);
 
-/// Everything that happens to links and flows, with the pins in a table. Returns how many ways were predicted, each as it was settled.
+/// Everything that happens to links and flows, with the pins in a table. Returns how many ways were predicted, each as it
+/// was settled.
 fn predictions(steps: Vec<Step>) -> u32 {
     let memory = Table::new(4);
     let pins = TablePins {

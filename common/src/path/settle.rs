@@ -55,8 +55,8 @@ impl Flow {
         self.facts & fact != 0
     }
 
-    /// Whether it takes its way by what is known of it, or else by a choice that depends on nothing but the path table: the ruleset
-    /// steers it, it may stay where it is, and this packet neither begins nor ends it.
+    /// Whether it takes its way by what is known of it, or else by a choice that depends on nothing but the path table: the
+    /// ruleset steers it, it may stay where it is, and this packet neither begins nor ends it.
     #[inline(always)]
     pub const fn is_settled(&self) -> bool {
         self.word() & (Outcome::STEER | Outcome::HARD) == Outcome::STEER
@@ -64,8 +64,8 @@ impl Flow {
             && self.facts & (Flow::PINNED | Flow::OPENS | Flow::CLOSES) == Flow::PINNED
     }
 
-    /// For how many ticks it may have been silent, if nothing else is to be noted of it than that it goes on. Not at all for media, whose
-    /// client goes on with it.
+    /// For how many ticks it may have been silent, if nothing else is to be noted of it than that it goes on. Not at all
+    /// for media, whose client goes on with it.
     #[inline(always)]
     pub const fn may_be_silent(&self, table: &PathTable) -> u32 {
         let idle = if self.is_media() {
@@ -140,7 +140,8 @@ impl Flow {
         Self::client_key_of(self.source, self.preference() as u64, self.facts)
     }
 
-    /// The same by the client's address, the preference and the flow's facts. Rules that prefer other egresses do not lead each other.
+    /// The same by the client's address, the preference and the flow's facts. Rules that prefer other egresses do not lead
+    /// each other.
     #[inline(always)]
     pub const fn client_key_of(source: (u64, u64), preference: u64, facts: u64) -> PinKey {
         let kind = facts & Self::V6 | Self::CLIENT;
@@ -344,15 +345,15 @@ fn fresh(flow: &Flow, table: &PathTable, place: usize) -> u8 {
     table.choice(preference, place, bucket)
 }
 
-/// Whether a flow was looked at since something changed last. One that was silent for longer is looked at again, for its few bits
-/// of an epoch may have come round.
+/// Whether a flow was looked at since something changed last. One that was silent for longer is looked at again, for its
+/// few bits of an epoch may have come round.
 #[inline(always)]
 fn is_current(pin: &Pin, table: &PathTable, now: u32) -> bool {
     pin.epoch == table.epoch & EPOCHS && now.saturating_sub(pin.seen) <= TRUSTED
 }
 
-/// A pin that was used not too long ago, and whether there is one. Another CPU may have used it a tick later than this one has
-/// read the clock.
+/// A pin that was used not too long ago, and whether there is one. Another CPU may have used it a tick later than this one
+/// has read the clock.
 #[inline(always)]
 fn recent(pin: Option<Pin>, now: u32, idle: u32) -> (Pin, bool) {
     match pin {
