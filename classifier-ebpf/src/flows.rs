@@ -10,6 +10,7 @@ use breakout_common::path::{Pin, PinKey};
 
 use crate::globals;
 use crate::maps::{ADDRESSES, FLOWS, NOTES, paths};
+use crate::opaque::opaque;
 
 /// The table.
 pub(crate) struct KernelSets;
@@ -59,12 +60,14 @@ impl Set for KernelSet {
     #[inline(always)]
     fn write(&self, at: usize, word: u64) {
         // SAFETY: as for `word`.
-        unsafe { ptr::write_volatile(self.place(at), word) };
+        unsafe { ptr::write_volatile(self.place(opaque(at)), word) };
     }
 
     /// By one instruction (Linux 5.12), which has full barriers on both sides. The compiler offers none.
     #[inline(always)]
     fn swap(&self, at: usize, was: u64, word: u64) -> bool {
+        // A place that is found by comparing is bounded anew: the compiler knows its bounds, old verifiers do not.
+        let place = self.place(opaque(at));
         #[cfg(target_arch = "bpf")]
         {
             let found: u64;
@@ -72,7 +75,7 @@ impl Set for KernelSet {
             unsafe {
                 core::arch::asm!(
                     "r0 = cmpxchg_64({0} + 0, r0, {1})",
-                    in(reg) self.place(at), in(reg) word, inout("r0") was => found,
+                    in(reg) place, in(reg) word, inout("r0") was => found,
                     options(nostack)
                 );
             }
@@ -81,6 +84,7 @@ impl Set for KernelSet {
         // Only the eBPF build is of use.
         #[cfg(not(target_arch = "bpf"))]
         {
+            let _ = place;
             let is_same = self.word(at) == was;
             if is_same {
                 self.write(at, word);
