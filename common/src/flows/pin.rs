@@ -55,7 +55,7 @@ pub fn predict<S: Sets>(
     if facts.state() < least as u32 {
         return None;
     }
-    let (choice, egress) = (flow.choice(table), facts.egress());
+    let (choice, egress) = (flow.choice(table, &blur), facts.egress());
     let way = if choice == egress {
         blur(choice)
     } else {

@@ -78,10 +78,11 @@ impl Flow {
         if idle < TRUSTED { idle } else { TRUSTED }
     }
 
-    /// The choice of its preference now.
+    /// The choice of its preference now. `blur` hides a place in the path table from the compiler, as [`Pins::blur`] does.
     #[inline(always)]
-    pub fn choice(&self, table: &PathTable) -> u8 {
-        fresh(self, table, place(self.is(Flow::V6), self.is_media()))
+    pub fn choice(&self, table: &PathTable, blur: impl Fn(u8) -> u8) -> u8 {
+        let place = (self.is(Flow::V6) as u8) << 1 | self.is_media() as u8;
+        fresh(self, table, usize::from(blur(place)))
     }
 
     /// The decision for it to leave by an egress.
