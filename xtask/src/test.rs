@@ -24,6 +24,8 @@ pub(crate) struct Outcome {
     pub(crate) passed: usize,
     /// What failed, each by its name or in its own words.
     pub(crate) failed: Vec<String>,
+    /// How many failed by the result lines.
+    pub(crate) told: usize,
     /// What was skipped, and why.
     pub(crate) skipped: Vec<String>,
 }
@@ -236,10 +238,7 @@ fn tests(arguments: &[&str]) -> Result<Outcome> {
         if let Some(reason) = line.strip_prefix("skipped: ") {
             outcome.skipped.push(reason.to_owned());
         }
-        if line.starts_with("test result: ") {
-            outcome.passed += number_before(&line, " passed");
-        }
-        outcome.failed.extend(failed_test(&line));
+        outcome.count(&line);
     }
     let status = child.wait()?;
     if !status.success() && outcome.failed.is_empty() {
@@ -248,13 +247,26 @@ fn tests(arguments: &[&str]) -> Result<Outcome> {
     Ok(outcome)
 }
 
-/// The test that failed, by a line of a test program.
-pub(crate) fn failed_test(line: &str) -> Option<String> {
-    let (name, _) = line.strip_prefix("test ")?.rsplit_once("... FAILED")?;
-    Some(name.trim().to_owned())
+impl Outcome {
+    /// Takes a line of a test program in: the name of a test that failed, or how many passed and failed. The name is lost where the
+    /// test has printed something behind it, and the failure is not.
+    pub(crate) fn count(&mut self, line: &str) {
+        if let Some(counts) = line.strip_prefix("test result: ") {
+            self.passed += number_before(counts, " passed");
+            self.told += number_before(counts, " failed");
+            let lost = self.told.saturating_sub(self.failed.len());
+            self.failed
+                .extend((0..lost).map(|_| "a test whose name is further up".to_owned()));
+        }
+        let failed = line
+            .strip_prefix("test ")
+            .and_then(|line| line.rsplit_once("... FAILED"));
+        self.failed
+            .extend(failed.map(|(name, _)| name.trim().to_owned()));
+    }
 }
 
-pub(crate) fn number_before(line: &str, word: &str) -> usize {
+fn number_before(line: &str, word: &str) -> usize {
     let before = line.split(word).next().unwrap_or_default();
     let number = before.rsplit(' ').next().unwrap_or_default();
     number.parse().unwrap_or(0)
@@ -374,4 +386,27 @@ fn stub() -> Result<Outcome> {
         passed: 2,
         ..Outcome::default()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_whose_name_is_lost_is_a_failure() {
+        let mut outcome = Outcome::default();
+        for line in [
+            "test one ... ok",
+            "test two          ... FAILED",
+            "it took 3 s",
+            "FAILED",
+            "test result: FAILED. 1 passed; 2 failed; 0 ignored",
+            "test three ... FAILED",
+            "test result: FAILED. 4 passed; 1 failed; 0 ignored",
+        ] {
+            outcome.count(line);
+        }
+        assert_eq!((outcome.passed, outcome.failed.len()), (5, 3));
+        assert_eq!((&*outcome.failed[0], &*outcome.failed[2]), ("two", "three"));
+    }
 }

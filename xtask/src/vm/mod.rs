@@ -125,7 +125,7 @@ impl Machine {
     }
 }
 
-fn watch(machine: &mut Command, name: &str, mut skipped: Vec<String>) -> Result<Outcome> {
+fn watch(machine: &mut Command, name: &str, skipped: Vec<String>) -> Result<Outcome> {
     let mut qemu = machine
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -144,22 +144,24 @@ fn watch(machine: &mut Command, name: &str, mut skipped: Vec<String>) -> Result<
         }
     });
     let deadline = Instant::now() + LIMIT;
-    let mut passed = 0;
-    let mut failed = Vec::new();
+    let mut outcome = Outcome {
+        skipped,
+        ..Outcome::default()
+    };
     let mut is_done = false;
     while let Ok(line) = lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
         println!("{name}: {line}");
         // The first line comes behind what the firmware printed to the terminal.
         if let Some((_, reason)) = line.split_once("skipped: ") {
-            skipped.push(format!("{reason} (this is {name})"));
+            outcome.skipped.push(format!("{reason} (this is {name})"));
         }
-        if let Some(counts) = line.strip_prefix("test result: ") {
-            passed += crate::test::number_before(counts, " passed");
-        }
-        failed.extend(crate::test::failed_test(&line));
-        passed += usize::from(line.starts_with("ok: "));
+        outcome.count(&line);
+        outcome.passed += usize::from(line.starts_with("ok: "));
         // Also the very first line, as above.
-        failed.extend(line.split_once("FAILED: ").map(|(_, what)| what.to_owned()));
+        let failed = line.split_once("FAILED: ");
+        outcome
+            .failed
+            .extend(failed.map(|(_, what)| what.to_owned()));
         if line.contains("the machine is done") {
             is_done = true;
             break;
@@ -170,14 +172,10 @@ fn watch(machine: &mut Command, name: &str, mut skipped: Vec<String>) -> Result<
     if !is_done && Instant::now() > deadline {
         bail!("{name} took longer than {LIMIT:?}");
     }
-    if !is_done || passed == 0 && failed.is_empty() {
+    if !is_done || outcome.passed == 0 && outcome.failed.is_empty() {
         bail!("{name} ended without a test result");
     }
-    Ok(Outcome {
-        passed,
-        failed,
-        skipped,
-    })
+    Ok(outcome)
 }
 
 /// Builds the kernel tests. Returns the program.
