@@ -147,7 +147,7 @@ pub(crate) fn get(pin_key: PinKey, now: u32) -> Option<Pin> {
     let slot = (found >> 32) as u32;
     // SAFETY: as for the words of a set.
     let note = place_of_note(slot).map_or(0, |note| unsafe { ptr::read_volatile(note) });
-    Some(pin_of(Facts((found & 0xffff_ffff) as u32), note, now))
+    Some(pin_of(Facts::of(found), note, now))
 }
 
 /// Keeps the pin of a flow or client.
@@ -249,7 +249,7 @@ pub(crate) extern "C" fn breakout_keep(first: u64, second: u64, note: u64, now: 
     let Some(paths) = paths() else {
         return NOWHERE;
     };
-    let facts = Facts((second & 0xffff_ffff) as u32);
+    let facts = Facts::of(second);
     let (slot, new) = match keep(&KernelSets, &key, facts, now, &paths.limits()) {
         Kept::There(slot) => (slot, 0),
         Kept::New(slot) => (slot, NEW),

@@ -23,6 +23,9 @@ mod claim;
 mod key;
 mod pin;
 
+#[cfg(target_has_atomic = "64")]
+use core::sync::atomic::{AtomicU64, Ordering, fence};
+
 use crate::table::after;
 
 pub use claim::{Kept, Limits, find, forget, keep, renew};
@@ -82,6 +85,12 @@ pub enum State {
 pub struct Facts(pub u32);
 
 impl Facts {
+    /// Of an entry by its second word.
+    #[inline(always)]
+    pub const fn of(second: u64) -> Self {
+        Facts((second & 0xffff_ffff) as u32)
+    }
+
     /// Of a flow by the [kind](Key::kind) of its key, seen in a tick and epoch.
     #[inline(always)]
     pub const fn new(kind: u32, tick: u32, epoch: u32) -> Self {
@@ -173,6 +182,29 @@ pub trait Set: Copy {
     fn swap(&self, at: usize, was: u64, word: u64) -> bool;
 }
 
+/// A set in memory that is shared by ordinary atomic operations: each word is read with acquire semantics.
+#[cfg(target_has_atomic = "64")]
+impl Set for &[AtomicU64; SET_WORDS] {
+    fn word(&self, at: usize) -> u64 {
+        self[at].load(Ordering::Acquire)
+    }
+
+    fn word_after(&self, at: usize, _: u64) -> u64 {
+        self.word(at)
+    }
+
+    fn write(&self, at: usize, word: u64) {
+        self[at].store(word, Ordering::Release);
+    }
+
+    fn swap(&self, at: usize, was: u64, word: u64) -> bool {
+        let order = Ordering::SeqCst;
+        let outcome = self[at].compare_exchange(was, word, order, order);
+        fence(order);
+        outcome.is_ok()
+    }
+}
+
 /// What is known of a flow that was looked at in this tick and epoch; [`Facts`] of zero otherwise.
 ///
 /// Nothing here waits for anything but the words themselves.
@@ -187,7 +219,7 @@ pub fn known<S: Set>(set: S, key: &Key, tick: u32, epoch: u32) -> Facts {
         found |= second & is_zero(differs);
         entry += 1;
     }
-    Facts((found & 0xffff_ffff) as u32)
+    Facts::of(found)
 }
 
 /// All ones if a word is zero, else zero.

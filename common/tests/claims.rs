@@ -83,7 +83,7 @@ impl Table {
         {
             let set = self.set_of(index);
             let [first, second] = [0, 1].map(|word| set.word(2 * entry + word));
-            let facts = Facts((second & 0xffff_ffff) as u32);
+            let facts = Facts::of(second);
             let is_its = first == key.first() && second >> 32 == key.second() >> 32;
             counts.0 += usize::from(facts.is_live() && is_its);
             counts.1 += usize::from(second != 0 && !facts.is_live());

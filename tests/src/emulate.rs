@@ -13,7 +13,6 @@ use anyhow::{Context, Result};
 use aya_obj::Object;
 use aya_obj::generated::bpf_insn;
 
-pub use machine::Executed;
 use machine::Machine;
 use maps::Maps;
 pub use office::{PACKETS, Packet, executed};
@@ -31,8 +30,8 @@ pub struct Run {
     pub code: u32,
     /// The frame as it came out.
     pub frame: Vec<u8>,
-    /// What was executed.
-    pub executed: Executed,
+    /// How many instructions were executed.
+    pub executed: u64,
 }
 
 /// Offsets of the fields of `struct xdp_md` and `struct __sk_buff` that programs read (Linux UAPI).

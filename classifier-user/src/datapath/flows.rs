@@ -4,13 +4,13 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Result, ensure};
 use aya::maps::MapData;
 use breakout_common::flows::{
-    ENTRIES, Facts, Kept, Key, Limits, MAGIC, PER_SET, SET_WORDS, Secret, Set, Sets, State,
-    facts_of, keep, note_of, pin_of,
+    ENTRIES, Facts, Kept, Key, Limits, MAGIC, PER_SET, SET_WORDS, Secret, Sets, State, facts_of,
+    keep, note_of, pin_of,
 };
 use breakout_common::path::{EPOCHS, Flow, Pin, PinKey};
 
@@ -75,7 +75,7 @@ impl Pinned {
 
     /// Whether it is a TCP flow.
     pub fn is_tcp(&self) -> bool {
-        facts(self.second).is_tcp()
+        Facts::of(self.second).is_tcp()
     }
 }
 
@@ -132,7 +132,11 @@ impl FlowTable {
         let now = Clock::of_kernel().now();
         let pinned = live.into_iter().map(|(slot, (first, second))| Pinned {
             key: self.pin_key(addresses.get(&slot), first, second),
-            pin: pin_of(facts(second), self.note(slot).load(Ordering::Relaxed), now),
+            pin: pin_of(
+                Facts::of(second),
+                self.note(slot).load(Ordering::Relaxed),
+                now,
+            ),
             slot,
             first,
             second,
@@ -153,7 +157,7 @@ impl FlowTable {
         let first = entry[0].load(Ordering::Acquire);
         // Whoever takes an entry over changes its second word first.
         let is_whole = entry[1].load(Ordering::Acquire) == second;
-        (is_whole && facts(second).is_live()).then_some((first, second))
+        (is_whole && Facts::of(second).is_live()).then_some((first, second))
     }
 
     /// The addresses of flows over IPv6, by their slots.
@@ -165,7 +169,7 @@ impl FlowTable {
     pub fn counts(&self) -> (usize, usize) {
         let states = self
             .seconds()
-            .map(|word| facts(word.load(Ordering::Relaxed)).state());
+            .map(|word| Facts::of(word.load(Ordering::Relaxed)).state());
         states.fold((0, 0), |(flows, clients), state| match state {
             state if state == State::Client as u32 => (flows, clients + 1),
             state if state >= State::Opening as u32 => (flows + 1, clients),
@@ -174,7 +178,7 @@ impl FlowTable {
     }
 
     /// Keeps a pin. `false` if there is no room for it.
-    pub(super) fn keep(&self, pin_key: &PinKey, pin: &Pin) -> bool {
+    fn keep(&self, pin_key: &PinKey, pin: &Pin) -> bool {
         let key = Key::new(pin_key, &self.shape.secret);
         let slot = self.keep_words(&key, facts_of(key.kind(), pin), note_of(pin));
         if let Some(slot) = slot
@@ -191,8 +195,9 @@ impl FlowTable {
             return self.keep(&key, &pinned.pin);
         }
         let key = Key::from_words(pinned.first, pinned.second, &self.shape.secret.sets);
-        let slot = self.keep_words(&key, facts(pinned.second), note_of(&pinned.pin));
-        if let (Some(slot), Some(key), true) = (slot, pinned.key, facts(pinned.second).is_v6()) {
+        let slot = self.keep_words(&key, Facts::of(pinned.second), note_of(&pinned.pin));
+        if let (Some(slot), Some(key), true) = (slot, pinned.key, Facts::of(pinned.second).is_v6())
+        {
             self.set_addresses(slot, &key);
         }
         slot.is_some()
@@ -218,15 +223,24 @@ impl FlowTable {
         }
     }
 
-    /// Takes over what is in another table: what goes on and was used last comes first.
-    pub(super) fn carry_over(&self, other: &FlowTable) -> Result<Vec<Pinned>> {
+    /// Keeps pins. Returns for how many there is no room.
+    pub(super) fn keep_all(&self, pins: &[(PinKey, Pin)]) -> usize {
+        let lost = pins.iter().filter(|(key, pin)| !self.keep(key, pin));
+        lost.count()
+    }
+
+    /// Takes over what is in another table: what goes on and was used last comes first. Returns for how much
+    /// there is no room.
+    pub(super) fn carry_over(&self, other: &FlowTable) -> Result<usize> {
         let mut entries = other.entries()?;
         entries.sort_by_key(|pinned| {
             let ends = pinned.pin.state != State::Established as u32;
             (ends, Reverse(pinned.pin.seen))
         });
-        entries.retain(|pinned| !self.keep_from(other, pinned));
-        Ok(entries)
+        let lost = entries
+            .iter()
+            .filter(|pinned| !self.keep_from(other, pinned));
+        Ok(lost.count())
     }
 
     /// Gives up entries that a controller had begun to write when it was killed: those that are as they were at the last
@@ -235,7 +249,7 @@ impl FlowTable {
         let order = Ordering::SeqCst;
         let reserved = (0u32..).zip(self.seconds()).filter_map(|(slot, second)| {
             let word = second.load(Ordering::Relaxed);
-            (facts(word).state() == State::Reserved as u32).then_some((slot, word))
+            (Facts::of(word).state() == State::Reserved as u32).then_some((slot, word))
         });
         let reserved: BTreeMap<u32, u64> = reserved.collect();
         for (slot, word) in &reserved {
@@ -248,7 +262,7 @@ impl FlowTable {
         for (slot, key) in self.addresses()? {
             let words = self.words(slot);
             let is_its = words.is_some_and(|(first, second)| {
-                self.pin_key(Some(&key), first, second).is_some() && facts(second).is_v6()
+                self.pin_key(Some(&key), first, second).is_some() && Facts::of(second).is_v6()
             });
             if !is_its {
                 let _ = sys::remove::<u32, PinKey>(&self.addresses, &slot);
@@ -262,7 +276,7 @@ impl FlowTable {
     pub(super) fn free_epoch(&self) -> u32 {
         let mut used = vec![false; EPOCHS as usize + 1];
         for second in self.seconds() {
-            let facts = facts(second.load(Ordering::Relaxed));
+            let facts = Facts::of(second.load(Ordering::Relaxed));
             used[facts.epoch() as usize] |= facts.is_live();
         }
         // The longest stretch that is free, which may go over the end.
@@ -285,7 +299,7 @@ impl FlowTable {
             let is_its = if if_silent {
                 now == pinned.second
             } else {
-                now >> 32 == pinned.second >> 32 && facts(now).is_live()
+                now >> 32 == pinned.second >> 32 && Facts::of(now).is_live()
             };
             is_its.then_some(0)
         });
@@ -297,7 +311,7 @@ impl FlowTable {
 
     /// The addresses and ports of an entry; none of a client, nor of a flow whose addresses are not known.
     fn pin_key(&self, addresses: Option<&PinKey>, first: u64, second: u64) -> Option<PinKey> {
-        let facts = facts(second);
+        let facts = Facts::of(second);
         if facts.state() == State::Client as u32 {
             return None;
         }
@@ -321,45 +335,16 @@ impl FlowTable {
 /// The memory as the programs' own code takes it.
 struct Memory<'a>(&'a FlowTable);
 
-#[derive(Clone, Copy)]
-struct MappedSet<'a>(&'a [AtomicU64]);
-
 impl<'a> Sets for Memory<'a> {
-    type Set = MappedSet<'a>;
+    type Set = &'a [AtomicU64; SET_WORDS];
 
     fn mask(&self) -> u32 {
         self.0.shape.sets - 1
     }
 
-    fn set(&self, index: u32) -> Option<MappedSet<'a>> {
+    fn set(&self, index: u32) -> Option<Self::Set> {
         let start = index as usize * SET_WORDS;
-        self.0
-            .flows
-            .words()
-            .get(start..start + SET_WORDS)
-            .map(MappedSet)
-    }
-}
-
-impl Set for MappedSet<'_> {
-    fn word(&self, at: usize) -> u64 {
-        self.0[at].load(Ordering::Acquire)
-    }
-
-    /// Every word is read with acquire semantics.
-    fn word_after(&self, at: usize, _: u64) -> u64 {
-        self.word(at)
-    }
-
-    fn write(&self, at: usize, word: u64) {
-        self.0[at].store(word, Ordering::Release);
-    }
-
-    fn swap(&self, at: usize, was: u64, word: u64) -> bool {
-        let order = Ordering::SeqCst;
-        let outcome = self.0[at].compare_exchange(was, word, order, order);
-        fence(order);
-        outcome.is_ok()
+        self.0.flows.words().get(start..)?.first_chunk()
     }
 }
 
@@ -396,8 +381,4 @@ fn shape(flows: &MappedWords) -> Result<Shape> {
         sets: u32::try_from(sets)?,
         secret: Secret::of(secret),
     })
-}
-
-fn facts(second: u64) -> Facts {
-    Facts((second & 0xffff_ffff) as u32)
 }

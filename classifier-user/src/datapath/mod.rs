@@ -291,11 +291,8 @@ impl DataPath {
             lans.insert(lan.index, lan.index, None, 0)
                 .with_context(|| format!("replies cannot be redirected to {}", lan.name))?;
         }
-        self.carry_over(flows, &carried)?;
-        let table = self.pinned_table(None)?;
-        for (key, pin) in &(plan.pinned)() {
-            table.keep(key, pin);
-        }
+        let table = self.carry_over(flows, &carried)?;
+        table.keep_all(&(plan.pinned)());
         Ok((live, paths))
     }
 

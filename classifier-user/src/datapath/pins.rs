@@ -69,9 +69,7 @@ impl DataPath {
         if pins.is_empty() {
             return Ok(());
         }
-        let table = self.flows()?;
-        let lost = pins.iter().filter(|(key, pin)| !table.keep(key, pin));
-        report_lost(lost.count());
+        report_lost(self.flows()?.keep_all(pins));
         Ok(())
     }
 
@@ -155,22 +153,16 @@ impl DataPath {
         Ok((Shape { secret, ..wanted }, carried))
     }
 
-    /// Makes the table ready that the loader has made in this shape, before any program uses it.
-    pub(super) fn carry_over(&self, shape: Shape, carried: &Carried) -> Result<()> {
-        match carried {
-            Carried::Nothing { is_new: false } => {}
-            Carried::Nothing { is_new: true } => drop(self.pinned_table(Some(shape))?),
-            Carried::Table(former) => {
-                let table = self.pinned_table(Some(shape))?;
-                report_lost(table.carry_over(former)?.len());
-            }
-            Carried::Old(pins) => {
-                let table = self.pinned_table(Some(shape))?;
-                let lost = pins.iter().filter(|(key, pin)| !table.keep(key, pin));
-                report_lost(lost.count());
-            }
-        }
-        Ok(())
+    /// Makes the table ready that the loader has made in this shape, before any program uses it. Returns it.
+    pub(super) fn carry_over(&self, shape: Shape, carried: &Carried) -> Result<FlowTable> {
+        let is_there = matches!(carried, Carried::Nothing { is_new: false });
+        let table = self.pinned_table((!is_there).then_some(shape))?;
+        report_lost(match carried {
+            Carried::Nothing { .. } => 0,
+            Carried::Table(former) => table.carry_over(former)?,
+            Carried::Old(pins) => table.keep_all(pins),
+        });
+        Ok(table)
     }
 
     /// Ends what [`shape_for`](Self::shape_for) has begun: the new table is in force, or the former one still is.
@@ -203,7 +195,7 @@ impl DataPath {
     }
 
     /// The table by its pins, which is the next one's while an installation is prepared.
-    pub(super) fn pinned_table(&self, new: Option<Shape>) -> Result<FlowTable> {
+    fn pinned_table(&self, new: Option<Shape>) -> Result<FlowTable> {
         let maps = TABLE.map(|name| {
             MapData::from_pin(self.pins.path(name))
                 .with_context(|| format!("cannot open the pinned map {name}"))
@@ -214,9 +206,6 @@ impl DataPath {
 
     /// What a version has left whose pins were in a hash map, with times in halves of a tick.
     fn old_pins(&self) -> Result<Vec<(PinKey, Pin)>> {
-        if !self.pins.path(OLD_PINS).exists() {
-            return Ok(Vec::new());
-        }
         let map =
             MapData::from_pin(self.pins.path(OLD_PINS)).context("cannot open the map of pins")?;
         let entries: Vec<(PinKey, [u32; 4])> =

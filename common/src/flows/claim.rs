@@ -59,7 +59,7 @@ fn find_in<S: Sets>(sets: &S, key: &Key, index: u32) -> Option<(u32, Facts)> {
     if found == 0 {
         return None;
     }
-    Some(((found >> 32) as u32, Facts((found & 0xffff_ffff) as u32)))
+    Some(((found >> 32) as u32, Facts::of(found)))
 }
 
 /// What is known of an entry if it is of a flow and live; zero otherwise.
@@ -67,7 +67,7 @@ fn find_in<S: Sets>(sets: &S, key: &Key, index: u32) -> Option<(u32, Facts)> {
 fn matching<S: Set>(set: S, entry: u32, key: &Key) -> Facts {
     let second = set.word(at(entry) + 1);
     let is_its = is_its(set, entry, key, second);
-    Facts((second & is_its & 0xffff_ffff) as u32)
+    Facts::of(second & is_its)
 }
 
 /// All ones if an entry is of a flow and live, else zero. `second` is its second word as it was read.
@@ -170,7 +170,7 @@ pub fn renew<S: Set>(set: S, key: &Key, now: u32, epoch: u32, most: u32) -> Fact
     let (mut found, mut at_entry) = (0, 0);
     while entry < PER_SET {
         let second = set.word(at(entry) + 1);
-        let facts = Facts((second & 0xffff_ffff) as u32);
+        let facts = Facts::of(second);
         let differs = (facts.0 ^ wanted.0) & (EPOCH << EPOCH_AT);
         let is_recent = !after(facts.silent(now), most);
         let is_it = is_its(set, entry, key, second) & is_zero(differs as u64) & wide(is_recent);
@@ -181,7 +181,7 @@ pub fn renew<S: Set>(set: S, key: &Key, now: u32, epoch: u32, most: u32) -> Fact
     if found == 0 {
         return Facts(0);
     }
-    let was = Facts((found & 0xffff_ffff) as u32);
+    let was = Facts::of(found);
     let facts = Facts::new(key.kind(), now, epoch).with(was.egress(), State::Established as u32);
     let is_flow = was.state() != State::Client as u32;
     if is_flow && set.swap(at(at_entry) + 1, found, key.second() | facts.0 as u64) {
@@ -249,7 +249,7 @@ fn cheapest<S: Sets>(sets: &S, index: u32, now: u32, limits: &Limits, last_free:
     let mut entry = 0;
     while entry < PER_SET {
         let second = set.word(at(entry) + 1);
-        let cost = cost(Facts((second & 0xffff_ffff) as u32), now, limits);
+        let cost = cost(Facts::of(second), now, limits);
         free += after(1, cost) & 1;
         let is_cheaper = after(best.cost, cost);
         best.cost = either(is_cheaper, cost, best.cost);

@@ -4,7 +4,7 @@ extern crate std;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::vec::Vec;
 
 use proptest::prelude::*;
@@ -44,7 +44,7 @@ impl Table {
         let seconds = self.0.iter().flat_map(|set| set.iter().skip(1).step_by(2));
         let live = |word: &&AtomicU64| {
             let word = word.load(Ordering::Relaxed);
-            Facts((word & 0xffff_ffff) as u32).is_live()
+            Facts::of(word).is_live()
         };
         seconds.filter(live).count()
     }
@@ -59,27 +59,6 @@ impl<'a> Sets for &'a Table {
 
     fn set(&self, index: u32) -> Option<Self::Set> {
         self.0.get(index as usize)
-    }
-}
-
-impl Set for &[AtomicU64; SET_WORDS] {
-    fn word(&self, at: usize) -> u64 {
-        self[at].load(Ordering::Acquire)
-    }
-
-    fn word_after(&self, at: usize, _: u64) -> u64 {
-        self.word(at)
-    }
-
-    fn write(&self, at: usize, word: u64) {
-        self[at].store(word, Ordering::Release);
-    }
-
-    fn swap(&self, at: usize, was: u64, word: u64) -> bool {
-        let order = Ordering::SeqCst;
-        let outcome = self[at].compare_exchange(was, word, order, order);
-        fence(order);
-        outcome.is_ok()
     }
 }
 
@@ -448,7 +427,7 @@ fn two_cpus_claim_and_give_up_the_same_flows() {
         .map(|entry| (set.word(2 * entry), set.word(2 * entry + 1)))
         .collect();
     for (first, second) in &words {
-        let facts = Facts((second & 0xffff_ffff) as u32);
+        let facts = Facts::of(*second);
         assert_ne!(facts.state(), State::Reserved as u32);
         let same = words
             .iter()

@@ -63,11 +63,8 @@ pub(crate) fn run(report: &mut Report) -> Result<()> {
     }
     let exact = |value: u32| Spread::of(vec![f64::from(value)]);
     for packet in &PACKETS {
-        let count = |program| -> Result<Spread> {
-            Ok(exact(u32::try_from(
-                executed(program, packet)?.instructions,
-            )?))
-        };
+        let count =
+            |program| -> Result<Spread> { Ok(exact(u32::try_from(executed(program, packet)?)?)) };
         let values = vec![
             ("XDP, redirect mode".to_owned(), count("breakout_xdp")?),
             ("TC, route mode".to_owned(), count("breakout_tc")?),

@@ -10,7 +10,7 @@ use breakout::ruleset::compile;
 use breakout_common::constants::Constants;
 use breakout_common::egress::{Egress, NextHop};
 
-use super::{Emulator, Executed};
+use super::Emulator;
 use crate::rulesets::by_default;
 use crate::testrun::{UP, one_way};
 use crate::wire::checksum;
@@ -63,13 +63,13 @@ pub const PACKETS: [Packet; 6] = [
     },
 ];
 
-/// What a program executes for a packet of a flow that it knows: `breakout_xdp` with an egress in redirect mode, or
+/// How many instructions a program executes for a packet of a flow that it knows: `breakout_xdp` with an egress in redirect mode, or
 /// `breakout_tc` with one in route mode.
 ///
 /// # Errors
 ///
 /// When the object cannot be emulated, or does with the packet what the gateway would not.
-pub fn executed(program: &str, packet: &Packet) -> Result<Executed> {
+pub fn executed(program: &str, packet: &Packet) -> Result<u64> {
     let redirects = program.ends_with("_xdp");
     let frame = to_gateway(packet.destination, packet.proto, 443)?;
     let mut emulator = gateway(redirects)?;
