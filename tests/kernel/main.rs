@@ -39,7 +39,9 @@ mod unmoved;
 mod upgrade;
 mod watching;
 
+use std::panic;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use breakout_tests::requirements;
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -49,6 +51,9 @@ fn setting(name: &str, default: usize) -> usize {
     let chosen = std::env::var(name).ok();
     chosen.and_then(|text| text.parse().ok()).unwrap_or(default)
 }
+
+/// How long a test takes before it says so.
+const LONG: Duration = Duration::from_secs(15);
 
 type Test = (&'static str, fn() -> anyhow::Result<()>);
 
@@ -197,6 +202,30 @@ fn lacks(name: &str) -> bool {
     })
 }
 
+/// Runs a test, and after a failure once more where BREAKOUT_TEST_TRIES says so: beside other machines on the same processors
+/// an emulated one stands still for seconds. What failed at first is said, so that it is looked at, and so is what takes long.
+fn attempt(name: &str, test: fn() -> anyhow::Result<()>) -> Result<(), Failed> {
+    let started = Instant::now();
+    let mut tries = setting("BREAKOUT_TEST_TRIES", 1);
+    let result = loop {
+        tries -= 1;
+        let why = match panic::catch_unwind(test) {
+            Ok(Ok(())) => break Ok(()),
+            Ok(Err(error)) => format!("{error:#}"),
+            Err(panic) if tries == 0 => panic::resume_unwind(panic),
+            Err(_) => "a panic".to_owned(),
+        };
+        if tries == 0 {
+            break Err(Failed::from(why));
+        }
+        println!("unsteady: {name}: {}", why.replace('\n', " "));
+    };
+    if started.elapsed() > LONG {
+        println!("{name} took {} s", started.elapsed().as_secs());
+    }
+    result
+}
+
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // The tests measure nothing, but two machines' worth of labs on one core make timeouts likely.
@@ -245,10 +274,7 @@ fn main() -> ExitCode {
         println!("skipped: {} kernel tests: {reason}", tests.len());
     }
     let trials = tests.into_iter().map(|(name, test)| {
-        Trial::test(name, move || {
-            test().map_err(|error| Failed::from(format!("{error:#}")))
-        })
-        .with_ignored_flag(
+        Trial::test(name, move || attempt(name, test)).with_ignored_flag(
             missing.is_some() || is_shown_elsewhere(name) || lacks(name) || lacks_tool(name),
         )
     });

@@ -1,5 +1,6 @@
 //! `cargo xtask test`: every check and test, one stage after the other.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, ExitCode, Stdio};
@@ -26,12 +27,19 @@ pub(crate) struct Outcome {
     pub(crate) failed: Vec<String>,
     /// How many failed by the result lines.
     pub(crate) told: usize,
+    /// Whether the lines that follow say why the last one failed.
+    pub(crate) in_report: bool,
+    /// What failed at first and passed when it was run again, and how it failed.
+    pub(crate) unsteady: Vec<String>,
     /// What was skipped, and why.
     pub(crate) skipped: Vec<String>,
 }
 
 /// A stage that has been run: its name, how long it took, and what it came to.
 type Row = (&'static str, Duration, Outcome);
+
+/// How much of a failure's report the summary shows, in bytes.
+const REPORT: usize = 300;
 
 type Stage = (&'static str, fn() -> Result<Outcome>);
 type Prepare = fn() -> Result<Machine>;
@@ -55,18 +63,21 @@ const STAGES: &[Stage] = &[
         check(&["build", "--workspace", "--bins", "--locked", "--quiet"])
     }),
     ("unit tests", || {
-        tests(&[
-            "test",
-            "--workspace",
-            "--exclude",
-            "breakout-tests",
-            "--locked",
-        ])
+        tests(
+            &[
+                "test",
+                "--workspace",
+                "--exclude",
+                "breakout-tests",
+                "--locked",
+            ],
+            1,
+        )
     }),
     // What it packages is the other build that upgrades are tried with.
     ("README's commands", readme),
     ("program and namespace tests", || {
-        tests(&["test", "--package", "breakout-tests", "--locked"])
+        tests(&["test", "--package", "breakout-tests", "--locked"], 2)
     }),
     ("eBPF by each toolchain", toolchains),
     ("fuzz targets, 20 s each", || {
@@ -126,14 +137,17 @@ fn stress() -> Result<ExitCode> {
     let rounds = ["first round", "second round", "third round"];
     let report = rounds.map(|name| {
         run_stage(name, || {
-            tests(&[
-                "test",
-                "--package",
-                "breakout-tests",
-                "--test",
-                "kernel",
-                "--locked",
-            ])
+            tests(
+                &[
+                    "test",
+                    "--package",
+                    "breakout-tests",
+                    "--test",
+                    "kernel",
+                    "--locked",
+                ],
+                1,
+            )
         })
     });
     stop.store(true, Ordering::Relaxed);
@@ -196,8 +210,13 @@ fn summarise(report: &[Row]) -> ExitCode {
         );
     }
     let all = || report.iter().map(|(_, _, outcome)| outcome);
-    for skipped in all().flat_map(|outcome| &outcome.skipped) {
+    for skipped in by_reason(all().flat_map(|outcome| &outcome.skipped)) {
         println!("skipped: {skipped}");
+    }
+    for (name, _, outcome) in report {
+        for unsteady in &outcome.unsteady {
+            println!("passed when it was run again: {name}: {unsteady}");
+        }
     }
     for (name, _, outcome) in report {
         for failed in &outcome.failed {
@@ -215,6 +234,20 @@ fn summarise(report: &[Row]) -> ExitCode {
     }
 }
 
+/// What was skipped, in one line where more than a few have the same reason.
+fn by_reason<'a>(skipped: impl Iterator<Item = &'a String>) -> Vec<String> {
+    let mut reasons: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for line in skipped {
+        let (name, why) = line.split_once(": ").unwrap_or(("", line));
+        reasons.entry(why).or_default().push(name);
+    }
+    let line = |(why, names): (&str, Vec<&str>)| match names.len() {
+        0..=3 => format!("{}: {why}", names.join(", ")),
+        count => format!("{count} tests: {why}"),
+    };
+    reasons.into_iter().map(line).collect()
+}
+
 /// Runs a cargo command that succeeds or fails as a whole.
 fn check(arguments: &[&str]) -> Result<Outcome> {
     let mut command = cargo();
@@ -226,9 +259,10 @@ fn check(arguments: &[&str]) -> Result<Outcome> {
     })
 }
 
-/// Runs tests, shows what they print, and adds up their result lines.
-fn tests(arguments: &[&str]) -> Result<Outcome> {
+/// Runs tests, each of those in namespaces so many times at most until it passes; shows what they print, and adds it up.
+fn tests(arguments: &[&str], tries: u32) -> Result<Outcome> {
     let mut command = cargo();
+    command.env("BREAKOUT_TEST_TRIES", tries.to_string());
     let mut child = command.args(arguments).stdout(Stdio::piped()).spawn()?;
     let stdout = child.stdout.take().context("stdout is piped")?;
     let mut outcome = Outcome::default();
@@ -248,21 +282,33 @@ fn tests(arguments: &[&str]) -> Result<Outcome> {
 }
 
 impl Outcome {
-    /// Takes a line of a test program in: the name of a test that failed, or how many passed and failed. The name is lost where the
-    /// test has printed something behind it, and the failure is not.
+    /// Takes a line of a test program in: how many passed and failed, and the report of a failure, which names the test and says why.
     pub(crate) fn count(&mut self, line: &str) {
+        if let Some((_, what)) = line.split_once("unsteady: ") {
+            self.unsteady.push(what.to_owned());
+        }
+        let heading = line
+            .strip_prefix("---- ")
+            .and_then(|line| line.strip_suffix(" ----"));
+        if let Some(heading) = heading {
+            let name = heading.strip_suffix(" stdout").unwrap_or(heading);
+            self.failed.push(format!("{name}:"));
+            self.in_report = true;
+        } else if line == "failures:" || line.starts_with("test result: ") {
+            self.in_report = false;
+        } else if let Some(report) = self.failed.last_mut().filter(|_| self.in_report)
+            && report.len() < REPORT
+        {
+            report.push(' ');
+            report.push_str(line.trim());
+        }
         if let Some(counts) = line.strip_prefix("test result: ") {
             self.passed += number_before(counts, " passed");
             self.told += number_before(counts, " failed");
-            let lost = self.told.saturating_sub(self.failed.len());
+            let unnamed = self.told.saturating_sub(self.failed.len());
             self.failed
-                .extend((0..lost).map(|_| "a test whose name is further up".to_owned()));
+                .extend((0..unnamed).map(|_| "a test without a report".to_owned()));
         }
-        let failed = line
-            .strip_prefix("test ")
-            .and_then(|line| line.rsplit_once("... FAILED"));
-        self.failed
-            .extend(failed.map(|(name, _)| name.trim().to_owned()));
     }
 }
 
@@ -393,20 +439,48 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failure_whose_name_is_lost_is_a_failure() {
+    fn failures_are_named_and_say_why() {
         let mut outcome = Outcome::default();
         for line in [
             "test one ... ok",
-            "test two          ... FAILED",
-            "it took 3 s",
+            "test two          ... it took 3 s",
             "FAILED",
+            "failures:",
+            "---- two ----",
+            "the table is empty:",
+            "no route",
+            "failures:",
+            "    two",
             "test result: FAILED. 1 passed; 2 failed; 0 ignored",
-            "test three ... FAILED",
+            "test three ... unsteady: three: the link is down",
+            "---- four stdout ----",
             "test result: FAILED. 4 passed; 1 failed; 0 ignored",
         ] {
             outcome.count(line);
         }
-        assert_eq!((outcome.passed, outcome.failed.len()), (5, 3));
-        assert_eq!((&*outcome.failed[0], &*outcome.failed[2]), ("two", "three"));
+        assert_eq!(outcome.passed, 5);
+        assert_eq!(
+            outcome.failed,
+            [
+                "two: the table is empty: no route",
+                "a test without a report",
+                "four:"
+            ]
+        );
+        assert_eq!(outcome.unsteady, ["three: the link is down"]);
+    }
+
+    #[test]
+    fn what_is_skipped_for_one_reason_is_one_line() {
+        let of = |name: &str, why: &str| format!("{name}: {why}");
+        let skipped: Vec<_> = ["a", "b", "c", "d"]
+            .map(|name| of(name, "the same"))
+            .into_iter()
+            .chain([of("e", "no dhclient")])
+            .collect();
+        assert_eq!(
+            by_reason(skipped.iter()),
+            ["e: no dhclient", "4 tests: the same"]
+        );
     }
 }
