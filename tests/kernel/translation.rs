@@ -1,6 +1,7 @@
 //! Addresses of steered packets: our own table, which others may flush, and the operator's own translation, which has to follow
 //! flows wherever something moves them.
 
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
@@ -131,7 +132,7 @@ fn by_a_stop() -> Result<()> {
                 stopped.elapsed() < Duration::from_secs(5),
                 "the call ended with the controller"
             );
-            std::thread::sleep(Duration::from_millis(20));
+            thread::sleep(Duration::from_millis(20));
         }
     }
     Ok(())
@@ -189,19 +190,14 @@ fn gap() -> Result<()> {
     for _ in 0..4 {
         let _ = lab.gateway.ip("rule del pref 900");
     }
-    let deleted = Instant::now();
-    daemon.wait_until(|_| deleted.elapsed() > Duration::from_secs(4))?;
-    let now = Instant::now();
-    daemon.wait_until(|_| now.elapsed() > Duration::from_secs(1))?;
-    for call in &calls {
-        let lost = call.lost_since(now);
-        ensure!(lost <= 2, "{lost} packets of a call are lost for good");
-        ensure!(
-            call.who_since(now) == ["internet"],
-            "{:?}",
-            call.who_since(now)
-        );
-    }
+    // Some began anew in the gap: within seconds all are translated for their way again, so that none loses anything.
+    daemon.wait_until(|_| {
+        let since = Instant::now();
+        thread::sleep(Duration::from_secs(1));
+        calls
+            .iter()
+            .all(|call| call.lost_since(since) <= 2 && call.who_since(since) == ["internet"])
+    })?;
     daemon.stop()?;
     Ok(())
 }
