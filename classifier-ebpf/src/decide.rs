@@ -7,13 +7,14 @@ use breakout_common::fragment::{self, Fragment};
 use breakout_common::frame::Frame;
 use breakout_common::packet::{Headers, Stop, V6, walk};
 use breakout_common::path::PathTable;
+use breakout_common::table::{Destination, OWN, may_be_own};
 use breakout_common::verdict::{Decision, Reason};
 
 use crate::globals;
 use crate::maps::{FRAGMENTS, egress, paths};
 use crate::path::decide_way;
 use crate::reader::Packet;
-use crate::ruleset::{LiveRuleset, LookupApart};
+use crate::ruleset::{LiveRuleset, LiveTable, LookupApart, V6 as IN_V6, breakout_ask};
 
 /// A decision with the egress, if it is to steer.
 pub(crate) type Decided = (Decision, Option<&'static EgressWords>);
@@ -137,6 +138,20 @@ fn with_egress(decision: Decision, v6: bool, paths: Option<&'static PathTable>) 
     match egress.filter(|words| is_up(words, v6)) {
         Some(words) => (decision, Some(words)),
         None => (decision.but_pass(Reason::EgressDown), None),
+    }
+}
+
+/// Whether an address is one of the gateway's own.
+#[inline(always)]
+pub(crate) fn is_own(address: Destination) -> bool {
+    let (high, low) = address.to_halves();
+    match LiveTable::current() {
+        Some(table) if may_be_own(&table, low) => {
+            let family = if address.is_v6() { IN_V6 } else { 0 };
+            breakout_ask(high, low, family) == OWN
+        }
+        Some(_) => false,
+        None => true,
     }
 }
 

@@ -1,7 +1,8 @@
 //! Breakout's data path: two entry points on each LAN interface.
 //!
-//! `breakout_tc` (TC ingress) marks the packets of steered traffic, so that the kernel routes them by the egress's own
-//! table. `breakout_xdp` forwards them itself to egresses in redirect mode and leaves the rest to `breakout_tc`.
+//! `breakout_xdp` forwards the packets of steered traffic itself to egresses in redirect mode, and leaves the rest to
+//! `breakout_tc` (TC ingress), which forwards to those that XDP does not send to, and marks all others, so that the kernel routes
+//! them by the egress's own table.
 //! `breakout_reply` on an egress interface forwards what comes back to the LAN. All ask the same function of the same
 //! tables; see `breakout-common`.
 

@@ -1,10 +1,12 @@
-//! TC ingress on a LAN interface: marks steered packets for the kernel's routing.
+//! TC ingress on a LAN interface: forwards steered packets to egresses in redirect mode, and marks others for the kernel's routing.
+
+mod redirect;
 
 use aya_ebpf::bindings::TC_ACT_UNSPEC;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::info;
-use breakout_common::egress::marked;
+use breakout_common::egress::{marked, redirects};
 use breakout_common::frame::TAG_PRESENT;
 use breakout_common::packet::{PLAIN_V4_LEN, PLAIN_V6_LEN, plain_v4, plain_v6};
 use breakout_common::verdict::Decision;
@@ -18,7 +20,7 @@ use crate::reader::Packet;
 /// Bytes to make directly readable: all headers but unusually long chains of extension headers.
 const PULL: u32 = 128;
 
-/// Entry point. Always answers `TC_ACT_UNSPEC`, so that programs and filters behind this one run as before.
+/// Entry point. Answers `TC_ACT_UNSPEC` to all that is not redirected, so that programs and filters behind this one run as before.
 #[classifier]
 #[inline(always)]
 pub(crate) fn breakout_tc(ctx: TcContext) -> i32 {
@@ -33,11 +35,11 @@ pub(crate) fn breakout_tc(ctx: TcContext) -> i32 {
         decision = slow(ctx.data(), ctx.data_end(), ctx.len(), tag(&ctx));
     }
     let decision = Decision::from_known_word(decision);
-    finish(&ctx, decision);
+    let action = finish(&ctx, decision);
     if globals::trace() != 0 {
         info!(&ctx, "tc: {}", decision.reason().name());
     }
-    TC_ACT_UNSPEC
+    action
 }
 
 /// The packet is not decided yet.
@@ -75,12 +77,16 @@ fn slow(start: usize, end: usize, len: u32, tag: u32) -> u32 {
     decide_frame(&packet, &mut walked).0.to_word()
 }
 
-/// Marks what is steered, and counts.
+/// Redirects or marks what is steered, and counts. Returns the action.
 #[inline(always)]
-fn finish(ctx: &TcContext, decision: Decision) {
+fn finish(ctx: &TcContext, decision: Decision) -> i32 {
+    let mut action = TC_ACT_UNSPEC;
     if let (Some(index), Some(paths)) = (decision.egress(), paths())
         && let Some(egress) = egress(paths, index)
     {
+        if redirects(egress) {
+            action = redirect::redirect(ctx.skb.skb, u32::from(index));
+        }
         // SAFETY: the context is the live socket buffer's; the verifier rewrites the access to its field.
         let mark = unsafe { (*ctx.skb.skb).mark };
         ctx.skb.set_mark(marked(egress, mark));
@@ -94,6 +100,7 @@ fn finish(ctx: &TcContext, decision: Decision) {
         // SAFETY: the context is the live socket buffer's; the verifier rewrites the access to its field.
         unsafe { (*ctx.skb.skb).cb[0] = decision.to_word() };
     }
+    action
 }
 
 /// Moves the headers into the directly readable part if they may be in fragments of the buffer.

@@ -8,17 +8,15 @@ use breakout_common::egress::{EgressWords, redirects};
 use breakout_common::forward;
 use breakout_common::frame::FrameMut;
 use breakout_common::packet::{Headers, PLAIN_V4_LEN, PLAIN_V6_LEN, plain_v4, plain_v6};
-use breakout_common::table::{Destination, OWN, may_be_own};
 use breakout_common::verdict::{Decision, Reason};
 
 use crate::count::count;
-use crate::decide::{Decided, Walked, decide_frame, decide_plain};
+use crate::decide::{Decided, Walked, decide_frame, decide_plain, is_own};
 use crate::globals;
 use crate::maps::DEVICES;
 use crate::reader::Packet;
-use crate::ruleset::{LiveTable, V6, breakout_ask};
 
-/// Entry point. Everything that is not redirected goes on to the kernel, where `breakout_tc` marks what is steered.
+/// Entry point. Everything that is not redirected goes on to the kernel, where `breakout_tc` forwards or marks what is steered.
 #[xdp]
 #[inline(always)]
 pub(crate) fn breakout_xdp(ctx: XdpContext) -> u32 {
@@ -133,19 +131,5 @@ fn redirect<F: FrameMut>(
     match forward::rewrite(frame, headers, link_header) {
         Some(()) => Ok(XDP_REDIRECT),
         None => Ok(XDP_DROP),
-    }
-}
-
-/// Whether an address is one of the gateway's own.
-#[inline(always)]
-fn is_own(address: Destination) -> bool {
-    let (high, low) = address.to_halves();
-    match LiveTable::current() {
-        Some(table) if may_be_own(&table, low) => {
-            let family = if address.is_v6() { V6 } else { 0 };
-            breakout_ask(high, low, family) == OWN
-        }
-        Some(_) => false,
-        None => true,
     }
 }

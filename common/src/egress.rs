@@ -1,5 +1,7 @@
 //! What the data path has to know of each way out. All of them stand in one [`PathTable`](crate::path::PathTable).
 
+use core::net::{Ipv4Addr, Ipv6Addr};
+
 /// The most egresses one controller can have.
 pub const MAX_EGRESSES: usize = 16;
 /// 32-bit words of one egress in the egress table.
@@ -18,9 +20,9 @@ pub enum NextHop {
 }
 
 /// One egress.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Egress {
-    /// Whether XDP redirects to it; otherwise its packets are marked and routed by the kernel.
+    /// Whether the programs redirect to it; otherwise its packets are marked and routed by the kernel.
     pub redirect: bool,
     /// The firewall mark's value within [`mark_mask`](Self::mark_mask).
     pub mark: u32,
@@ -34,6 +36,10 @@ pub struct Egress {
     pub v4: NextHop,
     /// The way to the IPv6 next hop.
     pub v6: NextHop,
+    /// The egress interface's index; 0 if it is not there.
+    pub interface: u32,
+    /// The gateways' addresses; unspecified where the interface has none because there is only one station at its other end.
+    pub gateways: (Ipv4Addr, Ipv6Addr),
 }
 
 const REDIRECT: u32 = 1;
@@ -42,8 +48,8 @@ const V6_UP: u32 = 1 << 2;
 const V4_MAC: u32 = 1 << 3;
 const V6_MAC: u32 = 1 << 4;
 
-/// One egress in the path table: flags, mark, mark's mask and MTU; then for IPv4 and for IPv6 a [`LinkHeader`] and a word
-/// that is not used yet. The rest is not used yet either.
+/// One egress in the path table: flags, mark, mark's mask and MTU; the [`LinkHeader`] for IPv4, and the gateway's IPv4 address; the
+/// link header for IPv6, and the interface's index; the gateway's IPv6 address. Addresses are in network byte order.
 pub type EgressWords = [u32; EGRESS_WORDS];
 
 /// The next hop's and the egress's MAC addresses, as they stand in a frame, in words of the machine's byte order.
@@ -52,7 +58,12 @@ pub type LinkHeader = [u32; 3];
 /// Where the link headers for IPv4 and for IPv6 are.
 const LINK_HEADERS: [usize; 2] = [4, 8];
 
-/// Whether XDP redirects to an egress.
+/// Where the gateways' addresses and the interface's index are.
+const GATEWAY_V4: usize = 7;
+const INTERFACE: usize = 11;
+const GATEWAY_V6: usize = 12;
+
+/// Whether the programs redirect to an egress.
 #[inline(always)]
 pub const fn redirects(words: &EgressWords) -> bool {
     words[0] & REDIRECT != 0
@@ -74,6 +85,24 @@ pub const fn mtu(words: &EgressWords) -> u32 {
 #[inline(always)]
 pub const fn is_up(words: &EgressWords, v6: bool) -> bool {
     words[0] & if v6 { V6_UP } else { V4_UP } != 0
+}
+
+/// The index of the egress interface; 0 if it is not there.
+#[inline(always)]
+pub const fn interface(words: &EgressWords) -> u32 {
+    words[INTERFACE]
+}
+
+/// The gateway's IPv4 address in network byte order; 0 if there is none.
+#[inline(always)]
+pub const fn gateway_v4(words: &EgressWords) -> u32 {
+    words[GATEWAY_V4]
+}
+
+/// The gateway's IPv6 address in network byte order; zeros if there is none.
+#[inline(always)]
+pub const fn gateway_v6(words: &EgressWords) -> [u32; 4] {
+    [words[12], words[13], words[14], words[15]]
 }
 
 /// What a frame to the next hop of an address family begins with, if its MAC address is known.
@@ -98,6 +127,22 @@ pub const fn link_header_of(destination: [u8; 6], source: [u8; 6]) -> LinkHeader
     ]
 }
 
+impl Default for Egress {
+    fn default() -> Self {
+        Egress {
+            redirect: false,
+            mark: 0,
+            mark_mask: 0,
+            mtu: 0,
+            source_mac: [0; 6],
+            v4: NextHop::None,
+            v6: NextHop::None,
+            interface: 0,
+            gateways: (Ipv4Addr::UNSPECIFIED, Ipv6Addr::UNSPECIFIED),
+        }
+    }
+}
+
 impl Egress {
     /// The egress as words of the path table.
     pub fn to_words(self) -> EgressWords {
@@ -105,6 +150,12 @@ impl Egress {
         words[0] = if self.redirect { REDIRECT } else { 0 };
         (words[1], words[2]) = (self.mark, self.mark_mask);
         words[3] = u32::from(self.mtu);
+        words[INTERFACE] = self.interface;
+        words[GATEWAY_V4] = u32::from_ne_bytes(self.gateways.0.octets());
+        let gateway = self.gateways.1.octets();
+        for (word, bytes) in words[GATEWAY_V6..].iter_mut().zip(gateway.as_chunks().0) {
+            *word = u32::from_ne_bytes(*bytes);
+        }
         let hops = [(self.v4, V4_UP, V4_MAC), (self.v6, V6_UP, V6_MAC)];
         for ((hop, up, known), at) in hops.into_iter().zip(LINK_HEADERS) {
             words[0] |= match hop {
@@ -141,8 +192,17 @@ mod tests {
                     source_mac: [9, 8, 7, 6, 5, 4],
                     v4,
                     v6,
+                    interface: 7,
+                    gateways: (
+                        Ipv4Addr::new(10, 3, 0, 2),
+                        Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2),
+                    ),
                 };
                 let words = egress.to_words();
+                assert_eq!(interface(&words), 7);
+                assert_eq!(gateway_v4(&words).to_ne_bytes(), [10, 3, 0, 2]);
+                let gateway = gateway_v6(&words).map(u32::to_ne_bytes);
+                assert_eq!(gateway, [[0xfe, 0x80, 0, 0], [0; 4], [0; 4], [0, 0, 0, 2]]);
                 assert_eq!(redirects(&words), redirect);
                 assert_eq!(marked(&words, 0xff00_0001), 0xe001_0001);
                 assert_eq!(mtu(&words), 1492);

@@ -1,4 +1,4 @@
-//! Redirect mode: which steered packets XDP may forward itself, and what it writes into them.
+//! Redirect mode: which steered packets the programs forward themselves, and what they write into them.
 
 use crate::classify::source;
 use crate::egress::{EgressWords, LinkHeader, link_header, mtu};
@@ -10,10 +10,9 @@ use crate::verdict::Reason;
 /// The shortest Ethernet frame without its check sequence (IEEE 802.3). Shorter packets have padding behind them.
 const SHORTEST_FRAME: u32 = 60;
 
-/// The link header of a packet that XDP may forward, or why it is left to the kernel. `is_own` says whether an address
-/// is one of the gateway's.
+/// The link header of a packet that XDP may forward, or why it does not. `is_own` says whether an address is one of the gateway's.
 ///
-/// The packet's way is decided already; the kernel sends it by the same egress, if it sends it at all.
+/// The packet's way is decided already; what XDP does not forward leaves by the same egress, if it leaves at all.
 #[inline(always)]
 pub fn plan<F: Frame + ?Sized>(
     frame: &F,
@@ -24,6 +23,20 @@ pub fn plan<F: Frame + ?Sized>(
     let Some(link_header) = link_header(egress, headers.is_v6()) else {
         return Err(Reason::KernelNextHop);
     };
+    check(frame, headers, headers.ip_len, egress, is_own)?;
+    Ok(link_header)
+}
+
+/// Whether a packet may be forwarded as it is, past the kernel's stack. `longest` is the length of the longest IP packet that leaves,
+/// in bytes: of one that the kernel has merged of several, the longest of those.
+#[inline(always)]
+pub fn check<F: Frame + ?Sized>(
+    frame: &F,
+    headers: &Headers,
+    longest: u32,
+    egress: &EgressWords,
+    is_own: impl FnOnce(Destination) -> bool,
+) -> Result<(), Reason> {
     if headers.marks & TAGGED != 0 {
         return Err(Reason::KernelTagged);
     }
@@ -36,7 +49,7 @@ pub fn plan<F: Frame + ?Sized>(
     if headers.ttl <= 1 {
         return Err(Reason::KernelTtl);
     }
-    if headers.ip_len > mtu(egress) {
+    if longest > mtu(egress) {
         return Err(Reason::KernelMtu);
     }
     if !is_whole(frame, headers) {
@@ -50,7 +63,7 @@ pub fn plan<F: Frame + ?Sized>(
         }
         _ => return Err(Reason::KernelSource),
     }
-    Ok(link_header)
+    Ok(())
 }
 
 /// Whether the IPv4 header without options has the right checksum (RFC 1812, section 5.2.2), and nothing but padding stands
@@ -91,21 +104,25 @@ pub fn rewrite<F: FrameMut + ?Sized>(
     frame.write(0, first)?;
     frame.write(4, second)?;
     frame.write(8, third)?;
-    match headers.destination() {
-        Destination::V4(_) => {
-            // TTL, protocol, checksum: bytes 8 to 11 of the header.
-            let [ttl, protocol, c0, c1] = frame.read::<4>(headers.ip_offset + 8)?;
-            let [c0, c1] = decremented_checksum(u16::from_be_bytes([c0, c1])).to_be_bytes();
-            frame.write(
-                headers.ip_offset + 8,
-                [ttl.wrapping_sub(1), protocol, c0, c1],
-            )
-        }
-        Destination::V6(..) => {
-            let [hop_limit] = frame.read::<1>(headers.ip_offset + 7)?;
-            frame.write(headers.ip_offset + 7, [hop_limit.wrapping_sub(1)])
-        }
+    let (offset, bytes) = aged(frame, headers)?;
+    frame.write(offset, bytes)
+}
+
+/// The four bytes in which the TTL or hop limit stands, with one less, and for IPv4 the checksum that goes with that. Returns where
+/// in the frame they belong.
+#[inline(always)]
+pub fn aged<F: Frame + ?Sized>(frame: &F, headers: &Headers) -> Option<(u32, [u8; 4])> {
+    if headers.is_v6() {
+        // Payload length, next header, hop limit.
+        let offset = headers.ip_offset + 4;
+        let [l0, l1, next_header, hop_limit] = frame.read::<4>(offset)?;
+        return Some((offset, [l0, l1, next_header, hop_limit.wrapping_sub(1)]));
     }
+    // TTL, protocol, checksum.
+    let offset = headers.ip_offset + 8;
+    let [ttl, protocol, c0, c1] = frame.read::<4>(offset)?;
+    let [c0, c1] = decremented_checksum(u16::from_be_bytes([c0, c1])).to_be_bytes();
+    Some((offset, [ttl.wrapping_sub(1), protocol, c0, c1]))
 }
 
 /// The IPv4 header checksum after the TTL, the high byte of its word, went down by one (RFC 1624).

@@ -52,13 +52,13 @@ macro_rules! reasons {
 
 reasons! {
     Steered = 0, "steered", "matched a steered endpoint set and left by its egress";
-    KernelNextHop = 1, "kernel_next_hop", "steered; forwarded by the kernel because the next hop's MAC address is not known, or the egress takes no redirected frames";
+    KernelNextHop = 1, "kernel_next_hop", "steered; forwarded by the TC program because XDP does not know the next hop's MAC address, or does not send to this egress";
     KernelTtl = 2, "kernel_ttl", "steered; forwarded by the kernel because the TTL or hop limit runs out here";
     KernelMtu = 3, "kernel_mtu", "steered; forwarded by the kernel because the packet is longer than the egress MTU";
     KernelFragment = 4, "kernel_fragment", "steered; forwarded by the kernel because it is a fragment";
     KernelOptions = 5, "kernel_options", "steered; forwarded by the kernel because of IP options or extension headers";
     KernelTagged = 6, "kernel_tagged", "steered; forwarded by the kernel because the frame is VLAN-tagged or PPPoE";
-    KernelDevice = 7, "kernel_device", "steered; forwarded by the kernel because the egress interface is gone";
+    KernelDevice = 7, "kernel_device", "steered; left to the TC program because XDP has lost the egress interface";
     NoPrefix = 8, "no_prefix", "no endpoint set covers the destination address";
     NoPort = 9, "no_port", "an endpoint set covers the destination, but none of them lists the protocol and port";
     Policy = 10, "policy", "matched an endpoint set that the policy leaves on the ordinary path";

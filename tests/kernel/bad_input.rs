@@ -12,11 +12,6 @@ use crate::Test;
 
 pub(crate) const TESTS: &[Test] = &[
     ("missing_interfaces_are_refused", missing_interfaces),
-    ("a_lan_without_native_xdp_is_refused", no_native_xdp),
-    (
-        "an_egress_that_takes_no_redirected_frames_is_refused",
-        no_redirect_target,
-    ),
     ("generic_xdp_only_if_allowed_and_loudly", generic_xdp),
     (
         "a_gateway_that_is_not_on_link_is_refused",
@@ -85,43 +80,6 @@ fn missing_interfaces() -> Result<()> {
         &[],
         7,
         &["egress local", "no interface inet7"],
-    )?;
-    Ok(())
-}
-
-/// A bridge takes no redirected frames; the kernel would drop them silently.
-fn no_redirect_target() -> Result<()> {
-    let lab = Lab::build()?;
-    lab.gateway.ip("link add br0 type bridge")?;
-    lab.gateway.ip("link set br0 up")?;
-    lab.gateway.ip("addr add 10.3.0.9/24 dev br0")?;
-    let config = CONFIG
-        .replace("MODE", "redirect")
-        .replace("\"inet\"", "\"br0\"");
-    refused(
-        &lab,
-        &config,
-        &[],
-        7,
-        &["br0 is a bridge", "mode = \"route\""],
-    )?;
-    Ok(())
-}
-
-/// A bridge has no native XDP.
-fn no_native_xdp() -> Result<()> {
-    let lab = Lab::build()?;
-    lab.gateway.ip("link add br0 type bridge")?;
-    lab.gateway.ip("link set br0 up")?;
-    let config = CONFIG
-        .replace("MODE", "redirect")
-        .replace("\"lan\"", "\"br0\"");
-    refused(
-        &lab,
-        &config,
-        &[],
-        7,
-        &["br0 has no native XDP", "mode = \"route\""],
     )?;
     Ok(())
 }

@@ -242,10 +242,15 @@ fn beyond() -> Result<()> {
 }
 
 /// One end of a tunnel, `ppp0`, over UDP between two addresses. It goes with the handle.
-struct Tunnel(Child);
+pub(crate) struct Tunnel(Child);
 
 impl Tunnel {
-    fn start(namespace: &Namespace, own: &str, local: &str, remote: &str) -> Result<Self> {
+    pub(crate) fn start(
+        namespace: &Namespace,
+        own: &str,
+        local: &str,
+        remote: &str,
+    ) -> Result<Self> {
         let mut command = namespace.command("socat");
         command
             .arg(format!("TUN:{own}/30,tun-name=ppp0,iff-no-pi,iff-up"))

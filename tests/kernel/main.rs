@@ -1,6 +1,7 @@
 //! Tests that need root, eBPF and network namespaces. Where those are missing, every test is reported as skipped.
 
 mod adopt;
+mod any_link;
 mod bad_input;
 mod boundaries;
 mod cleanup;
@@ -88,10 +89,12 @@ const OF_NO_KERNEL: &[&str] = &[
     "an_egress_without_any_gateway_is_refused",
     "bad_lists_are_refused",
     "commands_without_a_controller_say_so",
+    "flows_of_a_gap_of_our_rules_are_translated_again",
     "golden_verdicts_by_explain",
     "half_a_table_of_flows_keeps_nobody_from_starting",
     "media_leaves_a_lossy_link_and_mail_stays",
     "missing_interfaces_are_refused",
+    "our_table_is_made_again_if_somebody_flushes_all",
     "pins_of_a_version_before_are_carried_over",
     "pins_that_are_removed_are_put_back",
     "probes_are_few",
@@ -102,8 +105,11 @@ const OF_NO_KERNEL: &[&str] = &[
     "somebody_elses_translation_is_an_alert",
     "the_manuals_export_of_routes_follows_the_list",
     "the_manuals_policy_is_tried_and_applied",
+    "the_operators_own_nat_is_moved_along",
     "trace_logs_decisions_only_when_asked",
+    "traceroute_shows_the_gateway_in_redirect_mode",
     "unload_removes_our_table_too",
+    "what_a_bypass_moves_is_translated_afresh",
     "what_a_hard_rule_moves_is_translated_afresh",
     "what_a_stop_moves_is_translated_afresh",
     "without_root_it_says_so",
@@ -237,6 +243,7 @@ fn main() -> ExitCode {
         questions::TESTS,
         flows::TESTS,
         redirect::TESTS,
+        any_link::TESTS,
         sound::TESTS,
         egress::TESTS,
         unmoved::TESTS,

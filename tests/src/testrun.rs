@@ -1,5 +1,6 @@
 //! The loaded programs asked about single packets.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -43,6 +44,8 @@ pub const UP: Egress = Egress {
     source_mac: [0; 6],
     v4: NextHop::Kernel,
     v6: NextHop::Kernel,
+    interface: 0,
+    gateways: (Ipv4Addr::UNSPECIFIED, Ipv6Addr::UNSPECIFIED),
 };
 
 /// The path table with one egress, whose mark is set here, for everything.

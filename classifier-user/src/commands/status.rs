@@ -133,8 +133,10 @@ fn print_egress(name: &str, egress: &EgressStatus) {
     for (family, way) in [("IPv4", &egress.v4), ("IPv6", &egress.v6)] {
         print_way(family, way);
     }
-    if let Some(reason) = &egress.by_kernel {
-        out!("          {reason}");
+    match (&egress.hook, &egress.why_tc) {
+        (Some(hook), Some(why)) => out!("          forwarded in {hook}: {why}"),
+        (Some(hook), None) => out!("          forwarded in {hook}"),
+        (None, _) => {}
     }
 }
 

@@ -16,7 +16,7 @@ pub enum Mode {
     /// TC marks them and the kernel routes them: netfilter, conntrack and NAT work as always.
     #[default]
     Route,
-    /// XDP forwards them, past netfilter.
+    /// The programs forward them, past netfilter.
     Redirect,
 }
 

@@ -172,7 +172,7 @@ impl Config {
         preferences
     }
 
-    /// Whether any egress is in redirect mode, so that the XDP program is needed.
+    /// Whether any egress is in redirect mode.
     pub fn needs_xdp(&self) -> bool {
         self.egress
             .values()

@@ -183,8 +183,10 @@ pub struct EgressStatus {
     pub v6: WayOut,
     /// Why there is no way out, if so.
     pub problem: Option<String>,
-    /// Why XDP leaves everything to the kernel in redirect mode, if so.
-    pub by_kernel: Option<String>,
+    /// Which program forwards in redirect mode: `xdp`, or `tc`.
+    pub hook: Option<String>,
+    /// Why that is not XDP, if so.
+    pub why_tc: Option<String>,
     /// Firewall mark and mask, as `ip rule` writes them.
     pub mark: String,
     /// Its routing table.

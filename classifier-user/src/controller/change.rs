@@ -283,7 +283,7 @@ impl Controller {
                     missing: self.missing_lans.clone(),
                 }
             } else {
-                look_at_lans(&self.links, &config).await?
+                look_at_lans(&self.links, &config, &self.lans).await?
             };
         if config.lan != self.config.lan {
             refuse_missing(&missing)?;

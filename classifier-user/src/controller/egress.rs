@@ -13,7 +13,7 @@ use crate::config::{Config, EgressConfig, Mode};
 use crate::control::{EgressStatus, WayOut};
 use crate::exit::{Code, WithCode};
 use crate::health::{Standing, State};
-use crate::links::{Fact, Gateway, Gateways, Interface, Links, Neighbour, NoWayOut};
+use crate::links::{Fact, Gateway, Gateways, Interface, Links, Neighbour, NoRedirect, NoWayOut};
 
 pub use routes::mark_of;
 pub(super) use routes::{empty_routing, note_refused, routing};
@@ -43,8 +43,8 @@ struct Ways {
     gateways: Gateways,
     v4: Neighbour,
     v6: Neighbour,
-    /// Whether XDP can send there now. The kernel forwards otherwise.
-    takes_redirects: bool,
+    /// Why XDP does not send there. TC does then.
+    no_redirect: Option<NoRedirect>,
 }
 
 impl Ways {
@@ -168,21 +168,13 @@ async fn way_out(links: &Links, config: &EgressConfig) -> Result<Ways> {
             interface: config.interface.clone(),
         });
     };
-    if config.mode == Mode::Redirect
-        && let Some(what) = interface.no_redirect()
-    {
-        bail!(NoWayOut::NoRedirect {
-            interface: config.interface.clone(),
-            what,
-        });
-    }
     let gateways = links
         .gateways(&interface, config.gateway, config.gateway6)
         .await?;
     let mut ways = Ways {
         v4: Neighbour::Unknown,
         v6: Neighbour::Unknown,
-        takes_redirects: interface.takes_redirects(),
+        no_redirect: interface.no_redirect(),
         interface,
         gateways,
     };
@@ -344,7 +336,15 @@ impl EgressState {
         if let Ok(ways) = &self.way_out {
             egress.mtu = u16::try_from(ways.interface.mtu).unwrap_or(u16::MAX);
             egress.source_mac = ways.interface.mac.unwrap_or_default();
-            let may_redirect = egress.redirect && ways.takes_redirects;
+            egress.interface = ways.interface.index;
+            for v6 in [false, true] {
+                match ways.gateway(v6) {
+                    Gateway::Address(IpAddr::V4(gateway)) => egress.gateways.0 = gateway,
+                    Gateway::Address(IpAddr::V6(gateway)) => egress.gateways.1 = gateway,
+                    Gateway::Peer | Gateway::None => {}
+                }
+            }
+            let may_redirect = egress.redirect && ways.no_redirect.is_none();
             let hop = |v6: bool| {
                 let mac = ways.neighbour(v6).mac().filter(|_| may_redirect);
                 next_hop(ways.gateway(v6), mac)
@@ -357,13 +357,33 @@ impl EgressState {
     /// The interface that XDP redirects to, if it does.
     pub(super) fn device(&self) -> Option<u32> {
         let ways = self.way_out.as_ref().ok();
-        let ways = ways.filter(|ways| self.config.mode == Mode::Redirect && ways.takes_redirects);
+        let ways =
+            ways.filter(|ways| self.config.mode == Mode::Redirect && ways.no_redirect.is_none());
         ways.map(|ways| ways.interface.index)
     }
 
-    /// The state as `breakout status` shows it.
-    pub(super) fn status(&self, mask: u32, standings: [Option<Standing>; 2]) -> EgressStatus {
+    /// The state as `breakout status` shows it. `has_xdp` says whether XDP runs on a LAN interface.
+    pub(super) fn status(
+        &self,
+        mask: u32,
+        has_xdp: bool,
+        standings: [Option<Standing>; 2],
+    ) -> EgressStatus {
         let ways = self.way_out.as_ref().ok();
+        let redirecting = ways.filter(|_| self.config.mode == Mode::Redirect);
+        let why_tc = redirecting.and_then(|ways| match &ways.no_redirect {
+            Some(why) => {
+                let kernel = match why {
+                    NoRedirect::Kind(_) if self.config.returns => {
+                        "; the kernel forwards the replies"
+                    }
+                    _ => "",
+                };
+                Some(why.about(&ways.interface.name) + kernel)
+            }
+            None if has_xdp => None,
+            None => Some("no LAN interface has native XDP".to_owned()),
+        });
         let [v4, v6] = standings;
         let way = |is_v6: bool, standing: Option<Standing>| {
             let standing = standing.filter(|_| self.has_family(is_v6));
@@ -391,18 +411,8 @@ impl EgressState {
             v4: way(false, v4),
             v6: way(true, v6),
             problem: self.way_out.as_ref().err().map(ToString::to_string),
-            by_kernel: ways
-                .filter(|ways| self.config.mode == Mode::Redirect && !ways.takes_redirects)
-                .map(|ways| {
-                    let name = &ways.interface.name;
-                    if ways.interface.is_vlan() {
-                        return format!("{name} is a VLAN, so the kernel forwards");
-                    }
-                    format!(
-                        "{name} takes no redirected frames now, so the kernel forwards: its driver wants an XDP program on it \
-                         (or, on a veth, GRO at the other end)"
-                    )
-                }),
+            hook: redirecting.map(|_| if why_tc.is_none() { "xdp" } else { "tc" }.to_owned()),
+            why_tc,
             mark: format!("{:#x}/{mask:#x}", self.mark),
             table: self.table,
         }

@@ -54,7 +54,7 @@ impl Controller {
         let watching = Watching::start().code(Code::System)?;
         let applied = AppliedRulesets::open(&config.state.directory).code(Code::System)?;
         let links = Links::open().code(Code::System)?;
-        let Lans { lans, missing } = look_at_lans(&links, &config).await?;
+        let Lans { lans, missing } = look_at_lans(&links, &config, &[]).await?;
         // What runs without a controller is better off with one, whatever state the links are in. Else one that works must be
         // there; what is missing beside it comes later, as PPP and USB do.
         let datapath = DataPath::open(&config.state.directory).code(Code::System)?;

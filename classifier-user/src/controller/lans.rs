@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use anyhow::{Result, anyhow};
 use breakout_common::condition::MAX_GROUPS;
 
-use crate::config::{Config, XdpAttach};
+use crate::config::{Config, Mode, XdpAttach};
 use crate::datapath::LanPlan;
 use crate::exit::{Code, WithCode};
-use crate::links::{Links, network_namespace};
+use crate::links::{Interface, Links, NoRedirect, network_namespace};
 
 /// The LAN interfaces, and egresses whose replies XDP forwards.
 pub(super) struct Lans {
@@ -26,7 +26,13 @@ pub(super) fn refuse_missing(missing: &BTreeMap<String, String>) -> Result<()> {
     }
 }
 
-pub(super) async fn look_at_lans(links: &Links, config: &Config) -> Result<Lans> {
+/// Looks at them. `before` is what they were when they were looked at last.
+pub(super) async fn look_at_lans(
+    links: &Links,
+    config: &Config,
+    before: &[LanPlan],
+) -> Result<Lans> {
+    let wants_xdp = wants_xdp(links, config, before).await?;
     let namespace = network_namespace().code(Code::System)?;
     let has_replies = config.egress.values().any(|egress| egress.returns);
     let mut lans = Vec::with_capacity(config.lan.len());
@@ -47,12 +53,16 @@ pub(super) async fn look_at_lans(links: &Links, config: &Config) -> Result<Lans>
         };
         lans.push(LanPlan {
             is_egress: false,
-            takes_replies: has_replies && interface.takes_redirects(),
+            takes_replies: has_replies && interface.no_redirect().is_none(),
             name: name.clone(),
             index: interface.index,
             mac,
-            // The kernel forwards what comes from a VLAN.
-            xdp: (config.needs_xdp() && !interface.is_vlan()).then_some(lan.xdp),
+            // TC does all of it where there is no XDP.
+            xdp: match lan.xdp {
+                XdpAttach::Native => wants_xdp && interface.has_native_xdp(),
+                XdpAttach::Generic => config.needs_xdp(),
+            }
+            .then_some(lan.xdp),
             namespace,
             number: lan_number(index),
         });
@@ -60,7 +70,7 @@ pub(super) async fn look_at_lans(links: &Links, config: &Config) -> Result<Lans>
     for egress in config.egress.values().filter(|egress| egress.returns) {
         // One that is not there now is no mistake; it is attached to when it comes.
         let interface = links.interface(&egress.interface).await?;
-        let usable = interface.filter(|interface| !interface.is_vlan());
+        let usable = interface.filter(Interface::has_native_xdp);
         let usable = usable.and_then(|interface| Some((interface.index, interface.mac?)));
         if let Some((index, mac)) = usable {
             lans.push(LanPlan {
@@ -76,6 +86,22 @@ pub(super) async fn look_at_lans(links: &Links, config: &Config) -> Result<Lans>
         }
     }
     Ok(Lans { lans, missing })
+}
+
+/// Whether XDP forwards to any egress. Of one that is not there now that is not known, and all stays as it is.
+async fn wants_xdp(links: &Links, config: &Config, before: &[LanPlan]) -> Result<bool> {
+    let mut egresses = config.egress.values();
+    while let Some(egress) = egresses.find(|egress| egress.mode == Mode::Redirect) {
+        let forwards = match links.interface(&egress.interface).await? {
+            // What a driver takes changes with the programs on it.
+            Some(interface) => matches!(interface.no_redirect(), None | Some(NoRedirect::Driver)),
+            None => before.iter().any(|lan| !lan.is_egress && lan.xdp.is_some()),
+        };
+        if forwards {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// The number by which conditions tell a LAN interface from others. Those that no rule can name share one.

@@ -34,11 +34,12 @@ impl Controller {
         };
         let prefixes = || steered().flat_map(|rule| &rule.prefixes);
         let mask = self.config.routing.mark_mask;
+        let has_xdp = (self.lans.iter()).any(|lan| !lan.is_egress && lan.xdp.is_some());
         let egresses: BTreeMap<String, EgressStatus> = {
             let paths = self.failover.paths();
             let statuses = paths.egresses().iter().map(|egress| {
                 let standings = [false, true].map(|v6| paths.health.standing(&egress.name, v6));
-                (egress.name.clone(), egress.status(mask, standings))
+                (egress.name.clone(), egress.status(mask, has_xdp, standings))
             });
             statuses.collect()
         };

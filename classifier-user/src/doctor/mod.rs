@@ -11,7 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, Mode};
-use crate::links::Links;
+use crate::links::{Links, NoRedirect};
 use crate::ruleset::Ruleset;
 
 /// How bad it is.
@@ -77,10 +77,10 @@ pub async fn examine(config: &Config, ruleset: &Ruleset) -> Result<Vec<Finding>>
         let Some(interface) = interface.filter(|_| egress.mode == Mode::Redirect) else {
             continue;
         };
-        if !interface.takes_redirects() && !interface.is_vlan() {
+        if interface.no_redirect() == Some(NoRedirect::Driver) {
             findings.push(Finding::new(
-                Level::Warning,
-                format!("{} takes no redirected frames now, so the kernel forwards what egress {name} should", interface.name),
+                Level::Note,
+                format!("{} takes no redirected frames now, so egress {name} is not as fast as with XDP: TC forwards", interface.name),
                 "Load any XDP program on it (its driver wants that), or on a veth switch GRO on at its other end",
             ));
         }

@@ -73,17 +73,6 @@ pub enum NoWayOut {
         /// The interface.
         interface: String,
     },
-    /// XDP cannot send over the interface.
-    #[error(
-        "{interface} is {what}, which takes no frames that XDP redirects; set mode = \"route\" on the egress, or \
-         name the network card itself"
-    )]
-    NoRedirect {
-        /// The interface.
-        interface: String,
-        /// What it is instead of a network card.
-        what: String,
-    },
     /// The interface is down.
     #[error(
         "interface {interface} is down or has no carrier; set it up with: ip link set {interface} up"

@@ -8,13 +8,13 @@ use anyhow::{Context, Result};
 use futures_util::TryStreamExt;
 use ipnet::IpNet;
 use rtnetlink::packet_route::link::{
-    LinkAttribute, LinkFlags, LinkLayerType, LinkMessage, LinkXdp,
+    InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp,
 };
 
 use super::{Links, is_errno, own};
 
-/// The kind of VLAN interfaces.
-const VLAN: &str = "vlan";
+/// The kind of bonds, which run XDP programs in the drivers of their cards.
+const BOND: &str = "bond";
 
 /// A network interface at one time.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +37,40 @@ pub struct Interface {
     pub peers: Vec<IpNet>,
     /// The kernel's number of the XDP program that is attached, if there is one.
     pub xdp_program: Option<u32>,
+    /// The kernel's name for what it is, if it is neither a network card nor a veth.
+    pub kind: Option<String>,
+    /// Its root queueing discipline, as `tc` names it.
+    pub qdisc: String,
+}
+
+/// Queueing disciplines that the kernel gives interfaces by itself.
+const DEFAULT_QDISCS: [&str; 6] = ["noqueue", "mq", "fq", "fq_codel", "pfifo_fast", "pfifo"];
+
+/// Why XDP does not redirect to an interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NoRedirect {
+    /// It is no network card, but this.
+    Kind(String),
+    /// It has this queueing discipline.
+    Qdisc(String),
+    /// Its driver takes no redirected frames now.
+    Driver,
+}
+
+impl NoRedirect {
+    /// The reason in words, about the interface with this name.
+    pub fn about(&self, interface: &str) -> String {
+        match self {
+            NoRedirect::Kind(kind) => format!("{interface} is {kind}"),
+            NoRedirect::Qdisc(qdisc) => {
+                format!("{interface} has the queueing discipline {qdisc}, which XDP would go past")
+            }
+            NoRedirect::Driver => format!(
+                "{interface} takes no redirected frames now: its driver wants an XDP program on it (or, on a veth, GRO at the \
+                 other end)"
+            ),
+        }
+    }
 }
 
 impl Interface {
@@ -55,34 +89,28 @@ impl Interface {
         })
     }
 
-    /// What stands in the way of XDP redirecting to the interface, if that is known: only network cards and the like
-    /// take redirected frames, and the kernel drops them silently elsewhere. To a VLAN interface the kernel itself forwards.
-    pub fn no_redirect(&self) -> Option<String> {
+    /// Why XDP does not redirect to the interface. Only network cards and the like take redirected frames, and the kernel drops them
+    /// silently elsewhere; and XDP goes past queueing disciplines, which somebody has set for a reason.
+    pub fn no_redirect(&self) -> Option<NoRedirect> {
         if self.mac.is_none() {
-            return Some("no Ethernet".to_owned());
+            return Some(NoRedirect::Kind("no Ethernet".to_owned()));
         }
-        let kind = self.kind().filter(|kind| kind != VLAN);
-        kind.map(|kind| format!("a {kind}"))
+        if let Some(kind) = &self.kind {
+            return Some(NoRedirect::Kind(format!("a {kind}")));
+        }
+        let is_default = self.qdisc.is_empty() || DEFAULT_QDISCS.contains(&self.qdisc.as_str());
+        if !is_default {
+            return Some(NoRedirect::Qdisc(self.qdisc.clone()));
+        }
+        // If the kernel does not tell, it is taken to.
+        let takes = super::xdp_features::takes_redirects(self.index).unwrap_or(true);
+        (!takes).then_some(NoRedirect::Driver)
     }
 
-    /// Whether the interface takes frames that XDP redirects to it, now. If the kernel does not tell, it is taken to.
-    pub fn takes_redirects(&self) -> bool {
-        !self.is_vlan() && super::xdp_features::takes_redirects(self.index).unwrap_or(true)
-    }
-
-    /// Whether it is a VLAN of another interface, which has no XDP of its own.
-    pub fn is_vlan(&self) -> bool {
-        self.kind().is_some_and(|kind| kind == VLAN)
-    }
-
-    /// The kernel's name for what it is, if it is not simply a network card.
-    fn kind(&self) -> Option<String> {
-        let event = fs::read_to_string(format!("/sys/class/net/{}/uevent", self.name));
-        let event = event.unwrap_or_default();
-        let mut kinds = event
-            .lines()
-            .filter_map(|line| line.strip_prefix("DEVTYPE="));
-        kinds.next().map(str::to_owned)
+    /// Whether XDP programs can run in its driver. If the kernel does not tell, those of network cards are taken to have that.
+    pub fn has_native_xdp(&self) -> bool {
+        let is_card = self.kind.as_ref().is_none_or(|kind| kind == BOND);
+        is_card && super::xdp_features::has_native_xdp(self.index).unwrap_or(true)
     }
 
     /// Whether the interface itself has this address.
@@ -132,6 +160,15 @@ impl Links {
     }
 }
 
+/// What the driver says of itself, if it is more than a network card: `wlan`, `wwan`.
+fn device_type(name: &str) -> Option<String> {
+    let event = fs::read_to_string(format!("/sys/class/net/{name}/uevent")).ok()?;
+    let mut kinds = event
+        .lines()
+        .filter_map(|line| line.strip_prefix("DEVTYPE="));
+    kinds.next().map(str::to_owned)
+}
+
 fn from_message(name: &str, message: &LinkMessage) -> Interface {
     let flags = message.header.flags;
     let mut interface = Interface {
@@ -144,6 +181,8 @@ fn from_message(name: &str, message: &LinkMessage) -> Interface {
         addresses: Vec::new(),
         peers: Vec::new(),
         xdp_program: None,
+        kind: device_type(name),
+        qdisc: String::new(),
     };
     let ethernet = message.header.link_layer_type == LinkLayerType::Ether;
     for attribute in &message.attributes {
@@ -152,6 +191,15 @@ fn from_message(name: &str, message: &LinkMessage) -> Interface {
                 interface.mac = bytes.as_slice().try_into().ok();
             }
             LinkAttribute::Mtu(mtu) => interface.mtu = *mtu,
+            LinkAttribute::LinkInfo(about) => {
+                let mut kinds = about.iter().filter_map(|about| match about {
+                    LinkInfo::Kind(InfoKind::Veth) => None,
+                    LinkInfo::Kind(kind) => Some(kind.to_string()),
+                    _ => None,
+                });
+                interface.kind = kinds.next().or(interface.kind.take());
+            }
+            LinkAttribute::Qdisc(name) => interface.qdisc.clone_from(name),
             LinkAttribute::Xdp(attributes) => {
                 let mut numbers = attributes.iter().filter_map(|attribute| match attribute {
                     LinkXdp::ProgId(number) => Some(*number),

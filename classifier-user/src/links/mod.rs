@@ -19,7 +19,7 @@ use rtnetlink::Handle;
 use rtnetlink::packet_core::ErrorMessage;
 
 pub use gateway::{Gateway, Gateways, NoWayOut};
-pub use interface::{Interface, network_namespace};
+pub use interface::{Interface, NoRedirect, network_namespace};
 pub use neighbour::Neighbour;
 pub use nftables::Removals;
 pub use routing::{RouteRule, RoutingOutcome, RoutingPlan};

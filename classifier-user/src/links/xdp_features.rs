@@ -17,6 +17,7 @@ const CTRL_ATTR_FAMILY_NAME: u16 = 2;
 const NETDEV_CMD_DEV_GET: u8 = 1;
 const NETDEV_A_DEV_IFINDEX: u16 = 1;
 const NETDEV_A_DEV_XDP_FEATURES: u16 = 3;
+const NETDEV_XDP_ACT_BASIC: u64 = 1;
 const NETDEV_XDP_ACT_NDO_XMIT: u64 = 1 << 2;
 
 const NLM_F_REQUEST: u16 = 1;
@@ -28,6 +29,15 @@ const HEADERS: usize = 16 + 4;
 /// A network card may take them only while it has an XDP program of its own; a veth only while its peer has GRO or
 /// an XDP program.
 pub(super) fn takes_redirects(index: u32) -> Option<bool> {
+    features(index).map(|features| features & NETDEV_XDP_ACT_NDO_XMIT != 0)
+}
+
+/// Whether its driver runs XDP programs. `None` as above.
+pub(super) fn has_native_xdp(index: u32) -> Option<bool> {
+    features(index).map(|features| features & NETDEV_XDP_ACT_BASIC != 0)
+}
+
+fn features(index: u32) -> Option<u64> {
     let family = ask(
         GENL_ID_CTRL,
         CTRL_CMD_GETFAMILY,
@@ -40,8 +50,7 @@ pub(super) fn takes_redirects(index: u32) -> Option<bool> {
     let index = index.to_ne_bytes();
     let device = ask(family, NETDEV_CMD_DEV_GET, NETDEV_A_DEV_IFINDEX, &index).ok()?;
     let features = find(&device, NETDEV_A_DEV_XDP_FEATURES)?;
-    let features = u64::from_ne_bytes(features.try_into().ok()?);
-    Some(features & NETDEV_XDP_ACT_NDO_XMIT != 0)
+    Some(u64::from_ne_bytes(features.try_into().ok()?))
 }
 
 /// Sends a request with one attribute; returns the attributes of the answer.

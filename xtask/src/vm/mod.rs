@@ -24,7 +24,7 @@ use crate::test::Outcome;
 pub(crate) const SERIES: [&str; 2] = ["6.1", "6.12"];
 
 /// How long one machine may run, beside others.
-const LIMIT: Duration = Duration::from_secs(1500);
+const LIMIT: Duration = Duration::from_secs(2400);
 
 /// What `cargo xtask vm` takes.
 #[derive(Args)]

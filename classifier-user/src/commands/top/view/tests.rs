@@ -28,7 +28,7 @@ fn answer(packets: u64) -> Answer {
         "reasons": [], "lan": [], "programs": [],
         "egress": {"local": {
             "interface": "inet", "mode": "route", "masquerade": true, "v4": way, "v6": none, "problem": null,
-            "by_kernel": null, "mark": "", "table": 5001,
+            "hook": null, "why_tc": null, "mark": "", "table": 5001,
         }},
     });
     let count = json!({"packets": packets, "bytes": packets * 100});

@@ -1,0 +1,178 @@
+//! Redirect mode on interfaces that XDP does not forward to or from: TC does, past netfilter and the kernel's routes.
+
+use anyhow::{Context, Result, ensure};
+use breakout_tests::daemon::{Daemon, Site};
+use breakout_tests::flow::{Flow, Transport, bulk};
+use breakout_tests::lab::{CONFIG, Lab};
+use breakout_tests::netns::Namespace;
+
+use crate::Test;
+use crate::links::Tunnel;
+
+pub(crate) const TESTS: &[Test] = &[
+    ("redirect_to_a_bridge", to_a_bridge),
+    ("redirect_to_a_macvlan", to_a_macvlan),
+    ("redirect_from_a_bridge", from_a_bridge),
+    ("redirect_goes_through_a_shaper", through_a_shaper),
+    ("a_link_without_neighbours_is_redirected_to", point_to_point),
+];
+
+/// A gateway with other links than network cards.
+struct Office<'a> {
+    lan: &'a str,
+    egress: &'a str,
+    /// Why TC forwards there, as the status says.
+    why: &'a str,
+}
+
+impl Office<'_> {
+    /// Steered flows leave by the egress and nothing else does, although netfilter forwards nothing from the LAN to there. Merged
+    /// packets are taken apart again.
+    fn redirects(&self, lab: &Lab) -> Result<()> {
+        let Office { lan, egress, why } = self;
+        let flows = [
+            Flow::new(Transport::Tcp, "52.98.1.1", 443),
+            Flow::new(Transport::Udp, "52.113.0.1", 3478),
+            Flow::new(Transport::Tcp, "2603:1006::1", 443),
+            Flow::new(Transport::Udp, "2603:1063::1", 3478),
+            Flow::new(Transport::Tcp, "198.51.100.7", 443),
+        ];
+        let _servers = lab.serve(&flows)?;
+        forwards_nothing(&lab.gateway, lan, egress)?;
+        let config = CONFIG.replace("MODE", "redirect");
+        let config = config.replace("\"lan\"", &format!("\"{lan}\""));
+        let site = Site::new(&config.replace("\"inet\"", &format!("\"{egress}\"")))?;
+        let daemon = Daemon::start(&site, &lab.gateway)?;
+        let local = site.json(&lab.gateway, &["status"])?["egress"]["local"].clone();
+        ensure!(local["hook"] == "tc", "{local}");
+        ensure!(local["why_tc"].to_string().contains(why), "{local}");
+        for (flow, expected) in flows.iter().zip(["internet"; 4].into_iter().chain(["wan"])) {
+            let identity = flow
+                .talk(&lab.client)
+                .with_context(|| format!("{flow:?}"))?;
+            ensure!(identity == expected, "{flow:?} came out at {identity}");
+        }
+        for flow in [&flows[0], &flows[2]] {
+            let identity = bulk(&lab.client, flow.destination, 3_000_000)?;
+            ensure!(identity == "internet", "{flow:?} came out at {identity}");
+        }
+        let bad = lab
+            .internet
+            .exec("nstat -asz TcpInCsumErrors UdpInCsumErrors Ip6InHdrErrors IpInHdrErrors")?;
+        for line in bad.lines().filter(|line| !line.starts_with('#')) {
+            let count = line.split_whitespace().nth(1);
+            ensure!(count == Some("0"), "bad headers: {line}");
+        }
+        let log = daemon.stop()?;
+        ensure!(!log.contains("WARN"), "{log}");
+        Ok(())
+    }
+}
+
+/// Has netfilter drop what the kernel forwards from one interface to another.
+fn forwards_nothing(gateway: &Namespace, from: &str, to: &str) -> Result<()> {
+    gateway.exec("nft add table inet proof")?;
+    gateway.exec("nft add chain inet proof forward { type filter hook forward priority 0 ; }")?;
+    let rule = format!("iifname \"{from}\" oifname \"{to}\" drop");
+    gateway.exec(&format!("nft add rule inet proof forward {rule}"))?;
+    Ok(())
+}
+
+/// Moves the addresses of an interface to another one.
+fn move_addresses(namespace: &Namespace, from: &str, to: &str, [v4, v6]: [&str; 2]) -> Result<()> {
+    namespace.ip_lines(&format!(
+        "addr flush dev {from}
+         link set {to} up
+         addr add {v4}/24 dev {to}
+         addr add {v6}/64 dev {to} nodad"
+    ))
+}
+
+fn to_a_bridge() -> Result<()> {
+    let lab = Lab::build()?;
+    lab.gateway
+        .ip_lines("link add br0 type bridge\nlink set inet master br0")?;
+    move_addresses(&lab.gateway, "inet", "br0", ["10.3.0.1", "fd00:3::1"])?;
+    lab.gateway.sysctl("net.ipv4.conf.br0.rp_filter", 0)?;
+    Office {
+        lan: "lan",
+        egress: "br0",
+        why: "br0 is a bridge",
+    }
+    .redirects(&lab)
+}
+
+fn to_a_macvlan() -> Result<()> {
+    let lab = Lab::build()?;
+    lab.gateway
+        .ip("link add link inet name mv0 type macvlan mode bridge")?;
+    move_addresses(&lab.gateway, "inet", "mv0", ["10.3.0.1", "fd00:3::1"])?;
+    lab.gateway.sysctl("net.ipv4.conf.mv0.rp_filter", 0)?;
+    Office {
+        lan: "lan",
+        egress: "mv0",
+        why: "mv0 is a macvlan",
+    }
+    .redirects(&lab)
+}
+
+fn from_a_bridge() -> Result<()> {
+    let lab = Lab::build()?;
+    lab.gateway
+        .ip_lines("link add br1 type bridge\nlink set lan master br1")?;
+    move_addresses(&lab.gateway, "lan", "br1", ["10.1.0.1", "fd00:1::1"])?;
+    Office {
+        lan: "br1",
+        egress: "inet",
+        why: "no LAN interface has native XDP",
+    }
+    .redirects(&lab)
+}
+
+/// A queueing discipline that the operator has set is not gone past.
+fn through_a_shaper() -> Result<()> {
+    let lab = Lab::build()?;
+    lab.gateway
+        .exec("tc qdisc replace dev inet root tbf rate 400mbit burst 256k latency 50ms")?;
+    Office {
+        lan: "lan",
+        egress: "inet",
+        why: "queueing discipline tbf",
+    }
+    .redirects(&lab)?;
+    let sent = lab.gateway.exec("tc -s qdisc show dev inet")?;
+    let bytes = sent
+        .split("Sent ")
+        .nth(1)
+        .and_then(|sent| sent.split_whitespace().next())
+        .and_then(|bytes| bytes.parse().ok());
+    ensure!(bytes > Some(6_000_000u64), "{sent}");
+    Ok(())
+}
+
+/// As by PPPoE: without gateway, without Ethernet, and over IPv4 only.
+fn point_to_point() -> Result<()> {
+    let lab = Lab::build()?;
+    let _ends = [
+        Tunnel::start(&lab.gateway, "10.9.0.1", "10.3.0.1", "10.3.0.2")?,
+        Tunnel::start(&lab.internet, "10.9.0.2", "10.3.0.2", "10.3.0.1")?,
+    ];
+    let v4 = Flow::new(Transport::Tcp, "52.98.1.1", 443);
+    let v6 = Flow::new(Transport::Tcp, "2603:1006::1", 443);
+    let _servers = lab.serve(&[v4.clone(), v6.clone()])?;
+    forwards_nothing(&lab.gateway, "lan", "ppp0")?;
+    let config = CONFIG.replace("MODE", "redirect").replace(
+        "interface = \"inet\"\ngateway = \"10.3.0.2\"\ngateway6 = \"fd00:3::2\"",
+        "interface = \"ppp0\"",
+    );
+    let site = Site::new(&config)?;
+    let daemon = Daemon::start(&site, &lab.gateway)?;
+    ensure!(bulk(&lab.client, v4.destination, 1_000_000)? == "internet");
+    ensure!(v6.talk(&lab.client)? == "wan");
+    let sent = lab
+        .gateway
+        .exec("cat /sys/class/net/ppp0/statistics/tx_packets")?;
+    ensure!(sent.trim().parse::<u64>()? > 100, "{sent}");
+    daemon.stop()?;
+    Ok(())
+}
