@@ -1,10 +1,14 @@
 //! Probes of each kind, and how many there are.
 
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use breakout_tests::daemon::Daemon;
 use breakout_tests::fake_service::{Credentials, FakeService};
+use breakout_tests::requirements::unpacked;
 use breakout_tests::seen::Counter;
 use breakout_tests::server::{Relay, Web};
 use serde_json::Value;
@@ -16,6 +20,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("probes_of_each_kind_are_answered", kinds),
     ("a_relay_that_is_silent_costs_the_media_only", silent_relay),
     ("probes_are_few", few),
+    ("a_turn_relay_is_measured_without_a_password", turn_relay),
 ];
 
 /// What is known of each target, by its name.
@@ -101,7 +106,7 @@ fn silent_relay() -> Result<()> {
     ensure!(
         standing["why"]
             .to_string()
-            .contains("no STUN or ICMP probe"),
+            .contains("no TURN, STUN or ICMP probe"),
         "{standing}"
     );
     ensure!(office.new_way()? == "internet");
@@ -139,4 +144,108 @@ fn few() -> Result<()> {
     ensure!((2.0..=5.0).contains(&rate), "{rate} probes a second");
     daemon.stop()?;
     Ok(())
+}
+
+/// Teams' relays are silent to STUN bindings, and answer an allocation without a password with an error. So does coturn with
+/// `no-stun`; one that asks nobody for a password gives out addresses, of which none is kept.
+fn turn_relay() -> Result<()> {
+    let office = Office::open("")?;
+    let (lab, site) = (&office.lab, &office.site);
+    lab.own([
+        "52.112.0.9".parse()?,
+        "52.112.0.10".parse()?,
+        "52.112.0.11".parse()?,
+    ])?;
+    let like_teams = ["--no-stun", "--lt-cred-mech", "--user=a:b", "--realm=r"];
+    let _relay = Coturn::start(&office, "52.112.0.9", &like_teams)?;
+    let open = Coturn::start(&office, "52.112.0.10", &["--no-auth", "--verbose"])?;
+    let _binding = Relay::start(&lab.internet, address("52.112.0.11:3478"))?;
+    let probes = "probes = [\"stun:52.112.0.9\", \"turn:52.112.0.9\", \"turn:52.112.0.10\", \"turn:52.112.0.11\"]\n";
+    site.configure(&crate::office::config(probes))?;
+    let mut daemon = Daemon::start(site, &lab.gateway)?;
+    let proven = || {
+        let all = targets(&office, "v4").unwrap_or_default();
+        let proven = all
+            .into_iter()
+            .filter(|(_, target)| target["proven"] == true);
+        proven.map(|(name, _)| name).collect::<Vec<_>>()
+    };
+    let relays = [
+        "turn:52.112.0.10:3478",
+        "turn:52.112.0.11:3478",
+        "turn:52.112.0.9:3478",
+    ];
+    daemon.wait_until(|_| {
+        let mut proven = proven();
+        proven.sort_unstable();
+        proven == relays
+    })?;
+    // Long enough for the latency that a relay has to be told from that of the one that is asked twice.
+    let since = Instant::now();
+    daemon.wait_until(|_| since.elapsed() > Duration::from_secs(3))?;
+    for (name, target) in targets(&office, "v4")? {
+        if relays.contains(&name.as_str()) {
+            ensure!(target["loss"].as_f64() < Some(0.2), "{name}: {target}");
+        } else {
+            ensure!(target["proven"] == false, "{name} is answered: {target}");
+        }
+    }
+    daemon.stop()?;
+    let log = open.log()?;
+    let (given, returned) = (
+        log.matches("new, realm").count(),
+        log.matches("refreshed, realm").count(),
+    );
+    ensure!(
+        given > 0 && returned + 1 >= given,
+        "{given} given out, {returned} given up:\n{log}"
+    );
+    Ok(())
+}
+
+/// A relay at the internet's end. It ends with the handle.
+struct Coturn {
+    process: Child,
+    log: PathBuf,
+}
+
+impl Coturn {
+    fn start(office: &Office, address: &str, options: &[&str]) -> Result<Self> {
+        let program = unpacked("turnserver").context("turnserver was looked for before")?;
+        let root = program.ancestors().nth(3).context("it is below a root")?;
+        let log = office.site.path().join(format!("coturn-{address}.log"));
+        let mut command = office.lab.internet.command(&program.to_string_lossy());
+        command
+            .env("LD_LIBRARY_PATH", root.join("usr/lib/x86_64-linux-gnu"))
+            .arg("-n")
+            .args([
+                format!("--listening-ip={address}"),
+                format!("--relay-ip={address}"),
+            ])
+            .args([
+                "--no-cli",
+                "--no-tls",
+                "--no-dtls",
+                "--log-file=stdout",
+                "--simple-log",
+            ])
+            .arg(format!("--userdb={}", log.with_extension("db").display()))
+            .arg(format!("--pidfile={}", log.with_extension("pid").display()))
+            .args(options)
+            .stdout(File::create(&log)?)
+            .stderr(Stdio::null());
+        let process = command.spawn().context("turnserver")?;
+        Ok(Coturn { process, log })
+    }
+
+    fn log(&self) -> Result<String> {
+        Ok(fs::read_to_string(&self.log)?)
+    }
+}
+
+impl Drop for Coturn {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
 }

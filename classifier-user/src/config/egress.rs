@@ -45,7 +45,7 @@ pub struct EgressConfig {
     /// absent.
     #[serde(default)]
     pub skip_dnat: Option<bool>,
-    /// What is probed through it, as `stun:HOST:PORT`, `icmp:HOST`, `tcp:HOST:PORT`, `tls:HOST:PORT` or `http://HOST/`.
+    /// What is probed through it, as `turn:HOST:PORT`, `stun:HOST:PORT`, `icmp:HOST`, `tcp:HOST:PORT`, `tls:HOST:PORT` or `http://HOST/`.
     /// Chosen from the list when absent; nothing if empty.
     #[serde(default)]
     #[schemars(with = "Option<Vec<String>>")]
@@ -63,7 +63,7 @@ impl EgressConfig {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct HealthConfig {
-    /// How often STUN and ICMP probes are sent, all targets of an egress and address family together.
+    /// How often TURN, STUN and ICMP probes are sent, all targets of an egress and address family together.
     pub interval: Span,
     /// How often each TCP, TLS and HTTP target is probed.
     pub slow_interval: Span,

@@ -15,7 +15,7 @@ const MOST_DOORS: usize = 3;
 /// What is probed by default besides addresses of the list: Teams' transport relays by their common name, and Exchange
 /// Online's front doors. Microsoft, "Test Microsoft 365 connectivity" and endpoint set 1.
 const NAMES: [(Kind, &str, u16); 2] = [
-    (Kind::Stun, "world.tr.teams.microsoft.com", 3478),
+    (Kind::Turn, "world.tr.teams.microsoft.com", 3478),
     (Kind::Tls, "outlook.office365.com", 443),
 ];
 

@@ -241,7 +241,7 @@ fn fault(measure: &Measure, limits: &HealthConfig, class: Class, works: bool) ->
         return Some("no probe has been answered yet".to_owned());
     }
     if class == Class::Media && measure.relays == Some(false) {
-        return Some("no STUN or ICMP probe is answered".to_owned());
+        return Some("no TURN, STUN or ICMP probe is answered".to_owned());
     }
     if measure.loss >= loss.fraction() * scale && measure.loss > 0.0 {
         return Some(format!(

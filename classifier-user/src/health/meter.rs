@@ -147,7 +147,7 @@ pub struct TargetReport {
 pub struct Measure {
     /// Whether anything answers; null while that is not known.
     pub alive: Option<bool>,
-    /// Whether a STUN or ICMP target answers; null while that is not known.
+    /// Whether a TURN, STUN or ICMP target answers; null while that is not known.
     pub relays: Option<bool>,
     /// Whether a TCP, TLS or HTTP target answers; null while that is not known.
     pub doors: Option<bool>,

@@ -13,6 +13,7 @@ mod judge;
 mod meter;
 mod probe;
 mod prober;
+mod stun;
 mod target;
 
 pub use defaults::default_targets;

@@ -13,10 +13,8 @@ use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
+use super::stun::{Answer, Method, Request};
 use super::{Kind, Target};
-
-/// The magic cookie of STUN messages (RFC 8489, section 5).
-const COOKIE: [u8; 4] = [0x21, 0x12, 0xa4, 0x42];
 
 /// By which way probes leave.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,25 +25,39 @@ pub(super) struct Bound {
     pub(super) mark: u32,
 }
 
-/// Probes a target once. Returns how long the answer took, or why there was none.
+/// An answer.
+pub(super) struct Answered {
+    /// How long it took.
+    pub(super) took: Duration,
+    /// What a relay was asked for.
+    pub(super) method: Option<Method>,
+}
+
+/// Probes a target once; a relay by the method that it answers, if that is known. Returns the answer, or why there was none.
 pub(super) async fn probe(
     target: &Target,
     address: SocketAddr,
+    method: Option<Method>,
     bound: &Bound,
     patience: Duration,
-) -> Result<Duration, String> {
+) -> Result<Answered, String> {
     let started = Instant::now();
     let attempt = async {
         match target.kind {
-            Kind::Stun => stun(address, bound).await,
-            Kind::Icmp => icmp(address.ip(), bound).await,
-            Kind::Tcp => connect(address, bound).await.map(drop),
-            Kind::Tls => tls(target, address, bound).await,
-            Kind::Http => http(target, address, bound).await,
+            Kind::Turn => return turn(address, method, bound, patience).await,
+            Kind::Stun => stun(address, bound).await?,
+            Kind::Icmp => icmp(address.ip(), bound).await?,
+            Kind::Tcp => drop(connect(address, bound).await?),
+            Kind::Tls => tls(target, address, bound).await?,
+            Kind::Http => http(target, address, bound).await?,
         }
+        Ok(Answered {
+            took: started.elapsed(),
+            method: None,
+        })
     };
     match timeout(patience, attempt).await {
-        Ok(Ok(())) => Ok(started.elapsed()),
+        Ok(Ok(answered)) => Ok(answered),
         Ok(Err(error)) => Err(error.to_string()),
         Err(_) => Err(format!("no answer within {} ms", patience.as_millis())),
     }
@@ -71,20 +83,65 @@ fn socket(
 
 async fn stun(address: SocketAddr, bound: &Bound) -> io::Result<()> {
     let socket = datagrams(socket(address.ip(), Type::DGRAM, None, bound)?, address)?;
-    let mut request = [0; 20];
-    request[1] = 1; // a binding request without attributes
-    request[4..8].copy_from_slice(&COOKIE);
-    fastrand::fill(&mut request[8..]);
-    socket.send(&request).await?;
-    let mut answer = [0; 548];
+    let request = Request::new(Method::Binding);
+    socket.send(&request.bytes).await?;
+    // Success or error: either way the relay was reached.
+    answer(&socket, &[&request]).await.map(drop)
+}
+
+/// Asks a relay for an allocation, which it refuses without a password (error 401). One of which it is not known what it answers is
+/// asked for a binding too when half of the time is over.
+async fn turn(
+    address: SocketAddr,
+    method: Option<Method>,
+    bound: &Bound,
+    patience: Duration,
+) -> io::Result<Answered> {
+    let socket = datagrams(socket(address.ip(), Type::DGRAM, None, bound)?, address)?;
+    let first = Request::new(method.unwrap_or(Method::Allocate));
+    let asked = Instant::now();
+    socket.send(&first.bytes).await?;
+    let half = match method {
+        Some(_) => patience,
+        None => patience / 2,
+    };
+    let (answer, request, asked) = match timeout(half, answer(&socket, &[&first])).await {
+        Ok(answered) => (answered?.1, &first, asked),
+        Err(_) => {
+            let second = Request::new(Method::Binding);
+            let asked_again = Instant::now();
+            socket.send(&second.bytes).await?;
+            match answer(&socket, &[&first, &second]).await? {
+                (0, answer) => (answer, &first, asked),
+                (_, _) => {
+                    return Ok(Answered {
+                        took: asked_again.elapsed(),
+                        method: Some(Method::Binding),
+                    });
+                }
+            }
+        }
+    };
+    let took = asked.elapsed();
+    if (request.method, answer) == (Method::Allocate, Answer::Success) {
+        // Given up at once. Should that be lost, the relay forgets it after ten minutes.
+        socket.send(&Request::new(Method::Refresh).bytes).await?;
+    }
+    Ok(Answered {
+        took,
+        method: Some(request.method),
+    })
+}
+
+/// Waits for the answer to one of these requests. Returns which, and what it was.
+async fn answer(socket: &UdpSocket, requests: &[&Request]) -> io::Result<(usize, Answer)> {
+    let mut message = [0; 548];
     loop {
-        let length = socket.recv(&mut answer).await?;
-        // Success or error: either way the relay was reached.
-        if length >= 20
-            && matches!(answer[..2], [1, 0x01 | 0x11])
-            && answer[4..20] == request[4..20]
-        {
-            return Ok(());
+        let length = socket.recv(&mut message).await?;
+        let mut answers = (requests.iter().enumerate())
+            .filter_map(|(which, request)| Some((which, request.answer(&message[..length])?)));
+        if let Some(answer) = answers.next() {
+            return Ok(answer);
         }
     }
 }

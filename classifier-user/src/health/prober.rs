@@ -11,7 +11,8 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::meter::{DEAD_AFTER, Meter, SLOW_DEAD_AFTER};
-use super::probe::{Bound, probe};
+use super::probe::{Answered, Bound, probe};
+use super::stun::Method;
 use super::{Measure, Target};
 use crate::config::HealthConfig;
 
@@ -147,7 +148,7 @@ struct Outcome {
     index: usize,
     /// Whether the target was silent when it was sent.
     was_silent: bool,
-    answer: Result<Duration, String>,
+    answer: Result<Answered, String>,
 }
 
 struct Prober {
@@ -159,6 +160,8 @@ struct Prober {
     /// When each slow target is tried next; none for quick ones.
     next_slow: Vec<Option<Instant>>,
     next_quick: Instant,
+    /// What each relay has answered before.
+    methods: Vec<Option<Method>>,
     /// How many quick probes were sent.
     sent: u64,
     /// The number of each target's last quick probe; 0 before the first.
@@ -188,6 +191,7 @@ impl Prober {
                 .map(|meter| (!meter.target.kind.is_quick()).then_some(now))
                 .collect(),
             next_quick: now,
+            methods: vec![None; meters.len()],
             sent: 0,
             asked: vec![0; meters.len()],
             burst: 0,
@@ -318,10 +322,10 @@ impl Prober {
             self.meters[index].target.clone(),
             self.meters[index].timeout(),
         );
-        let bound = self.bound.clone();
+        let (bound, method) = (self.bound.clone(), self.methods[index]);
         let was_silent = self.meters[index].is_silent();
         tries.spawn(async move {
-            let answer = probe(&target, address, &bound, patience).await;
+            let answer = probe(&target, address, method, &bound, patience).await;
             Outcome {
                 index,
                 was_silent,
@@ -345,7 +349,18 @@ impl Prober {
         if is_answered && self.was_dead(is_quick) {
             self.meters.iter_mut().for_each(Meter::forgive);
         }
-        self.meters[index].note(answer);
+        if let Ok(Answered {
+            method: Some(method),
+            ..
+        }) = &answer
+        {
+            self.methods[index] = Some(*method);
+        }
+        self.meters[index].note(answer.map(|answered| answered.took));
+        if self.meters[index].is_silent() {
+            // Another relay may have the name, or the address, by now.
+            self.methods[index] = None;
+        }
         let meter = &self.meters[index];
         if is_quick {
             if is_answered {

@@ -10,8 +10,10 @@ use serde::{Deserialize, Serialize};
 /// How a target is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
-    /// A STUN binding request over UDP (RFC 8489): what Teams' media does first.
+    /// A STUN binding request over UDP (RFC 8489).
     Stun,
+    /// A TURN allocate request over UDP (RFC 8656): what Teams' clients send to its relays. That it is refused is an answer.
+    Turn,
     /// An ICMP echo request (RFC 792, RFC 4443).
     Icmp,
     /// A TCP connection.
@@ -23,8 +25,9 @@ pub enum Kind {
 }
 
 impl Kind {
-    const ALL: [(Kind, &'static str); 5] = [
+    const ALL: [(Kind, &'static str); 6] = [
         (Kind::Stun, "stun"),
+        (Kind::Turn, "turn"),
         (Kind::Icmp, "icmp"),
         (Kind::Tcp, "tcp"),
         (Kind::Tls, "tls"),
@@ -33,12 +36,12 @@ impl Kind {
 
     /// Whether it is one small packet, which is sent often and tells how much the link loses.
     pub fn is_quick(self) -> bool {
-        matches!(self, Kind::Stun | Kind::Icmp)
+        matches!(self, Kind::Stun | Kind::Turn | Kind::Icmp)
     }
 
     fn default_port(self) -> Option<u16> {
         match self {
-            Kind::Stun => Some(3478),
+            Kind::Stun | Kind::Turn => Some(3478),
             Kind::Icmp => Some(0),
             Kind::Tcp => None,
             Kind::Tls => Some(443),
@@ -88,7 +91,7 @@ impl FromStr for Target {
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = || {
             format!(
-                "\"{text}\" is no probe; there are: stun:HOST:PORT, icmp:HOST, tcp:HOST:PORT, tls:HOST:PORT, http://HOST/"
+                "\"{text}\" is no probe; there are: turn:HOST:PORT, stun:HOST:PORT, icmp:HOST, tcp:HOST:PORT, tls:HOST:PORT, http://HOST/"
             )
         };
         let (kind, rest) = text.split_once(':').ok_or_else(wrong)?;
@@ -173,6 +176,7 @@ mod tests {
         for (text, again) in [
             ("stun:13.107.64.2", "stun:13.107.64.2:3478"),
             ("stun:relay.example:3479", "stun:relay.example:3479"),
+            ("turn:relay.example", "turn:relay.example:3478"),
             ("icmp:2001:db8::1", "icmp:[2001:db8::1]"),
             ("tls:[2001:db8::1]:8443", "tls:[2001:db8::1]:8443"),
             ("tcp:front.example:443", "tcp:front.example:443"),

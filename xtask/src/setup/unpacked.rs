@@ -1,5 +1,5 @@
-//! BIRD and FRRouting, whose parsers read what is exported for them, and Prometheus. They are unpacked, not installed:
-//! installing them would start them.
+//! BIRD and FRRouting, whose parsers read what is exported for them, Prometheus, and coturn, a relay as those of Teams. They are
+//! unpacked, not installed: installing them would start them.
 
 use std::fs;
 use std::path::PathBuf;
@@ -12,9 +12,14 @@ use super::Step;
 use crate::paths;
 use crate::process::run_logged;
 
-const PACKAGES: [&str; 3] = ["bird2", "frr", "prometheus"];
+const PACKAGES: [&str; 4] = ["bird2", "frr", "prometheus", "coturn"];
 /// A program of each.
-const PROGRAMS: [&str; 3] = ["usr/sbin/bird", "usr/bin/vtysh", "usr/bin/promtool"];
+const PROGRAMS: [&str; 4] = [
+    "usr/sbin/bird",
+    "usr/bin/vtysh",
+    "usr/bin/promtool",
+    "usr/bin/turnserver",
+];
 const LIMIT: Duration = Duration::from_secs(300);
 
 /// The packages, with the libraries that they need.
@@ -26,7 +31,7 @@ fn place() -> PathBuf {
 
 impl Step for Unpacked {
     fn title(&self) -> String {
-        "BIRD, FRRouting and Prometheus, unpacked, to check what is written for them".to_owned()
+        "BIRD, FRRouting, Prometheus and coturn, unpacked, to try beside Breakout".to_owned()
     }
 
     fn missing(&self) -> Vec<String> {

@@ -22,7 +22,7 @@ fn note(prober: &mut Prober, index: usize, answer: Result<Duration, String>) {
     prober.note(Outcome {
         index,
         was_silent: false,
-        answer,
+        answer: answer.map(|took| Answered { took, method: None }),
     });
 }
 
