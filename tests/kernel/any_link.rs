@@ -70,7 +70,7 @@ impl Office<'_> {
 }
 
 /// Has netfilter drop what the kernel forwards from one interface to another.
-fn forwards_nothing(gateway: &Namespace, from: &str, to: &str) -> Result<()> {
+pub(crate) fn forwards_nothing(gateway: &Namespace, from: &str, to: &str) -> Result<()> {
     gateway.exec("nft add table inet proof")?;
     gateway.exec("nft add chain inet proof forward { type filter hook forward priority 0 ; }")?;
     let rule = format!("iifname \"{from}\" oifname \"{to}\" drop");

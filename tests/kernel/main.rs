@@ -59,11 +59,7 @@ const LONG: Duration = Duration::from_secs(15);
 type Test = (&'static str, fn() -> anyhow::Result<()>);
 
 /// Tests of what older kernels do not have: name, and the kernel that brought it.
-const NEEDS: &[(&str, u32, u32)] = &[(
-    "an_egress_that_takes_no_frames_now_is_left_to_the_kernel",
-    6,
-    3,
-)];
+const NEEDS: &[(&str, u32, u32)] = &[("an_egress_that_takes_no_frames_now_is_left_to_tc", 6, 3)];
 
 /// Tests of what newer kernels do otherwise: name, and the first of those.
 const BEFORE: &[(&str, u32, u32)] = &[("a_clsact_qdisc_that_is_deleted_is_put_back", 6, 6)];
@@ -129,6 +125,7 @@ const TOOLS: &[(&str, &str)] = &[
     ("the_manuals_iperf3", "iperf3"),
     ("top_shows", "tmux"),
     ("prometheus_scrapes", "prometheus"),
+    ("a_turn_relay", "turnserver"),
 ];
 
 /// Whether a program is missing that a test runs; says so.

@@ -10,13 +10,14 @@ use breakout_tests::wire::{Ipv4Udp, Wire};
 use serde_json::Value;
 
 use crate::Test;
+use crate::any_link::forwards_nothing;
 
 pub(crate) const TESTS: &[Test] = &[
     ("redirect_leaves_hard_packets_to_the_kernel", hard_packets),
     ("redirect_follows_a_new_mac_of_the_next_hop", new_mac),
     ("replies_are_redirected_too_if_wanted", replies),
     (
-        "an_egress_that_takes_no_frames_now_is_left_to_the_kernel",
+        "an_egress_that_takes_no_frames_now_is_left_to_tc",
         no_ndo_xmit,
     ),
     (
@@ -139,12 +140,13 @@ fn no_ndo_xmit() -> Result<()> {
     let site = Site::new(&CONFIG.replace("MODE", "redirect"))?;
     let mut daemon = Daemon::start(&site, &lab.gateway)?;
     daemon.wait_until(|_| site.next_hops_known(&lab.gateway))?;
+    forwards_nothing(&lab.gateway, "lan", "inet")?;
     ensure!(flow.talk(&lab.client)? == "internet");
     let status = site.json(&lab.gateway, &["status"])?;
-    let told = status["egress"]["local"]["by_kernel"]
-        .as_str()
-        .unwrap_or_default();
+    let local = &status["egress"]["local"];
+    let told = local["why_tc"].as_str().unwrap_or_default();
     ensure!(told.contains("inet takes no redirected frames"), "{status}");
+    ensure!(local["hook"] == "tc", "{status}");
     let stats = site.json(&lab.gateway, &["stats"])?;
     ensure!(reason(&stats, "steered") == 0, "{stats}");
     daemon.stop()?;

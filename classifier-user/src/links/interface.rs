@@ -44,7 +44,7 @@ pub struct Interface {
 }
 
 /// Queueing disciplines that the kernel gives interfaces by itself.
-const DEFAULT_QDISCS: [&str; 6] = ["noqueue", "mq", "fq", "fq_codel", "pfifo_fast", "pfifo"];
+const DEFAULT_QDISCS: [&str; 5] = ["noqueue", "mq", "fq", "fq_codel", "pfifo_fast"];
 
 /// Why XDP does not redirect to an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]

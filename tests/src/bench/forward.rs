@@ -40,6 +40,7 @@ fn steered(report: &mut Report) -> Result<()> {
         Way::Routes,
         Way::Nftables,
         Way::Ipset,
+        Way::RedirectTc,
     ];
     let bench = Bench::new(&ways, Size::Real)?;
     bench.with_paths(|paths| {
@@ -66,6 +67,11 @@ fn steered(report: &mut Report) -> Result<()> {
                     "route mode over nftables and ip rule".to_owned(),
                     samples.combined(|round| round[6] / round[4]).median,
                     1.8,
+                ));
+                report.goal(Goal::at_least(
+                    "redirect by TC over kernel routes".to_owned(),
+                    samples.combined(|round| round[5] / round[8]).median,
+                    1.3,
                 ));
                 redirect_goal(report, "Worldwide", &samples, 0.80);
             }

@@ -35,6 +35,8 @@ pub(crate) enum Way {
     Redirect,
     /// The same without pins.
     RedirectUnpinned,
+    /// Redirect by TC, because the egress has a queue of the operator's.
+    RedirectTc,
     Fib,
     Route,
     RouteUnpinned,
@@ -56,6 +58,7 @@ impl Way {
             Way::Plain => "XDP redirect, no lookup",
             Way::Redirect => "Breakout redirect",
             Way::RedirectUnpinned => "redirect, unpinned",
+            Way::RedirectTc => "redirect by TC, queued",
             Way::Fib => "XDP bpf_fib_lookup",
             Way::Route => "Breakout route",
             Way::RouteUnpinned => "route, unpinned",
@@ -71,7 +74,7 @@ impl Way {
 
     fn mode(self) -> Option<&'static str> {
         match self {
-            Way::Redirect | Way::RedirectUnpinned => Some("redirect"),
+            Way::Redirect | Way::RedirectUnpinned | Way::RedirectTc => Some("redirect"),
             Way::Route | Way::RouteUnpinned | Way::RouteMasquerade => Some("route"),
             _ => None,
         }
@@ -212,11 +215,15 @@ impl<'a> Path<'a> {
             }
             Way::Redirect
             | Way::RedirectUnpinned
+            | Way::RedirectTc
             | Way::Route
             | Way::RouteUnpinned
             | Way::RouteMasquerade => {
                 if way == Way::RouteMasquerade {
                     peers::masquerade(gateway)?;
+                }
+                if way == Way::RedirectTc {
+                    gateway.exec("tc qdisc replace dev inet root pfifo limit 10000")?;
                 }
                 let mut started = Daemon::start(site, gateway)?;
                 if way.mode() == Some("redirect") {
