@@ -43,8 +43,8 @@ pub struct Interface {
     pub qdisc: String,
 }
 
-/// Queueing disciplines that the kernel gives interfaces by itself.
-const DEFAULT_QDISCS: [&str; 5] = ["noqueue", "mq", "fq", "fq_codel", "pfifo_fast"];
+/// Queueing disciplines that the kernel gives interfaces by itself; the first to those that were never up.
+const DEFAULT_QDISCS: [&str; 6] = ["noop", "noqueue", "mq", "fq", "fq_codel", "pfifo_fast"];
 
 /// Why XDP does not redirect to an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -222,4 +222,43 @@ pub fn network_namespace() -> Result<u64> {
     let metadata = fs::metadata("/proc/thread-self/ns/net")
         .context("cannot identify the network namespace; is /proc mounted?")?;
     Ok(metadata.ino())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_cards_without_a_shaper_take_redirected_frames() {
+        let interface = |attribute: LinkAttribute| {
+            let mut message = LinkMessage::default();
+            message.header.link_layer_type = LinkLayerType::Ether;
+            message.attributes = vec![LinkAttribute::Address(vec![2; 6]), attribute];
+            from_message("none", &message)
+        };
+        let kind = |kind| interface(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind)]));
+        let qdisc = |name: &str| interface(LinkAttribute::Qdisc(name.to_owned()));
+        assert_eq!(kind(InfoKind::Veth).no_redirect(), None);
+        for (made, what) in [
+            (InfoKind::Vlan, "a vlan"),
+            (InfoKind::Bridge, "a bridge"),
+            (InfoKind::Bond, "a bond"),
+            (InfoKind::Wireguard, "a wireguard"),
+        ] {
+            let expected = NoRedirect::Kind(what.to_owned());
+            assert_eq!(kind(made).no_redirect(), Some(expected));
+        }
+        for name in DEFAULT_QDISCS {
+            assert_eq!(qdisc(name).no_redirect(), None, "{name}");
+        }
+        for name in ["cake", "htb", "tbf", "netem"] {
+            let expected = NoRedirect::Qdisc(name.to_owned());
+            assert_eq!(qdisc(name).no_redirect(), Some(expected));
+        }
+        let mut tunnel = qdisc("noqueue");
+        tunnel.mac = None;
+        let expected = NoRedirect::Kind("no Ethernet".to_owned());
+        assert_eq!(tunnel.no_redirect(), Some(expected));
+        assert!(kind(InfoKind::Bond).has_native_xdp() && !kind(InfoKind::Vlan).has_native_xdp());
+    }
 }
