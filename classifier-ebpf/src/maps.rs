@@ -45,6 +45,11 @@ pub(crate) static PINNED: PerCpuArray<u64, PIN_EVENTS> = PerCpuArray::new();
 #[btf_map]
 pub(crate) static DEVICES: DevMap<MAX_EGRESSES> = DevMap::new();
 
+/// The interfaces that TC redirects to, by egress index. The kernel takes out those that go. It wants such maps used by programs of
+/// one type only (`bpf_prog_map_compatible`), so this is not [`DEVICES`].
+#[btf_map]
+pub(crate) static TC_DEVICES: DevMap<MAX_EGRESSES> = DevMap::new();
+
 /// The LAN interfaces that replies are redirected to, by their indices.
 #[btf_map]
 pub(crate) static LANS: DevMapHash<MAX_LANS> = DevMapHash::new();

@@ -9,7 +9,7 @@ use aya_log_ebpf::info;
 use breakout_common::egress::{marked, redirects};
 use breakout_common::frame::TAG_PRESENT;
 use breakout_common::packet::{PLAIN_V4_LEN, PLAIN_V6_LEN, plain_v4, plain_v6};
-use breakout_common::verdict::Decision;
+use breakout_common::verdict::{Decision, Reason};
 
 use crate::count::count;
 use crate::decide::{Walked, decide_frame, decide_plain};
@@ -34,8 +34,8 @@ pub(crate) fn breakout_tc(ctx: TcContext) -> i32 {
     if decision == UNDECIDED {
         decision = slow(ctx.data(), ctx.data_end(), ctx.len(), tag(&ctx));
     }
-    let decision = Decision::from_known_word(decision);
-    let action = finish(&ctx, decision);
+    let mut decision = Decision::from_known_word(decision);
+    let action = finish(&ctx, &mut decision);
     if globals::trace() != 0 {
         info!(&ctx, "tc: {}", decision.reason().name());
     }
@@ -79,13 +79,21 @@ fn slow(start: usize, end: usize, len: u32, tag: u32) -> u32 {
 
 /// Redirects or marks what is steered, and counts. Returns the action.
 #[inline(always)]
-fn finish(ctx: &TcContext, decision: Decision) -> i32 {
+fn finish(ctx: &TcContext, decision: &mut Decision) -> i32 {
     let mut action = TC_ACT_UNSPEC;
     if let (Some(index), Some(paths)) = (decision.egress(), paths())
         && let Some(egress) = egress(paths, index)
     {
         if redirects(egress) {
-            action = redirect::redirect(ctx.skb.skb, u32::from(index));
+            let done = redirect::redirect(ctx.skb.skb, u32::from(index));
+            if done & redirect::LEFT == 0 {
+                action = (done & 0xff) as i32;
+            } else {
+                *decision = match done & !redirect::LEFT {
+                    redirect::NOT_FOR_GATEWAY => Decision::pass(Reason::NotForGateway),
+                    reason => decision.because_of(reason),
+                };
+            }
         }
         // SAFETY: the context is the live socket buffer's; the verifier rewrites the access to its field.
         let mark = unsafe { (*ctx.skb.skb).mark };
@@ -94,7 +102,7 @@ fn finish(ctx: &TcContext, decision: Decision) -> i32 {
     if globals::tc_counts() != 0 {
         // SAFETY: the context is the live socket buffer's; the verifier rewrites the access to its field.
         let segments = unsafe { (*ctx.skb.skb).gso_segs };
-        count(&decision, u64::from(segments.max(1)), u64::from(ctx.len()));
+        count(decision, u64::from(segments.max(1)), u64::from(ctx.len()));
     }
     if globals::report() != 0 {
         // SAFETY: the context is the live socket buffer's; the verifier rewrites the access to its field.

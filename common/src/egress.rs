@@ -13,7 +13,7 @@ pub enum NextHop {
     /// The egress has no way out for this family: packets pass.
     #[default]
     None,
-    /// There is a route, but no MAC address that XDP could write: the kernel forwards.
+    /// There is a route, but no MAC address that XDP could write: TC or the kernel forwards.
     Kernel,
     /// The next hop's MAC address.
     Mac([u8; 6]),
@@ -36,8 +36,6 @@ pub struct Egress {
     pub v4: NextHop,
     /// The way to the IPv6 next hop.
     pub v6: NextHop,
-    /// The egress interface's index; 0 if it is not there.
-    pub interface: u32,
     /// The gateways' addresses; unspecified where the interface has none because there is only one station at its other end.
     pub gateways: (Ipv4Addr, Ipv6Addr),
 }
@@ -49,7 +47,7 @@ const V4_MAC: u32 = 1 << 3;
 const V6_MAC: u32 = 1 << 4;
 
 /// One egress in the path table: flags, mark, mark's mask and MTU; the [`LinkHeader`] for IPv4, and the gateway's IPv4 address; the
-/// link header for IPv6, and the interface's index; the gateway's IPv6 address. Addresses are in network byte order.
+/// link header for IPv6, and a word that is not used yet; the gateway's IPv6 address. Addresses are in network byte order.
 pub type EgressWords = [u32; EGRESS_WORDS];
 
 /// The next hop's and the egress's MAC addresses, as they stand in a frame, in words of the machine's byte order.
@@ -58,9 +56,8 @@ pub type LinkHeader = [u32; 3];
 /// Where the link headers for IPv4 and for IPv6 are.
 const LINK_HEADERS: [usize; 2] = [4, 8];
 
-/// Where the gateways' addresses and the interface's index are.
+/// Where the gateways' addresses are.
 const GATEWAY_V4: usize = 7;
-const INTERFACE: usize = 11;
 const GATEWAY_V6: usize = 12;
 
 /// Whether the programs redirect to an egress.
@@ -85,12 +82,6 @@ pub const fn mtu(words: &EgressWords) -> u32 {
 #[inline(always)]
 pub const fn is_up(words: &EgressWords, v6: bool) -> bool {
     words[0] & if v6 { V6_UP } else { V4_UP } != 0
-}
-
-/// The index of the egress interface; 0 if it is not there.
-#[inline(always)]
-pub const fn interface(words: &EgressWords) -> u32 {
-    words[INTERFACE]
 }
 
 /// The gateway's IPv4 address in network byte order; 0 if there is none.
@@ -137,7 +128,6 @@ impl Default for Egress {
             source_mac: [0; 6],
             v4: NextHop::None,
             v6: NextHop::None,
-            interface: 0,
             gateways: (Ipv4Addr::UNSPECIFIED, Ipv6Addr::UNSPECIFIED),
         }
     }
@@ -150,7 +140,6 @@ impl Egress {
         words[0] = if self.redirect { REDIRECT } else { 0 };
         (words[1], words[2]) = (self.mark, self.mark_mask);
         words[3] = u32::from(self.mtu);
-        words[INTERFACE] = self.interface;
         words[GATEWAY_V4] = u32::from_ne_bytes(self.gateways.0.octets());
         let gateway = self.gateways.1.octets();
         for (word, bytes) in words[GATEWAY_V6..].iter_mut().zip(gateway.as_chunks().0) {
@@ -192,14 +181,12 @@ mod tests {
                     source_mac: [9, 8, 7, 6, 5, 4],
                     v4,
                     v6,
-                    interface: 7,
                     gateways: (
                         Ipv4Addr::new(10, 3, 0, 2),
                         Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2),
                     ),
                 };
                 let words = egress.to_words();
-                assert_eq!(interface(&words), 7);
                 assert_eq!(gateway_v4(&words).to_ne_bytes(), [10, 3, 0, 2]);
                 let gateway = gateway_v6(&words).map(u32::to_ne_bytes);
                 assert_eq!(gateway, [[0xfe, 0x80, 0, 0], [0; 4], [0; 4], [0, 0, 0, 2]]);

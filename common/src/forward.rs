@@ -2,6 +2,7 @@
 
 use crate::classify::source;
 use crate::egress::{EgressWords, LinkHeader, link_header, mtu};
+use crate::ethernet::{ETHERNET_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6};
 use crate::frame::{Frame, FrameMut};
 use crate::packet::{FIRST_FRAGMENT, Headers, OPTIONS, TAGGED};
 use crate::table::Destination;
@@ -64,6 +65,25 @@ pub fn check<F: Frame + ?Sized>(
         _ => return Err(Reason::KernelSource),
     }
     Ok(())
+}
+
+/// Why a packet is left to the kernel that is steered and not plain.
+#[inline(always)]
+pub fn not_plain<F: Frame + ?Sized>(frame: &F) -> Reason {
+    let Some([e0, e1]) = frame.read::<2>(12).filter(|_| frame.tag_beside() == 0) else {
+        return Reason::KernelTagged;
+    };
+    let is_fragment = match u16::from_be_bytes([e0, e1]) {
+        ETHERTYPE_IPV4 => frame
+            .read::<2>(ETHERNET_LEN + 6)
+            .is_some_and(|[f0, f1]| [f0 & 0x3f, f1] != [0, 0]),
+        ETHERTYPE_IPV6 => frame.read::<1>(ETHERNET_LEN + 6) == Some([44]),
+        _ => return Reason::KernelTagged,
+    };
+    match is_fragment {
+        true => Reason::KernelFragment,
+        false => Reason::KernelOptions,
+    }
 }
 
 /// Whether the IPv4 header without options has the right checksum (RFC 1812, section 5.2.2), and nothing but padding stands
@@ -240,6 +260,26 @@ mod tests {
             ..headers
         };
         assert_eq!(plan(&longest, &egress), Ok(HEADER));
+    }
+
+    #[test]
+    fn why_a_packet_is_not_plain() {
+        let plain = udp(64, 0);
+        let changed = |place: usize, byte: u8| {
+            let mut frame = plain;
+            frame[place] = byte;
+            not_plain(&frame[..])
+        };
+        assert_eq!(changed(14, 0x46), Reason::KernelOptions);
+        assert_eq!(changed(20, 0x20), Reason::KernelFragment);
+        assert_eq!(changed(21, 1), Reason::KernelFragment);
+        assert_eq!(changed(20, 0x40), Reason::KernelOptions);
+        assert_eq!(changed(12, 0x81), Reason::KernelTagged);
+        let mut v6 = plain;
+        v6[12..14].copy_from_slice(&[0x86, 0xdd]);
+        assert_eq!(not_plain(&v6[..]), Reason::KernelOptions);
+        v6[20] = 44;
+        assert_eq!(not_plain(&v6[..]), Reason::KernelFragment);
     }
 
     #[test]

@@ -58,7 +58,7 @@ reasons! {
     KernelFragment = 4, "kernel_fragment", "steered; forwarded by the kernel because it is a fragment";
     KernelOptions = 5, "kernel_options", "steered; forwarded by the kernel because of IP options or extension headers";
     KernelTagged = 6, "kernel_tagged", "steered; forwarded by the kernel because the frame is VLAN-tagged or PPPoE";
-    KernelDevice = 7, "kernel_device", "steered; left to the TC program because XDP has lost the egress interface";
+    KernelDevice = 7, "kernel_device", "steered; left to the kernel because the egress interface is gone";
     NoPrefix = 8, "no_prefix", "no endpoint set covers the destination address";
     NoPort = 9, "no_port", "an endpoint set covers the destination, but none of them lists the protocol and port";
     Policy = 10, "policy", "matched an endpoint set that the policy leaves on the ordinary path";
@@ -181,6 +181,13 @@ impl Decision {
     #[must_use]
     pub const fn because(self, reason: Reason) -> Self {
         Decision(self.0 & !Self::REASON | reason as u32)
+    }
+
+    /// The same for the reason with this number.
+    #[inline(always)]
+    #[must_use]
+    pub const fn because_of(self, number: u32) -> Self {
+        Decision(self.0 & !Self::REASON | number & Self::REASON)
     }
 
     /// The ordinary path all the same, for another reason.

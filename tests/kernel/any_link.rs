@@ -5,9 +5,12 @@ use breakout_tests::daemon::{Daemon, Site};
 use breakout_tests::flow::{Flow, Transport, bulk};
 use breakout_tests::lab::{CONFIG, Lab};
 use breakout_tests::netns::Namespace;
+use breakout_tests::seen;
+use breakout_tests::wire::{Ipv4Udp, Wire};
 
 use crate::Test;
 use crate::links::Tunnel;
+use crate::redirect::reason;
 
 pub(crate) const TESTS: &[Test] = &[
     ("redirect_to_a_bridge", to_a_bridge),
@@ -15,6 +18,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("redirect_from_a_bridge", from_a_bridge),
     ("redirect_goes_through_a_shaper", through_a_shaper),
     ("a_link_without_neighbours_is_redirected_to", point_to_point),
+    ("redirect_fails_open_without_a_controller", vanishes),
+    ("redirect_by_tc_says_what_it_leaves", leaves),
 ];
 
 /// A gateway with other links than network cards.
@@ -116,11 +121,16 @@ fn to_a_macvlan() -> Result<()> {
     .redirects(&lab)
 }
 
-fn from_a_bridge() -> Result<()> {
-    let lab = Lab::build()?;
+/// The LAN is a bridge, which has no native XDP.
+fn bridge_the_lan(lab: &Lab) -> Result<()> {
     lab.gateway
         .ip_lines("link add br1 type bridge\nlink set lan master br1")?;
-    move_addresses(&lab.gateway, "lan", "br1", ["10.1.0.1", "fd00:1::1"])?;
+    move_addresses(&lab.gateway, "lan", "br1", ["10.1.0.1", "fd00:1::1"])
+}
+
+fn from_a_bridge() -> Result<()> {
+    let lab = Lab::build()?;
+    bridge_the_lan(&lab)?;
     Office {
         lan: "br1",
         egress: "inet",
@@ -173,6 +183,82 @@ fn point_to_point() -> Result<()> {
         .gateway
         .exec("cat /sys/class/net/ppp0/statistics/tx_packets")?;
     ensure!(sent.trim().parse::<u64>()? > 100, "{sent}");
+    daemon.stop()?;
+    Ok(())
+}
+
+/// An interface that goes while no controller runs takes its traffic along to the ordinary path, whichever program forwards.
+fn vanishes() -> Result<()> {
+    for lan in ["lan", "br1"] {
+        let lab = Lab::build()?;
+        if lan == "br1" {
+            bridge_the_lan(&lab)?;
+        }
+        let flow = Flow::new(Transport::Udp, "52.113.0.1", 3478);
+        let _servers = lab.serve(std::slice::from_ref(&flow))?;
+        let config = CONFIG.replace("MODE", "redirect");
+        let site = Site::new(&config.replace("\"lan\"", &format!("\"{lan}\"")))?;
+        let mut daemon = Daemon::start(&site, &lab.gateway)?;
+        daemon.wait_until(|_| site.next_hops_known(&lab.gateway))?;
+        ensure!(flow.talk(&lab.client)? == "internet", "{lan}");
+        daemon.kill()?;
+        ensure!(flow.talk(&lab.client)? == "internet", "{lan}, killed");
+        lab.gateway.ip("link del inet")?;
+        ensure!(flow.talk(&lab.client)? == "wan", "{lan}, without the link");
+        let output = site.output(&lab.gateway, &["unload"])?;
+        ensure!(output.status.success(), "{output:?}");
+    }
+    Ok(())
+}
+
+/// What TC cannot forward leaves by the same egress, and is counted by its reason.
+fn leaves() -> Result<()> {
+    let lab = Lab::build()?;
+    bridge_the_lan(&lab)?;
+    let flow = Flow::new(Transport::Udp, "52.113.0.1", 3478);
+    lab.own([flow.destination.ip()])?;
+    lab.gateway.ip("link set inet mtu 1400")?;
+    lab.internet.ip("link set eth0 mtu 1400")?;
+    let config = CONFIG.replace("MODE", "redirect");
+    let site = Site::new(&config.replace("\"lan\"", "\"br1\""))?;
+    let mut daemon = Daemon::start(&site, &lab.gateway)?;
+    daemon.wait_until(|_| site.next_hops_known(&lab.gateway))?;
+    seen::watch(&lab.internet, std::slice::from_ref(&flow))?;
+    let media = || Ipv4Udp::new([52, 113, 0, 1], 3478);
+    let ttl = Ipv4Udp { ttl: 1, ..media() };
+    let options = Ipv4Udp {
+        options: vec![1, 1, 1, 0],
+        ..media()
+    };
+    let long = Ipv4Udp {
+        payload: 1430,
+        ..media()
+    };
+    let fragment = Ipv4Udp {
+        fragment: 0x2000,
+        payload: 800,
+        ..media()
+    };
+    let cases = [
+        ("steered", media()),
+        ("kernel_ttl", ttl),
+        ("kernel_options", options),
+        ("kernel_mtu", long),
+        ("kernel_fragment", fragment),
+    ];
+    for (counter, datagram) in cases {
+        let mut frame = lab.ethernet(0x0800)?;
+        // The bridge has the address of its port.
+        frame.extend(datagram.to_bytes());
+        Wire::open(&lab.client, "eth0")?.send(&frame)?;
+        daemon.wait_until(|_| {
+            let stats = site.json(&lab.gateway, &["stats"]).unwrap_or_default();
+            reason(&stats, counter) == 1
+        })?;
+    }
+    // All but the one whose TTL ended.
+    let arrived = seen::packets(&lab.internet)?.remove(&seen::key(&flow));
+    ensure!(arrived >= Some(4), "{arrived:?} arrived");
     daemon.stop()?;
     Ok(())
 }

@@ -44,7 +44,6 @@ pub const UP: Egress = Egress {
     source_mac: [0; 6],
     v4: NextHop::Kernel,
     v6: NextHop::Kernel,
-    interface: 0,
     gateways: (Ipv4Addr::UNSPECIFIED, Ipv6Addr::UNSPECIFIED),
 };
 

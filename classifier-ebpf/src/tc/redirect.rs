@@ -1,15 +1,16 @@
 //! Redirect mode in TC: for packets that XDP has left alone, and for interfaces that have no XDP.
 
-use aya_ebpf::bindings::{__sk_buff, TC_ACT_UNSPEC, bpf_redir_neigh};
+use aya_ebpf::bindings::{__sk_buff, bpf_redir_neigh};
 use aya_ebpf::helpers::generated::{bpf_redirect_neigh, bpf_skb_store_bytes};
-use breakout_common::egress::{EgressWords, gateway_v4, gateway_v6, interface};
+use breakout_common::egress::{EgressWords, gateway_v4, gateway_v6};
 use breakout_common::forward;
 use breakout_common::frame::Frame;
 use breakout_common::packet::{Headers, PLAIN_V4_LEN, PLAIN_V6_LEN, plain_v4, plain_v6};
+use breakout_common::verdict::Reason;
 
 use crate::decide::is_own;
 use crate::globals;
-use crate::maps::{egress, paths};
+use crate::maps::{TC_DEVICES, egress, paths};
 use crate::reader::Packet;
 
 /// Address families as the helper wants them.
@@ -20,12 +21,21 @@ const AF_INET6: u32 = 10;
 const NEXT_HOP_LEN: i32 = 20;
 const _: () = assert!(size_of::<NextHop>() == 20 && size_of::<bpf_redir_neigh>() == 20);
 
+/// The bit of an answer that says that the packet is left to the kernel, above the number of the reason.
+pub(super) const LEFT: u32 = 1 << 8;
+/// The number of the reason for which a packet is not steered after all.
+pub(super) const NOT_FOR_GATEWAY: u32 = Reason::NotForGateway as u32;
+
 /// Forwards a plain packet to the next hop of an egress, whose link-layer address the kernel finds (`bpf_redirect_neigh`, Linux 5.10).
-/// Returns the action. What is left to the kernel is as it was.
+/// Returns the action, or why the packet is left to the kernel, as it was.
 #[inline(never)]
-pub(super) fn redirect(skb: *mut __sk_buff, index: u32) -> i32 {
-    let Some(egress) = paths().and_then(|paths| egress(paths, (index & 0xff) as u8)) else {
-        return TC_ACT_UNSPEC;
+pub(super) fn redirect(skb: *mut __sk_buff, index: u32) -> u32 {
+    // The kernel takes an interface that goes out of the map, also while nobody looks after the path table.
+    let (Some(device), Some(egress)) = (
+        TC_DEVICES.get_ifindex(index),
+        paths().and_then(|paths| egress(paths, (index & 0xff) as u8)),
+    ) else {
+        return left(Reason::KernelDevice);
     };
     // SAFETY: the context is the live socket buffer's; the verifier rewrites the accesses to its fields.
     let (start, end, len, tagged) = unsafe {
@@ -37,14 +47,25 @@ pub(super) fn redirect(skb: *mut __sk_buff, index: u32) -> i32 {
         )
     };
     let packet = Packet::new(start, end, len);
-    if tagged != 0 || !globals::is_to_lan(&packet) {
-        return TC_ACT_UNSPEC;
+    if tagged != 0 {
+        return left(Reason::KernelTagged);
     }
-    let sent = match plain(&packet) {
-        Some(headers) => send(skb, &packet, &headers, egress),
-        None => None,
+    // The kernel drops it.
+    if !globals::is_to_lan(&packet) {
+        return left(Reason::NotForGateway);
+    }
+    let Some(headers) = plain(&packet) else {
+        return left(forward::not_plain(&packet));
     };
-    sent.unwrap_or(TC_ACT_UNSPEC)
+    match send(skb, &packet, &headers, egress, device) {
+        Ok(action) => action,
+        Err(reason) => left(reason),
+    }
+}
+
+#[inline(always)]
+const fn left(reason: Reason) -> u32 {
+    LEFT | reason as u32
 }
 
 /// The headers of a plain packet.
@@ -67,28 +88,22 @@ fn send(
     packet: &Packet,
     headers: &Headers,
     egress: &EgressWords,
-) -> Option<i32> {
-    let longest = longest(skb, packet, headers)?;
-    forward::check(packet, headers, longest, egress, is_own).ok()?;
-    let (offset, bytes) = forward::aged(packet, headers)?;
+    device: u32,
+) -> Result<u32, Reason> {
+    let longest = longest(skb, packet, headers).ok_or(Reason::KernelDamaged)?;
+    forward::check(packet, headers, longest, egress, is_own)?;
+    let (offset, bytes) = forward::aged(packet, headers).ok_or(Reason::KernelDamaged)?;
     let bytes = u32::from_ne_bytes(bytes);
     let mut next_hop = next_hop(headers, egress);
     // SAFETY: the context is the live socket buffer's, and the helper reads those bytes. No part of the packet is used behind it.
     let stored =
         unsafe { bpf_skb_store_bytes(skb.cast(), offset, (&raw const bytes).cast(), 4, 0) };
     if stored != 0 {
-        return None;
+        return Err(Reason::KernelDamaged);
     }
     // SAFETY: the helper reads that many bytes of the next hop, which is laid out as it expects.
-    let action = unsafe {
-        bpf_redirect_neigh(
-            interface(egress),
-            (&raw mut next_hop).cast(),
-            NEXT_HOP_LEN,
-            0,
-        )
-    };
-    Some((action & 0xff) as i32)
+    let action = unsafe { bpf_redirect_neigh(device, (&raw mut next_hop).cast(), NEXT_HOP_LEN, 0) };
+    Ok((action & 0xff) as u32)
 }
 
 /// The length of the longest IP packet that leaves, in bytes: the kernel takes apart again what it has merged.

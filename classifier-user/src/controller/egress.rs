@@ -336,7 +336,6 @@ impl EgressState {
         if let Ok(ways) = &self.way_out {
             egress.mtu = u16::try_from(ways.interface.mtu).unwrap_or(u16::MAX);
             egress.source_mac = ways.interface.mac.unwrap_or_default();
-            egress.interface = ways.interface.index;
             for v6 in [false, true] {
                 match ways.gateway(v6) {
                     Gateway::Address(IpAddr::V4(gateway)) => egress.gateways.0 = gateway,
@@ -354,11 +353,10 @@ impl EgressState {
         egress
     }
 
-    /// The interface that XDP redirects to, if it does.
+    /// The interface that the programs redirect to, if they do.
     pub(super) fn device(&self) -> Option<u32> {
         let ways = self.way_out.as_ref().ok();
-        let ways =
-            ways.filter(|ways| self.config.mode == Mode::Redirect && ways.no_redirect.is_none());
+        let ways = ways.filter(|_| self.config.mode == Mode::Redirect);
         ways.map(|ways| ways.interface.index)
     }
 

@@ -88,16 +88,21 @@ pub(super) async fn look_at_lans(
     Ok(Lans { lans, missing })
 }
 
-/// Whether XDP forwards to any egress. Of one that is not there now that is not known, and all stays as it is.
+/// Whether XDP forwards to, or from, any egress. Where it once does it stays until the next start: with many drivers the link goes down
+/// for seconds when a program comes or goes.
 async fn wants_xdp(links: &Links, config: &Config, before: &[LanPlan]) -> Result<bool> {
-    let mut egresses = config.egress.values();
-    while let Some(egress) = egresses.find(|egress| egress.mode == Mode::Redirect) {
-        let forwards = match links.interface(&egress.interface).await? {
-            // What a driver takes changes with the programs on it.
-            Some(interface) => matches!(interface.no_redirect(), None | Some(NoRedirect::Driver)),
-            None => before.iter().any(|lan| !lan.is_egress && lan.xdp.is_some()),
-        };
-        if forwards {
+    let had_xdp = before.iter().any(|lan| !lan.is_egress && lan.xdp.is_some());
+    for egress in config.egress.values() {
+        if egress.mode != Mode::Redirect {
+            continue;
+        }
+        if had_xdp || egress.returns {
+            return Ok(true);
+        }
+        // What is not there yet may be a network card; and what a driver takes changes with the programs on it.
+        let interface = links.interface(&egress.interface).await?;
+        let no_redirect = interface.and_then(|interface| interface.no_redirect());
+        if matches!(no_redirect, None | Some(NoRedirect::Driver)) {
             return Ok(true);
         }
     }

@@ -49,10 +49,11 @@ pub use plan::{LanPlan, Paths, Plan};
 pub use program::{FILTER_PRIORITY, has_tcx};
 
 /// The maps that all programs of one installation share, as the eBPF object names them.
-const MAPS: [&str; 12] = [
+const MAPS: [&str; 13] = [
     "RULESET",
     "PATHS",
     "DEVICES",
+    "TC_DEVICES",
     "FRAGMENTS",
     "REASONS",
     "SETS",

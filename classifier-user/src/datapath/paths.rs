@@ -12,7 +12,8 @@ use super::{Paths, open_map};
 /// The maps that a [`Paths`] is published in.
 pub struct PathMaps {
     table: TableMap,
-    devices: DevMap<MapData>,
+    /// Those that XDP redirects to, and those that TC does: the same.
+    devices: [DevMap<MapData>; 2],
 }
 
 impl PathMaps {
@@ -27,7 +28,10 @@ impl PathMaps {
     pub(super) fn open(pins: &PinDirectory, table: TableMap, paths: &Paths) -> Result<Self> {
         let mut maps = PathMaps {
             table,
-            devices: open_map(&pins.path("DEVICES"))?.try_into()?,
+            devices: [
+                open_map(&pins.path("DEVICES"))?.try_into()?,
+                open_map(&pins.path("TC_DEVICES"))?.try_into()?,
+            ],
         };
         maps.set_devices(paths);
         Ok(maps)
@@ -48,8 +52,10 @@ impl PathMaps {
     /// are left to the kernel.
     fn set_devices(&mut self, paths: &Paths) {
         for (index, device) in &paths.devices {
-            if let Err(error) = self.devices.set(u32::from(*index), *device, None, 0) {
-                tracing::warn!("interface {device} cannot be redirected to: {error}");
+            for devices in &mut self.devices {
+                if let Err(error) = devices.set(u32::from(*index), *device, None, 0) {
+                    tracing::warn!("interface {device} cannot be redirected to: {error}");
+                }
             }
         }
     }
