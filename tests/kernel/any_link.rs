@@ -61,13 +61,7 @@ impl Office<'_> {
             let identity = bulk(&lab.client, flow.destination, 3_000_000)?;
             ensure!(identity == "internet", "{flow:?} came out at {identity}");
         }
-        let bad = lab
-            .internet
-            .exec("nstat -asz TcpInCsumErrors UdpInCsumErrors Ip6InHdrErrors IpInHdrErrors")?;
-        for line in bad.lines().filter(|line| !line.starts_with('#')) {
-            let count = line.split_whitespace().nth(1);
-            ensure!(count == Some("0"), "bad headers: {line}");
-        }
+        seen::no_bad_headers(&lab.internet)?;
         let log = daemon.stop()?;
         ensure!(!log.contains("WARN"), "{log}");
         Ok(())

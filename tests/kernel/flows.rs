@@ -6,6 +6,7 @@ use anyhow::{Result, ensure};
 use breakout_tests::daemon::{Daemon, Site};
 use breakout_tests::flow::{Flow, Transport, bulk};
 use breakout_tests::lab::{CONFIG, Lab};
+use breakout_tests::seen;
 use breakout_tests::server::Servers;
 
 use crate::Test;
@@ -39,13 +40,7 @@ fn bulk_tcp(mode: &str) -> Result<()> {
             "{destination} came out at {identity}"
         );
     }
-    let errors = lab
-        .internet
-        .exec("nstat -asz TcpInCsumErrors Ip6InHdrErrors IpInHdrErrors")?;
-    for line in errors.lines().filter(|line| !line.starts_with('#')) {
-        let count = line.split_whitespace().nth(1);
-        ensure!(count == Some("0"), "the receiver saw bad checksums: {line}");
-    }
+    seen::no_bad_headers(&lab.internet)?;
     if mode == "redirect" {
         let stats = site.json(&lab.gateway, &["stats"])?;
         let reasons = stats["reasons"].as_array().into_iter().flatten();

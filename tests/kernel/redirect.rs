@@ -194,15 +194,7 @@ fn replies() -> Result<()> {
         ensure!(identity == "internet", "{identity}");
     }
     ensure!(other.talk(&lab.client)? == "wan");
-    let errors = lab
-        .client
-        .exec("nstat -asz TcpInCsumErrors Ip6InHdrErrors IpInHdrErrors")?;
-    for line in errors.lines().filter(|line| !line.starts_with('#')) {
-        ensure!(
-            line.split_whitespace().nth(1) == Some("0"),
-            "bad headers: {line}"
-        );
-    }
+    seen::no_bad_headers(&lab.client)?;
     let stats = site.json(&lab.gateway, &["stats"])?;
     let count = |way: &str| stats["replies"][way]["packets"].as_u64().unwrap_or(0);
     ensure!(count("redirected") > 10_000, "{}", stats["replies"]);

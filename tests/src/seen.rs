@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::flow::{Flow, Transport};
@@ -34,6 +34,21 @@ pub fn watch(far_end: &Namespace, flows: &[Flow]) -> Result<()> {
          chain seen {{ type filter hook prerouting priority raw; iifname eth0 jump flows; }}\n}}\n"
     );
     run(far_end.command("nft").arg(table)).map(drop)
+}
+
+/// Fails if a receiver has seen a wrong checksum or header.
+///
+/// # Errors
+///
+/// When it has, or its counters cannot be read.
+pub fn no_bad_headers(receiver: &Namespace) -> Result<()> {
+    let counters = "TcpInCsumErrors UdpInCsumErrors Ip6InHdrErrors IpInHdrErrors";
+    let shown = receiver.exec(&format!("nstat -asz {counters}"))?;
+    for line in shown.lines().filter(|line| !line.starts_with('#')) {
+        let count = line.split_whitespace().nth(1);
+        ensure!(count == Some("0"), "the receiver saw bad headers: {line}");
+    }
+    Ok(())
 }
 
 /// Packets that have come in since [`watch`], by flow.

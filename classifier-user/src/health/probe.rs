@@ -99,37 +99,33 @@ async fn turn(
 ) -> io::Result<Answered> {
     let socket = datagrams(socket(address.ip(), Type::DGRAM, None, bound)?, address)?;
     let first = Request::new(method.unwrap_or(Method::Allocate));
-    let asked = Instant::now();
+    let mut requests = vec![&first];
+    let mut asked = vec![Instant::now()];
     socket.send(&first.bytes).await?;
-    let half = match method {
-        Some(_) => patience,
-        None => patience / 2,
+    let early = match method {
+        Some(_) => None,
+        None => timeout(patience / 2, answer(&socket, &requests)).await.ok(),
     };
-    let (answer, request, asked) = match timeout(half, answer(&socket, &[&first])).await {
-        Ok(answered) => (answered?.1, &first, asked),
-        Err(_) => {
-            let second = Request::new(Method::Binding);
-            let asked_again = Instant::now();
-            socket.send(&second.bytes).await?;
-            match answer(&socket, &[&first, &second]).await? {
-                (0, answer) => (answer, &first, asked),
-                (_, _) => {
-                    return Ok(Answered {
-                        took: asked_again.elapsed(),
-                        method: Some(Method::Binding),
-                    });
-                }
+    let second = Request::new(Method::Binding);
+    let (which, answer) = match early {
+        Some(answered) => answered?,
+        None => {
+            if method.is_none() {
+                requests.push(&second);
+                asked.push(Instant::now());
+                socket.send(&second.bytes).await?;
             }
+            answer(&socket, &requests).await?
         }
     };
-    let took = asked.elapsed();
-    if (request.method, answer) == (Method::Allocate, Answer::Success) {
+    let (took, method) = (asked[which].elapsed(), requests[which].method);
+    if (method, answer) == (Method::Allocate, Answer::Success) {
         // Given up at once. Should that be lost, the relay forgets it after ten minutes.
         socket.send(&Request::new(Method::Refresh).bytes).await?;
     }
     Ok(Answered {
         took,
-        method: Some(request.method),
+        method: Some(method),
     })
 }
 
