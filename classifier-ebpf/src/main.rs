@@ -1,8 +1,8 @@
 //! Breakout's data path: two entry points on each LAN interface.
 //!
-//! `breakout_xdp` forwards the packets of steered traffic itself to egresses in redirect mode, and leaves the rest to
-//! `breakout_tc` (TC ingress), which forwards to those that XDP does not send to, and marks all others, so that the kernel routes
-//! them by the egress's own table.
+//! `breakout_xdp` sends the plain packets of steered traffic to egresses in redirect mode, and leaves the rest of it to `breakout_tc`
+//! (TC ingress). That sends or answers what is left, and where there is no XDP everything, and marks what goes to egresses in route
+//! mode, so that the kernel routes that by the egress's own table.
 //! `breakout_reply` on an egress interface forwards what comes back to the LAN. All ask the same function of the same
 //! tables; see `breakout-common`.
 
@@ -10,6 +10,7 @@
 
 mod count;
 mod decide;
+mod decided;
 mod flows;
 mod globals;
 mod maps;

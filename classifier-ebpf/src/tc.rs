@@ -1,8 +1,10 @@
-//! TC ingress on a LAN interface: forwards steered packets to egresses in redirect mode, and marks others for the kernel's routing.
+//! TC ingress on a LAN interface: sends steered packets to egresses in redirect mode, and marks others for the kernel's routing.
 
+mod mss;
 mod redirect;
+mod too_big;
 
-use aya_ebpf::bindings::TC_ACT_UNSPEC;
+use aya_ebpf::bindings::{__sk_buff, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::info;
@@ -13,6 +15,7 @@ use breakout_common::verdict::{Decision, Reason};
 
 use crate::count::count;
 use crate::decide::{Walked, decide_frame, decide_plain};
+use crate::decided;
 use crate::globals;
 use crate::maps::{egress, paths};
 use crate::reader::Packet;
@@ -24,15 +27,18 @@ const PULL: u32 = 128;
 #[classifier]
 #[inline(always)]
 pub(crate) fn breakout_tc(ctx: TcContext) -> i32 {
+    if globals::tc_counts() == 0 && decided::noted(&ctx) {
+        return TC_ACT_UNSPEC;
+    }
     pull(&ctx);
     // Functions of their own, whose stacks are not needed at once. What they take is read again, which costs less than to
     // keep it.
-    let mut decision = fast_v4(ctx.data(), ctx.data_end(), ctx.len(), tag(&ctx));
+    let mut decision = fast_v4(ctx.data(), ctx.data_end(), ctx.len(), tag(ctx.skb.skb));
     if decision == UNDECIDED {
-        decision = fast_v6(ctx.data(), ctx.data_end(), ctx.len(), tag(&ctx));
+        decision = fast_v6(ctx.data(), ctx.data_end(), ctx.len(), tag(ctx.skb.skb));
     }
     if decision == UNDECIDED {
-        decision = slow(ctx.data(), ctx.data_end(), ctx.len(), tag(&ctx));
+        decision = slow(ctx.data(), ctx.data_end(), ctx.len(), tag(ctx.skb.skb));
     }
     let mut decision = Decision::from_known_word(decision);
     let action = finish(&ctx, &mut decision);
@@ -77,38 +83,54 @@ fn slow(start: usize, end: usize, len: u32, tag: u32) -> u32 {
     decide_frame(&packet, &mut walked).0.to_word()
 }
 
-/// Redirects or marks what is steered, and counts. Returns the action.
+/// Sends or marks what is steered, and counts. Returns the action.
 #[inline(always)]
 fn finish(ctx: &TcContext, decision: &mut Decision) -> i32 {
+    let skb = ctx.skb.skb;
+    // SAFETY: the context is the live socket buffer's; the verifier rewrites the accesses to its fields.
+    let (len, segments) = unsafe { ((*skb).len, (*skb).gso_segs) };
     let mut action = TC_ACT_UNSPEC;
+    // Where XDP runs before this it has counted all but what it leaves to be sent.
+    let mut counts = globals::tc_counts() != 0;
     if let (Some(index), Some(paths)) = (decision.egress(), paths())
         && let Some(egress) = egress(paths, index)
     {
         if redirects(egress) {
-            let done = redirect::redirect(ctx.skb.skb, u32::from(index));
-            if done & redirect::LEFT == 0 {
-                action = (done & 0xff) as i32;
-            } else {
-                *decision = match done & !redirect::LEFT {
-                    redirect::NOT_FOR_GATEWAY => Decision::pass(Reason::NotForGateway),
-                    reason => decision.because_of(reason),
-                };
+            counts = true;
+            let outcome = redirect::breakout_redirect(skb, u32::from(index));
+            action = redirect::action(outcome);
+            *decision = because_of(*decision, redirect::reason(outcome));
+            if decision.reason_number() == Reason::TooBig as u32 {
+                action = too_big::breakout_answer(skb, u32::from(index));
             }
+        } else {
+            // SAFETY: the context is the live socket buffer's; the verifier rewrites the access to its field.
+            let mark = unsafe { (*skb).mark };
+            ctx.skb.set_mark(marked(egress, mark));
         }
-        // SAFETY: the context is the live socket buffer's; the verifier rewrites the access to its field.
-        let mark = unsafe { (*ctx.skb.skb).mark };
-        ctx.skb.set_mark(marked(egress, mark));
     }
-    if globals::tc_counts() != 0 {
-        // SAFETY: the context is the live socket buffer's; the verifier rewrites the access to its field.
-        let segments = unsafe { (*ctx.skb.skb).gso_segs };
-        count(decision, u64::from(segments.max(1)), u64::from(ctx.len()));
+    if counts {
+        count(decision, u64::from(segments.max(1)), u64::from(len));
     }
     if globals::report() != 0 {
         // SAFETY: the context is the live socket buffer's; the verifier rewrites the access to its field.
-        unsafe { (*ctx.skb.skb).cb[0] = decision.to_word() };
+        unsafe { (*skb).cb[0] = decision.to_word() };
     }
     action
+}
+
+/// The decision once it is known what became of the packet, by the number of the reason.
+#[inline(always)]
+const fn because_of(decision: Decision, reason: u32) -> Decision {
+    const NOT_FOR_GATEWAY: u32 = Reason::NotForGateway as u32;
+    const NO_DEVICE: u32 = Reason::NoDevice as u32;
+    const PPPOE: u32 = Reason::Pppoe as u32;
+    match reason {
+        NOT_FOR_GATEWAY => Decision::pass(Reason::NotForGateway),
+        NO_DEVICE => decision.but_pass(Reason::NoDevice),
+        PPPOE => decision.but_pass(Reason::Pppoe),
+        reason => decision.because_of(reason),
+    }
 }
 
 /// Moves the headers into the directly readable part if they may be in fragments of the buffer.
@@ -123,8 +145,8 @@ fn pull(ctx: &TcContext) {
 
 /// The VLAN tag that stands beside the packet; see [`Frame::tag_beside`](breakout_common::frame::Frame::tag_beside).
 #[inline(always)]
-fn tag(ctx: &TcContext) -> u32 {
+fn tag(skb: *mut __sk_buff) -> u32 {
     // SAFETY: the context is the live socket buffer's; the verifier rewrites the accesses to its fields.
-    let (present, tci) = unsafe { ((*ctx.skb.skb).vlan_present, (*ctx.skb.skb).vlan_tci) };
+    let (present, tci) = unsafe { ((*skb).vlan_present, (*skb).vlan_tci) };
     if present == 0 { 0 } else { TAG_PRESENT | tci }
 }

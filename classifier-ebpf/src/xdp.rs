@@ -12,11 +12,12 @@ use breakout_common::verdict::{Decision, Reason};
 
 use crate::count::count;
 use crate::decide::{Decided, Walked, decide_frame, decide_plain, is_own};
+use crate::decided;
 use crate::globals;
 use crate::maps::DEVICES;
 use crate::reader::Packet;
 
-/// Entry point. Everything that is not redirected goes on to the kernel, where `breakout_tc` forwards or marks what is steered.
+/// Entry point. Everything that is not redirected goes on to the kernel, where `breakout_tc` sends or marks what is steered.
 #[xdp]
 #[inline(always)]
 pub(crate) fn breakout_xdp(ctx: XdpContext) -> u32 {
@@ -29,11 +30,21 @@ pub(crate) fn breakout_xdp(ctx: XdpContext) -> u32 {
     if done == UNDONE {
         done = slow(start, end);
     }
+    let decision = Decision::from_known_word((done >> 32) as u32);
     if globals::trace() != 0 {
-        let decision = Decision::from_known_word((done >> 32) as u32);
-        info!(&ctx, "xdp: {}", decision.reason().name());
+        trace(&ctx, decision.to_word());
+    }
+    if decision.egress().is_none() {
+        decided::note(&ctx);
     }
     (done & 0xffff_ffff) as u32
+}
+
+/// Logs a decision. A function of its own, whose stack is not needed beside that of others.
+#[inline(never)]
+fn trace(ctx: &XdpContext, decision: u32) {
+    let decision = Decision::from_known_word(decision);
+    info!(ctx, "xdp: {}", decision.reason().name());
 }
 
 /// The packet is not handled yet.
@@ -82,23 +93,15 @@ fn slow(start: usize, end: usize) -> u64 {
     let mut packet = packet(start, end);
     let mut walked = Walked::NONE;
     let decided = decide_frame(&packet, &mut walked);
-    finish(&mut packet, decided, |packet, egress, _| {
-        if walked.stop != Walked::WHOLE {
-            return Err(Reason::KernelFragment);
-        }
-        let planned = forward::plan(packet, &walked.headers, egress, is_own);
-        // What is whole, and neither tagged, a fragment nor with options, is plain.
-        Err(planned.err().unwrap_or(Reason::KernelOptions))
-    })
+    finish(&mut packet, decided, |_, _, _| None)
 }
 
-/// Carries a decision out and counts it. Returns the action, and above it the decision; of what is not redirected, with the
-/// reason why.
+/// Carries a decision out and counts it, unless it is left to TC. Returns the action, and above it the decision.
 #[inline(always)]
 fn finish<F: FrameMut>(
     frame: &mut F,
     (mut decision, egress): Decided,
-    redirect: impl FnOnce(&mut F, &EgressWords, u8) -> Result<u32, Reason>,
+    redirect: impl FnOnce(&mut F, &EgressWords, u8) -> Option<u32>,
 ) -> u64 {
     let len = frame.len();
     let mut action = XDP_PASS;
@@ -107,12 +110,17 @@ fn finish<F: FrameMut>(
             decision = Decision::pass(Reason::NotForGateway);
         } else if redirects(egress) {
             match redirect(frame, egress, index) {
-                Ok(redirected) => action = redirected,
-                Err(reason) => decision = decision.because(reason),
+                Some(redirected) => action = redirected,
+                None => return done(decision, XDP_PASS),
             }
         }
     }
     count(&decision, 1, u64::from(len));
+    done(decision, action)
+}
+
+#[inline(always)]
+fn done(decision: Decision, action: u32) -> u64 {
     u64::from(decision.to_word()) << 32 | u64::from(action)
 }
 
@@ -123,13 +131,12 @@ fn redirect<F: FrameMut>(
     headers: &Headers,
     egress: &EgressWords,
     index: u8,
-) -> Result<u32, Reason> {
+) -> Option<u32> {
     let link_header = forward::plan(frame, headers, egress, is_own)?;
-    DEVICES
-        .redirect(u32::from(index), u64::from(XDP_PASS))
-        .map_err(|_| Reason::KernelDevice)?;
+    let target = DEVICES.redirect(u32::from(index), u64::from(XDP_PASS));
+    target.ok()?;
     match forward::rewrite(frame, headers, link_header) {
-        Some(()) => Ok(XDP_REDIRECT),
-        None => Ok(XDP_DROP),
+        Some(()) => Some(XDP_REDIRECT),
+        None => Some(XDP_DROP),
     }
 }

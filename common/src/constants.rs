@@ -29,12 +29,14 @@ pub struct Constants {
     pub flow_secret: Secret,
     /// The number of its sets, less one.
     pub flow_mask: u32,
-    /// Not used.
-    pub reserved: u32,
+    /// The LAN interface's IPv4 address, by which the programs answer clients; zeros if it has none.
+    pub lan_v4: [u8; 4],
+    /// The same for IPv6.
+    pub lan_v6: [u8; 16],
 }
 
 /// The size of [`Constants`] in bytes.
-pub const CONSTANTS_LEN: usize = 96;
+pub const CONSTANTS_LEN: usize = 112;
 
 const _: () = assert!(size_of::<Constants>() == CONSTANTS_LEN);
 
@@ -52,7 +54,8 @@ impl Constants {
         clock_shift: 0,
         flow_secret: Secret::NONE,
         flow_mask: 0,
-        reserved: 0,
+        lan_v4: [0; 4],
+        lan_v6: [0; 16],
     };
 
     /// The bytes as the program reads them, in the machine's byte order.
@@ -68,7 +71,7 @@ impl Constants {
         let Secret { sets, keys } = self.flow_secret;
         let (sets, keys) = (sets.map(u64::to_ne_bytes), keys.map(u64::to_ne_bytes));
         let (words, mask) = (self.table_words.to_ne_bytes(), self.flow_mask.to_ne_bytes());
-        let parts: [&[u8]; 7] = [
+        let parts: [&[u8]; 9] = [
             &self.guard,
             &words,
             &self.lan_mac,
@@ -76,6 +79,8 @@ impl Constants {
             sets.as_flattened(),
             keys.as_flattened(),
             &mask,
+            &self.lan_v4,
+            &self.lan_v6,
         ];
         let mut bytes = [0; CONSTANTS_LEN];
         for (to, from) in bytes.iter_mut().zip(parts.into_iter().flatten()) {

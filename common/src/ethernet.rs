@@ -32,6 +32,8 @@ pub(crate) struct Ethernet {
     pub(crate) ip_offset: u32,
     /// See [`Headers::vlan`](crate::packet::Headers::vlan).
     pub(crate) vlan: u32,
+    /// Whether it is in a PPPoE session.
+    pub(crate) is_pppoe: bool,
 }
 
 #[inline(always)]
@@ -53,7 +55,8 @@ pub(crate) fn ethernet<F: Frame + ?Sized>(frame: &F) -> Result<Ethernet, Reason>
             }
         }
     }
-    if ethertype == ETHERTYPE_PPPOE_SESSION {
+    let is_pppoe = ethertype == ETHERTYPE_PPPOE_SESSION;
+    if is_pppoe {
         let header = frame.read::<8>(offset).ok_or(Reason::Truncated)?;
         // Version 1, type 1, code 0 (session data): RFC 2516, section 4.
         if header[0] != 0x11 || header[1] != 0 {
@@ -70,6 +73,7 @@ pub(crate) fn ethernet<F: Frame + ?Sized>(frame: &F) -> Result<Ethernet, Reason>
         ethertype,
         ip_offset: offset,
         vlan: tag & 0xfff,
+        is_pppoe,
     })
 }
 

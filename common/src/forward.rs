@@ -2,111 +2,137 @@
 
 use crate::classify::source;
 use crate::egress::{EgressWords, LinkHeader, link_header, mtu};
-use crate::ethernet::{ETHERNET_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6};
 use crate::frame::{Frame, FrameMut};
-use crate::packet::{FIRST_FRAGMENT, Headers, OPTIONS, TAGGED};
+use crate::network::{FRAGMENT, Network, PPPOE};
+use crate::packet::{Headers, OPTIONS, TAGGED, V6};
 use crate::table::Destination;
 use crate::verdict::Reason;
 
 /// The shortest Ethernet frame without its check sequence (IEEE 802.3). Shorter packets have padding behind them.
 const SHORTEST_FRAME: u32 = 60;
+/// The flag of a TCP header (RFC 9293, section 3.1).
+const SYN: u8 = 1 << 1;
 
-/// The link header of a packet that XDP may forward, or why it does not. `is_own` says whether an address is one of the gateway's.
+/// The link header of a packet that XDP forwards. `None` if it is left to TC: what is not plain, has to be answered or changed, or
+/// has no known next hop. `is_own` says whether an address is one of the gateway's.
 ///
-/// The packet's way is decided already; what XDP does not forward leaves by the same egress, if it leaves at all.
+/// The packet's way is decided already.
 #[inline(always)]
 pub fn plan<F: Frame + ?Sized>(
     frame: &F,
     headers: &Headers,
     egress: &EgressWords,
     is_own: impl FnOnce(Destination) -> bool,
-) -> Result<LinkHeader, Reason> {
-    let Some(link_header) = link_header(egress, headers.is_v6()) else {
-        return Err(Reason::KernelNextHop);
-    };
-    check(frame, headers, headers.ip_len, egress, is_own)?;
-    Ok(link_header)
+) -> Option<LinkHeader> {
+    let header = link_header(egress, headers.is_v6())?;
+    if headers.marks & !V6 != 0
+        || headers.ttl <= 1
+        || headers.ip_len > mtu(egress)
+        || has_tail(frame, headers.ip_offset + headers.ip_len)
+        || !has_right_sum(frame, headers.ip_offset, headers.is_v6())
+        || opens(frame, headers)?
+    {
+        return None;
+    }
+    is_forwarded(headers.is_v6(), source(frame, headers)?, is_own).then_some(header)
 }
 
-/// Whether a packet may be forwarded as it is, past the kernel's stack. `longest` is the length of the longest IP packet that leaves,
+/// Whether a packet opens a TCP connection: TC looks at the segment size that it announces.
+#[inline(always)]
+fn opens<F: Frame + ?Sized>(frame: &F, headers: &Headers) -> Option<bool> {
+    if headers.key >> 16 != 0 {
+        return Some(false);
+    }
+    let [flags] = frame.read::<1>(headers.transport_offset.wrapping_add(13))?;
+    Some(flags & SYN != 0)
+}
+
+/// Whether TC forwards a packet, past the kernel's stack, or why not. `longest` is the length of the longest IP packet that leaves,
 /// in bytes: of one that the kernel has merged of several, the longest of those.
 #[inline(always)]
 pub fn check<F: Frame + ?Sized>(
     frame: &F,
-    headers: &Headers,
+    network: &Network,
     longest: u32,
     egress: &EgressWords,
     is_own: impl FnOnce(Destination) -> bool,
 ) -> Result<(), Reason> {
-    if headers.marks & TAGGED != 0 {
-        return Err(Reason::KernelTagged);
+    let is_v6 = network.is_v6();
+    if network.marks & PPPOE != 0 {
+        return Err(Reason::Pppoe);
     }
-    if headers.marks & FIRST_FRAGMENT != 0 {
-        return Err(Reason::KernelFragment);
-    }
-    if headers.marks & OPTIONS != 0 {
-        return Err(Reason::KernelOptions);
-    }
-    if headers.ttl <= 1 {
+    if network.ttl <= 1 {
         return Err(Reason::KernelTtl);
     }
-    if longest > mtu(egress) {
-        return Err(Reason::KernelMtu);
-    }
-    if !is_whole(frame, headers) {
+    // Routers check it (RFC 1812, section 5.2.2). With options the next one does.
+    if network.marks & OPTIONS == 0 && !has_right_sum(frame, network.offset, is_v6) {
         return Err(Reason::KernelDamaged);
     }
-    match source(frame, headers) {
-        Some((high, low)) if is_clients(headers.is_v6(), high, low) => {
-            if is_own(Destination::from_halves(headers.is_v6(), high, low)) {
-                return Err(Reason::KernelSource);
-            }
-        }
-        _ => return Err(Reason::KernelSource),
+    if !is_forwarded(is_v6, network.source, is_own) {
+        return Err(Reason::KernelSource);
     }
-    Ok(())
+    match longest > mtu(egress) {
+        true => Err(Reason::TooBig),
+        false => Ok(()),
+    }
 }
 
-/// Why a packet is left to the kernel that is steered and not plain.
+/// The reason that stands for how a steered packet differs from most.
 #[inline(always)]
-pub fn not_plain<F: Frame + ?Sized>(frame: &F) -> Reason {
-    let Some([e0, e1]) = frame.read::<2>(12).filter(|_| frame.tag_beside() == 0) else {
-        return Reason::KernelTagged;
-    };
-    let is_fragment = match u16::from_be_bytes([e0, e1]) {
-        ETHERTYPE_IPV4 => frame
-            .read::<2>(ETHERNET_LEN + 6)
-            .is_some_and(|[f0, f1]| [f0 & 0x3f, f1] != [0, 0]),
-        ETHERTYPE_IPV6 => frame.read::<1>(ETHERNET_LEN + 6) == Some([44]),
-        _ => return Reason::KernelTagged,
-    };
-    match is_fragment {
-        true => Reason::KernelFragment,
-        false => Reason::KernelOptions,
+pub const fn kind(network: &Network) -> Reason {
+    if network.marks & TAGGED != 0 {
+        Reason::TcTagged
+    } else if network.marks & FRAGMENT != 0 {
+        Reason::TcFragment
+    } else if network.marks & OPTIONS != 0 {
+        Reason::TcOptions
+    } else {
+        Reason::Steered
     }
+}
+
+/// Whether the kernel would forward what comes from an address.
+#[inline(always)]
+fn is_forwarded(
+    v6: bool,
+    (high, low): (u64, u64),
+    is_own: impl FnOnce(Destination) -> bool,
+) -> bool {
+    // Of its own addresses the kernel knows only those of IPv4 for wrong.
+    is_clients(v6, high, low) && (v6 || !is_own(Destination::from_halves(false, high, low)))
+}
+
+/// Whether more than padding stands behind a packet that ends there. The kernel would cut it off.
+#[inline(always)]
+pub fn has_tail<F: Frame + ?Sized>(frame: &F, end: u32) -> bool {
+    frame.len() > SHORTEST_FRAME && frame.len() > end
+}
+
+/// Whether an IPv4 header without options has the right checksum.
+#[inline(always)]
+fn has_right_sum<F: Frame + ?Sized>(frame: &F, offset: u32, v6: bool) -> bool {
+    v6 || frame.sum_of_20(offset) == Some(0xffff)
 }
 
 /// Whether the IPv4 header without options has the right checksum (RFC 1812, section 5.2.2), and nothing but padding stands
 /// behind the packet, which the kernel would cut off.
 #[inline(always)]
 pub fn is_whole<F: Frame + ?Sized>(frame: &F, headers: &Headers) -> bool {
-    let len = frame.len();
-    if len > SHORTEST_FRAME && len > headers.ip_offset + headers.ip_len {
-        return false;
-    }
-    headers.is_v6() || frame.sum_of_20(headers.ip_offset) == Some(0xffff)
+    !has_tail(frame, headers.ip_offset + headers.ip_len)
+        && has_right_sum(frame, headers.ip_offset, headers.is_v6())
 }
 
-/// Whether an address can be a client's. Of those that cannot the kernel drops most (`ip_route_input_slow`, `ip6_forward`).
+/// Whether an address can be a client's. From those that cannot the kernel forwards nothing (`ip_route_input_slow`, `ip6_rcv_core`,
+/// `ip6_forward`).
 #[inline(always)]
 pub const fn is_clients(v6: bool, high: u64, low: u64) -> bool {
     if v6 {
-        // 2000::/3 (RFC 4291, section 2.4) and fc00::/7 (RFC 4193).
-        high >> 61 == 1 || high >> 57 == 0xfc >> 1
+        // Neither a group, nor of the link (fe80::/10), nor :: or ::1.
+        high >> 56 != 0xff && high >> 54 != 0xfe80 >> 6 && (high != 0 || low > 1)
     } else {
-        // Not 0.0.0.0/8, 127.0.0.0/8, nor what is above 223.255.255.255.
-        let first = low >> 24 & 0xff;
-        first != 0 && first != 127 && first < 224
+        // Neither 0.0.0.0, nor of 127.0.0.0/8, nor a group, nor everybody.
+        let low = low & 0xffff_ffff;
+        low != 0 && low >> 24 != 127 && low >> 28 != 0xe && low != 0xffff_ffff
     }
 }
 
@@ -124,22 +150,22 @@ pub fn rewrite<F: FrameMut + ?Sized>(
     frame.write(0, first)?;
     frame.write(4, second)?;
     frame.write(8, third)?;
-    let (offset, bytes) = aged(frame, headers)?;
+    let (offset, bytes) = aged(frame, headers.ip_offset, headers.is_v6())?;
     frame.write(offset, bytes)
 }
 
 /// The four bytes in which the TTL or hop limit stands, with one less, and for IPv4 the checksum that goes with that. Returns where
-/// in the frame they belong.
+/// in the frame they belong. `ip` is where the IP header is.
 #[inline(always)]
-pub fn aged<F: Frame + ?Sized>(frame: &F, headers: &Headers) -> Option<(u32, [u8; 4])> {
-    if headers.is_v6() {
+pub fn aged<F: Frame + ?Sized>(frame: &F, ip: u32, v6: bool) -> Option<(u32, [u8; 4])> {
+    if v6 {
         // Payload length, next header, hop limit.
-        let offset = headers.ip_offset + 4;
+        let offset = ip + 4;
         let [l0, l1, next_header, hop_limit] = frame.read::<4>(offset)?;
         return Some((offset, [l0, l1, next_header, hop_limit.wrapping_sub(1)]));
     }
     // TTL, protocol, checksum.
-    let offset = headers.ip_offset + 8;
+    let offset = ip + 8;
     let [ttl, protocol, c0, c1] = frame.read::<4>(offset)?;
     let [c0, c1] = decremented_checksum(u16::from_be_bytes([c0, c1])).to_be_bytes();
     Some((offset, [ttl.wrapping_sub(1), protocol, c0, c1]))
@@ -154,193 +180,4 @@ const fn decremented_checksum(checksum: u16) -> u16 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::egress::{Egress, NextHop, link_header_of};
-    use crate::packet::walk;
-
-    const HEADER: LinkHeader = link_header_of([1; 6], [0; 6]);
-
-    fn checksum(header: &[u8]) -> u16 {
-        let mut sum: u32 = header
-            .chunks(2)
-            .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])))
-            .sum();
-        while sum > 0xffff {
-            sum = (sum & 0xffff) + (sum >> 16);
-        }
-        !u16::try_from(sum).unwrap()
-    }
-
-    fn udp(ttl: u8, identification: u16) -> [u8; 42] {
-        let mut frame = [0u8; 42];
-        frame[12..14].copy_from_slice(&[0x08, 0]);
-        frame[14..24].copy_from_slice(&[0x45, 0, 0, 28, 0, 0, 0, 0, ttl, 17]);
-        frame[18..20].copy_from_slice(&identification.to_be_bytes());
-        frame[26..30].copy_from_slice(&[10, 1, 0, 2]);
-        frame[30..34].copy_from_slice(&[52, 113, 0, 1]);
-        frame[36..40].copy_from_slice(&[0x0d, 0x96, 0, 8]);
-        let sum = checksum(&frame[14..34]);
-        frame[24..26].copy_from_slice(&sum.to_be_bytes());
-        frame
-    }
-
-    #[test]
-    fn the_checksum_stays_right_for_every_ttl_and_sum() {
-        for ttl in 2..=255u8 {
-            for identification in (0..=u16::MAX).step_by(257) {
-                let mut bytes = udp(ttl, identification);
-                let frame: &mut [u8] = &mut bytes;
-                let headers = walk(frame).unwrap();
-                rewrite(frame, &headers, link_header_of([2; 6], [4; 6])).unwrap();
-                assert_eq!(frame[22], ttl - 1);
-                assert_eq!(checksum(&frame[14..34]), 0, "ttl {ttl} id {identification}");
-                assert_eq!(frame[..12], [2, 2, 2, 2, 2, 2, 4, 4, 4, 4, 4, 4]);
-            }
-        }
-    }
-
-    #[test]
-    fn what_xdp_cannot_forward_is_left_to_the_kernel() {
-        let bytes = udp(64, 0);
-        let frame: &[u8] = &bytes;
-        assert_eq!(frame.len(), 42);
-        let headers = walk(frame).unwrap();
-        let egress = Egress {
-            redirect: true,
-            mtu: 1500,
-            v4: NextHop::Mac([1; 6]),
-            ..Egress::default()
-        };
-        let plan = |headers: &Headers, egress: &Egress| {
-            plan(frame, headers, &egress.to_words(), |_| false)
-        };
-        assert_eq!(plan(&headers, &egress), Ok(HEADER));
-        let kernel = Egress {
-            v4: NextHop::Kernel,
-            ..egress
-        };
-        assert_eq!(plan(&headers, &kernel), Err(Reason::KernelNextHop));
-        let cases = [
-            (Headers { ttl: 1, ..headers }, Reason::KernelTtl),
-            (
-                Headers {
-                    ip_len: 1501,
-                    ..headers
-                },
-                Reason::KernelMtu,
-            ),
-            (
-                Headers {
-                    marks: FIRST_FRAGMENT,
-                    ..headers
-                },
-                Reason::KernelFragment,
-            ),
-            (
-                Headers {
-                    marks: OPTIONS,
-                    ..headers
-                },
-                Reason::KernelOptions,
-            ),
-            (
-                Headers {
-                    marks: TAGGED,
-                    ..headers
-                },
-                Reason::KernelTagged,
-            ),
-        ];
-        for (headers, reason) in cases {
-            assert_eq!(plan(&headers, &egress), Err(reason));
-        }
-        let longest = Headers {
-            ip_len: 1500,
-            ..headers
-        };
-        assert_eq!(plan(&longest, &egress), Ok(HEADER));
-    }
-
-    #[test]
-    fn why_a_packet_is_not_plain() {
-        let plain = udp(64, 0);
-        let changed = |place: usize, byte: u8| {
-            let mut frame = plain;
-            frame[place] = byte;
-            not_plain(&frame[..])
-        };
-        assert_eq!(changed(14, 0x46), Reason::KernelOptions);
-        assert_eq!(changed(20, 0x20), Reason::KernelFragment);
-        assert_eq!(changed(21, 1), Reason::KernelFragment);
-        assert_eq!(changed(20, 0x40), Reason::KernelOptions);
-        assert_eq!(changed(12, 0x81), Reason::KernelTagged);
-        let mut v6 = plain;
-        v6[12..14].copy_from_slice(&[0x86, 0xdd]);
-        assert_eq!(not_plain(&v6[..]), Reason::KernelOptions);
-        v6[20] = 44;
-        assert_eq!(not_plain(&v6[..]), Reason::KernelFragment);
-    }
-
-    #[test]
-    fn what_the_kernel_would_not_forward_as_it_is_is_left_to_it() {
-        let egress = Egress {
-            redirect: true,
-            mtu: 1500,
-            v4: NextHop::Mac([1; 6]),
-            ..Egress::default()
-        };
-        let planned = |bytes: &[u8], is_own: bool| {
-            let headers = walk(bytes).unwrap();
-            plan(bytes, &headers, &egress.to_words(), |_| is_own)
-        };
-        let bytes = udp(64, 7);
-        assert_eq!(planned(&bytes, false), Ok(HEADER));
-        assert_eq!(planned(&bytes, true), Err(Reason::KernelSource));
-        for byte in [14 + 1, 14 + 5, 14 + 10, 14 + 15] {
-            let mut damaged = bytes;
-            damaged[byte] ^= 1;
-            assert_eq!(
-                planned(&damaged, false),
-                Err(Reason::KernelDamaged),
-                "{byte}"
-            );
-        }
-        let with_tail = |length: usize| {
-            let mut bytes = bytes.to_vec();
-            bytes.resize(length, 0);
-            planned(&bytes, false)
-        };
-        assert_eq!(with_tail(60), Ok(HEADER));
-        assert_eq!(with_tail(61), Err(Reason::KernelDamaged));
-        for (source, is_clients) in [
-            ([0, 1, 2, 3], false),
-            ([10, 0, 0, 1], true),
-            ([127, 0, 0, 1], false),
-            ([223, 255, 255, 255], true),
-            ([224, 0, 0, 1], false),
-            ([255, 255, 255, 255], false),
-        ] {
-            let mut bytes = bytes;
-            bytes[26..30].copy_from_slice(&source);
-            bytes[24..26].fill(0);
-            let sum = checksum(&bytes[14..34]);
-            bytes[24..26].copy_from_slice(&sum.to_be_bytes());
-            assert_eq!(planned(&bytes, false).is_ok(), is_clients, "{source:?}");
-        }
-        for (source, expected) in [
-            ("::", false),
-            ("::1", false),
-            ("::ffff:10.0.0.1", false),
-            ("64:ff9b::1", false),
-            ("2001:db8::1", true),
-            ("fd00:1::2", true),
-            ("fe80::1", false),
-            ("ff02::1", false),
-        ] {
-            let source: core::net::IpAddr = source.parse().unwrap();
-            let (high, low) = Destination::from(source).to_halves();
-            assert_eq!(is_clients(true, high, low), expected, "{source}");
-        }
-    }
-}
+mod tests;

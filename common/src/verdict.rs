@@ -52,13 +52,13 @@ macro_rules! reasons {
 
 reasons! {
     Steered = 0, "steered", "matched a steered endpoint set and left by its egress";
-    KernelNextHop = 1, "kernel_next_hop", "steered; forwarded by the TC program because XDP does not know the next hop's MAC address, or does not send to this egress";
-    KernelTtl = 2, "kernel_ttl", "steered; forwarded by the kernel because the TTL or hop limit runs out here";
-    KernelMtu = 3, "kernel_mtu", "steered; forwarded by the kernel because the packet is longer than the egress MTU";
-    KernelFragment = 4, "kernel_fragment", "steered; forwarded by the kernel because it is a fragment";
-    KernelOptions = 5, "kernel_options", "steered; forwarded by the kernel because of IP options or extension headers";
-    KernelTagged = 6, "kernel_tagged", "steered; forwarded by the kernel because the frame is VLAN-tagged or PPPoE";
-    KernelDevice = 7, "kernel_device", "steered; left to the kernel because the egress interface is gone";
+    TcNextHop = 1, "tc_next_hop", "steered; sent by TC, because XDP does not know the next hop's MAC address, or does not send to this egress";
+    KernelTtl = 2, "kernel_ttl", "steered; left to the kernel, which answers, because the TTL or hop limit runs out here";
+    TooBig = 3, "too_big", "steered; answered with ICMP instead of sent, because the packet is longer than the egress MTU";
+    TcFragment = 4, "tc_fragment", "steered; sent by TC: a fragment";
+    TcOptions = 5, "tc_options", "steered; sent by TC: IP options or extension headers";
+    TcTagged = 6, "tc_tagged", "steered; sent by TC: a VLAN-tagged frame";
+    NoDevice = 7, "no_device", "matched a steered endpoint set, but the interface of its egress is gone";
     NoPrefix = 8, "no_prefix", "no endpoint set covers the destination address";
     NoPort = 9, "no_port", "an endpoint set covers the destination, but none of them lists the protocol and port";
     Policy = 10, "policy", "matched an endpoint set that the policy leaves on the ordinary path";
@@ -77,8 +77,9 @@ reasons! {
     Shadow = 23, "shadow", "matched an endpoint set that the policy would steer, but only shows (shadow)";
     Bypass = 24, "bypass", "matched a steered endpoint set, but steering is switched off (breakout bypass)";
     Pinned = 25, "pinned", "matched a steered endpoint set, but its flow began on the ordinary path and stays there";
-    KernelSource = 26, "kernel_source", "steered; left to the kernel, which drops or forwards it, because its source is no client's address";
-    KernelDamaged = 27, "kernel_damaged", "steered; left to the kernel, which drops or trims it, because of its header checksum or bytes behind its end";
+    KernelSource = 26, "kernel_source", "steered; left to the kernel, which drops it, because its source is no client's address";
+    KernelDamaged = 27, "kernel_damaged", "steered; left to the kernel, which drops it, because its header checksum is wrong";
+    Pppoe = 28, "pppoe", "matched a steered endpoint set, but is in a PPPoE session, from which redirect mode sends nothing";
 }
 
 impl Reason {
@@ -94,7 +95,7 @@ impl Reason {
 
     /// Whether a packet with this reason leaves by an egress, rather than by the ordinary path.
     pub const fn is_steer(self) -> bool {
-        (self as u8) < Reason::NoPrefix as u8
+        (self as u8) < Reason::NoDevice as u8
             || matches!(self, Reason::KernelSource | Reason::KernelDamaged)
     }
 }
@@ -258,7 +259,7 @@ mod tests {
 
     #[test]
     fn steer_reasons_are_told_from_the_others() {
-        assert!(Reason::KernelDevice.is_steer());
+        assert!(!Reason::NoDevice.is_steer() && !Reason::Pppoe.is_steer());
         assert!(Reason::KernelSource.is_steer());
         assert!(!Reason::Pinned.is_steer());
         assert!(!Reason::NoPrefix.is_steer());

@@ -167,7 +167,8 @@ fn stopped(mode: &str) -> Result<()> {
     let before = inventory(&lab)?;
     let daemon = Daemon::start(&site, &lab.gateway)?;
     let during = inventory(&lab)?;
-    ensure!(during.contains("lookup 5001"), "{during}");
+    let has_rules = during.contains("lookup 5001");
+    ensure!(has_rules == (mode == "route"), "{during}");
     ensure!(
         during.contains("breakout_tc") && during.contains("breakout_xdp") == (mode == "redirect"),
         "{during}"

@@ -57,7 +57,7 @@ fn other_mac() -> Result<()> {
             .exec("arping -A -c 1 -I eth0 10.3.0.2")
             .context("arping")?;
         let told = Instant::now();
-        let (steered, by_kernel) = (counted("steered")?, counted("kernel_next_hop")?);
+        let (steered, by_kernel) = (counted("steered")?, counted("tc_next_hop")?);
         daemon.wait_until(|_| told.elapsed() > Duration::from_secs(2))?;
         ensure!(
             stream.who_since(changed) == ["internet"],
@@ -75,7 +75,7 @@ fn other_mac() -> Result<()> {
             "{mode}: nothing is steered"
         );
         ensure!(
-            counted("kernel_next_hop")? <= by_kernel + 2,
+            counted("tc_next_hop")? <= by_kernel + 2,
             "{mode}: XDP left packets to the kernel"
         );
         daemon.stop()?;

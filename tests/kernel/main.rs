@@ -18,6 +18,7 @@ mod link_kinds;
 mod links;
 mod manual;
 mod messages;
+mod mtu;
 mod office;
 mod orders;
 mod pinning;
@@ -241,6 +242,7 @@ fn main() -> ExitCode {
         flows::TESTS,
         redirect::TESTS,
         any_link::TESTS,
+        mtu::TESTS,
         sound::TESTS,
         egress::TESTS,
         unmoved::TESTS,

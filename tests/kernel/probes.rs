@@ -17,7 +17,10 @@ use crate::Test;
 use crate::office::{Office, address};
 
 pub(crate) const TESTS: &[Test] = &[
-    ("probes_of_each_kind_are_answered", kinds),
+    ("probes_of_each_kind_are_answered", || kinds("route")),
+    ("probes_of_each_kind_are_answered_without_a_rule", || {
+        kinds("redirect")
+    }),
     ("a_relay_that_is_silent_costs_the_media_only", silent_relay),
     ("probes_are_few", few),
     ("a_turn_relay_is_measured_without_a_password", turn_relay),
@@ -36,7 +39,7 @@ fn targets(office: &Office, family: &str) -> Result<Vec<(String, Value)>> {
 }
 
 /// All of them go by the egress: at the WAN nobody answers.
-fn kinds() -> Result<()> {
+fn kinds(mode: &str) -> Result<()> {
     let office = Office::open("")?;
     let (lab, site) = (&office.lab, &office.site);
     lab.own([
@@ -51,7 +54,13 @@ fn kinds() -> Result<()> {
         .enter(|| FakeService::start_at(address("52.112.0.10:443"), Credentials::Good))?;
     let probes = "probes = [\"stun:52.112.0.9\", \"icmp:52.112.0.9\", \"icmp:2603:1063::9\", \"tcp:52.98.1.1:443\", \
                   \"tls:52.112.0.10\", \"http://52.112.0.10/\", \"tls:52.98.1.1:443\"]\n";
-    site.configure(&crate::office::config(probes))?;
+    let config = crate::office::config(probes);
+    // Breakout does no translation in redirect mode.
+    let config = match mode {
+        "redirect" => config.replace("masquerade = true", "mode = \"redirect\""),
+        _ => config,
+    };
+    site.configure(&config)?;
     let mut daemon = Daemon::start(site, &lab.gateway)?;
     let is_proven = |target: &Value| target["proven"] == true;
     daemon.wait_until(|_| {
@@ -71,7 +80,26 @@ fn kinds() -> Result<()> {
         "{plain}"
     );
     drop(secure);
+    // In redirect mode there are routes to them, which the next controller has too; but there is no rule.
+    let routes = |family: &str| {
+        let routes = lab
+            .gateway
+            .ip(&format!("{family} route show table main protocol 76"));
+        routes.map(|routes| routes.lines().count())
+    };
+    let expected = if mode == "redirect" { [3, 1] } else { [0, 0] };
+    let found = [routes("-4")?, routes("-6")?];
+    ensure!(found == expected, "{found:?} routes of probes");
+    for family in ["-4", "-6"] {
+        let rules = lab.gateway.ip(&format!("{family} rule show"))?;
+        ensure!(
+            rules.contains("lookup 5001") == (mode == "route"),
+            "{rules}"
+        );
+    }
     daemon.stop()?;
+    let found = [routes("-4")?, routes("-6")?];
+    ensure!(found == [0, 0], "{found:?} routes of probes are left");
     Ok(())
 }
 

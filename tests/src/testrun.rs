@@ -100,6 +100,7 @@ impl TestBench {
             name: "lo".to_owned(),
             index: 1,
             mac: [0; 6],
+            addresses: (Ipv4Addr::new(10, 1, 0, 1), Ipv6Addr::UNSPECIFIED),
             xdp: Some(XdpAttach::Native),
             namespace: 0,
             number: 0,

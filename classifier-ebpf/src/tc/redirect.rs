@@ -1,13 +1,17 @@
-//! Redirect mode in TC: for packets that XDP has left alone, and for interfaces that have no XDP.
+//! Redirect mode in TC: all that XDP leaves, and everything on interfaces that have no XDP.
 
-use aya_ebpf::bindings::{__sk_buff, bpf_redir_neigh};
-use aya_ebpf::helpers::generated::{bpf_redirect_neigh, bpf_skb_store_bytes};
-use breakout_common::egress::{EgressWords, gateway_v4, gateway_v6};
+use aya_ebpf::bindings::{__sk_buff, BPF_F_RECOMPUTE_CSUM, TC_ACT_UNSPEC, bpf_redir_neigh};
+use aya_ebpf::helpers::generated::{
+    bpf_redirect_neigh, bpf_skb_change_tail, bpf_skb_store_bytes, bpf_skb_vlan_pop,
+};
+use breakout_common::egress::{EgressWords, gateway_v4, gateway_v6, link_header};
 use breakout_common::forward;
 use breakout_common::frame::Frame;
-use breakout_common::packet::{Headers, PLAIN_V4_LEN, PLAIN_V6_LEN, plain_v4, plain_v6};
+use breakout_common::network::{Network, TCP, network};
+use breakout_common::packet::TAGGED;
 use breakout_common::verdict::Reason;
 
+use super::mss;
 use crate::decide::is_own;
 use crate::globals;
 use crate::maps::{TC_DEVICES, egress, paths};
@@ -21,106 +25,158 @@ const AF_INET6: u32 = 10;
 const NEXT_HOP_LEN: i32 = 20;
 const _: () = assert!(size_of::<NextHop>() == 20 && size_of::<bpf_redir_neigh>() == 20);
 
-/// The bit of an answer that says that the packet is left to the kernel, above the number of the reason.
-pub(super) const LEFT: u32 = 1 << 8;
-/// The number of the reason for which a packet is not steered after all.
-pub(super) const NOT_FOR_GATEWAY: u32 = Reason::NotForGateway as u32;
+/// What became of a packet, as a word: the action in the lowest 8 bits, and above them the number of the reason.
+#[inline(always)]
+const fn outcome(action: u32, reason: Reason) -> u32 {
+    (reason as u32) << 8 | action & 0xff
+}
 
-/// Forwards a plain packet to the next hop of an egress, whose link-layer address the kernel finds (`bpf_redirect_neigh`, Linux 5.10).
-/// Returns the action, or why the packet is left to the kernel, as it was.
+/// A packet that is left to the kernel, as it was.
+#[inline(always)]
+#[expect(clippy::cast_sign_loss, reason = "an action is cut to its bits")]
+const fn left(reason: Reason) -> u32 {
+    outcome(TC_ACT_UNSPEC as u32, reason)
+}
+
+/// The action of an outcome.
+#[inline(always)]
+#[expect(clippy::cast_possible_wrap, reason = "an action had a sign before")]
+pub(super) const fn action(outcome: u32) -> i32 {
+    (outcome & 0xff) as u8 as i8 as i32
+}
+
+/// The number of the reason of an outcome.
+#[inline(always)]
+pub(super) const fn reason(outcome: u32) -> u32 {
+    outcome >> 8 & 0x1f
+}
+
+/// Sends a packet to the next hop of an egress, whose link-layer address the kernel finds (`bpf_redirect_neigh`, Linux 5.10).
+/// Returns the [outcome]: one that is too big has yet to be answered.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub(super) fn redirect(skb: *mut __sk_buff, index: u32) -> u32 {
+pub(crate) extern "C" fn breakout_redirect(skb: *mut __sk_buff, index: u32) -> u32 {
     // The kernel takes an interface that goes out of the map, also while nobody looks after the path table.
     let (Some(device), Some(egress)) = (
         TC_DEVICES.get_ifindex(index),
         paths().and_then(|paths| egress(paths, (index & 0xff) as u8)),
     ) else {
-        return left(Reason::KernelDevice);
+        return left(Reason::NoDevice);
     };
     // SAFETY: the context is the live socket buffer's; the verifier rewrites the accesses to its fields.
-    let (start, end, len, tagged) = unsafe {
-        (
-            (*skb).data as usize,
-            (*skb).data_end as usize,
-            (*skb).len,
-            (*skb).vlan_present,
-        )
-    };
-    let packet = Packet::new(start, end, len);
-    if tagged != 0 {
-        return left(Reason::KernelTagged);
-    }
+    let (start, end, len) = unsafe { ((*skb).data as usize, (*skb).data_end as usize, (*skb).len) };
+    let packet = Packet::new(start, end, len).with_tag(super::tag(skb));
     // The kernel drops it.
     if !globals::is_to_lan(&packet) {
         return left(Reason::NotForGateway);
     }
-    let Some(headers) = plain(&packet) else {
-        return left(forward::not_plain(&packet));
+    let Some(network) = network(&packet) else {
+        return left(Reason::KernelDamaged);
     };
-    match send(skb, &packet, &headers, egress, device) {
-        Ok(action) => action,
+    let checked = longest(skb, &packet, &network)
+        .ok_or(Reason::KernelDamaged)
+        .and_then(|longest| forward::check(&packet, &network, longest, egress, is_own));
+    match checked.and_then(|()| send(skb, &packet, &network, egress, device)) {
+        Ok(action) => outcome(action, named(&network, egress)),
         Err(reason) => left(reason),
     }
 }
 
+/// The reason under which a packet is counted that was sent.
 #[inline(always)]
-const fn left(reason: Reason) -> u32 {
-    LEFT | reason as u32
+fn named(network: &Network, egress: &EgressWords) -> Reason {
+    let kind = forward::kind(network);
+    let is_for_xdp = matches!(kind, Reason::Steered) && globals::tc_counts() == 0;
+    if is_for_xdp && link_header(egress, network.is_v6()).is_none() {
+        Reason::TcNextHop
+    } else {
+        kind
+    }
 }
 
-/// The headers of a plain packet.
-#[inline(always)]
-fn plain(packet: &Packet) -> Option<Headers> {
-    let v4 = packet
-        .window::<PLAIN_V4_LEN>()
-        .and_then(|window| plain_v4(&window));
-    v4.or_else(|| {
-        packet
-            .window::<PLAIN_V6_LEN>()
-            .and_then(|window| plain_v6(&window))
-    })
-}
-
-/// Sends it, unless that is left to the kernel.
+/// Sends it.
 #[inline(always)]
 fn send(
     skb: *mut __sk_buff,
     packet: &Packet,
-    headers: &Headers,
+    network: &Network,
     egress: &EgressWords,
     device: u32,
 ) -> Result<u32, Reason> {
-    let longest = longest(skb, packet, headers).ok_or(Reason::KernelDamaged)?;
-    forward::check(packet, headers, longest, egress, is_own)?;
-    let (offset, bytes) = forward::aged(packet, headers).ok_or(Reason::KernelDamaged)?;
+    let (offset, bytes) =
+        forward::aged(packet, network.offset, network.is_v6()).ok_or(Reason::KernelDamaged)?;
     let bytes = u32::from_ne_bytes(bytes);
-    let mut next_hop = next_hop(headers, egress);
-    // SAFETY: the context is the live socket buffer's, and the helper reads those bytes. No part of the packet is used behind it.
-    let stored =
-        unsafe { bpf_skb_store_bytes(skb.cast(), offset, (&raw const bytes).cast(), 4, 0) };
+    let mut next_hop = next_hop(network, egress);
+    let end = network.offset + network.len;
+    let has_tail = forward::has_tail(packet, end);
+    let is_tagged = network.marks & TAGGED != 0;
+    let opens = opens(packet, network);
+    // No part of the packet is used behind this: it may move.
+    if let Some(transport) = opens {
+        mss::breakout_clamp(
+            skb,
+            transport,
+            breakout_common::mss::largest(breakout_common::egress::mtu(egress), network.is_v6()),
+        );
+    }
+    // The change of the TTL and that of its checksum make none in the packet's sum; that of the hop limit does.
+    let flags = if network.is_v6() {
+        BPF_F_RECOMPUTE_CSUM
+    } else {
+        0
+    };
+    // SAFETY: the context is the live socket buffer's, and the helper reads those bytes.
+    let stored = unsafe {
+        bpf_skb_store_bytes(
+            skb.cast(),
+            offset,
+            (&raw const bytes).cast(),
+            4,
+            u64::from(flags),
+        )
+    };
     if stored != 0 {
         return Err(Reason::KernelDamaged);
+    }
+    // SAFETY: the helpers take the live socket buffer, and fail where they can do nothing. A tail that stays is cut off by the next
+    // router; so is a tag, as nobody there is in that network.
+    unsafe {
+        if has_tail && (*skb).gso_size == 0 {
+            bpf_skb_change_tail(skb.cast(), end, 0);
+        }
+        if is_tagged {
+            bpf_skb_vlan_pop(skb.cast());
+            bpf_skb_vlan_pop(skb.cast());
+        }
     }
     // SAFETY: the helper reads that many bytes of the next hop, which is laid out as it expects.
     let action = unsafe { bpf_redirect_neigh(device, (&raw mut next_hop).cast(), NEXT_HOP_LEN, 0) };
     Ok((action & 0xff) as u32)
 }
 
+/// Where the TCP header of a packet is that opens a connection.
+#[inline(always)]
+fn opens(packet: &Packet, network: &Network) -> Option<u32> {
+    let transport = network.transport().filter(|_| network.protocol == TCP)?;
+    let [flags] = packet.read::<1>(transport + 13)?;
+    (flags & 0x02 != 0).then_some(transport)
+}
+
 /// The length of the longest IP packet that leaves, in bytes: the kernel takes apart again what it has merged.
 #[inline(always)]
-fn longest(skb: *mut __sk_buff, packet: &Packet, headers: &Headers) -> Option<u32> {
+fn longest(skb: *mut __sk_buff, packet: &Packet, network: &Network) -> Option<u32> {
     // SAFETY: the context is the live socket buffer's; the verifier rewrites the access to its field.
     let payload = unsafe { (*skb).gso_size };
     if payload == 0 {
-        return Some(headers.ip_len);
+        return Some(network.len);
     }
-    let transport = if headers.key >> 16 == 0 {
-        let [offset] = packet.read::<1>(headers.transport_offset + 12)?;
+    let transport = if network.protocol == TCP {
+        let [offset] = packet.read::<1>(network.offset + network.header + 12)?;
         u32::from(offset >> 4) * 4
     } else {
         8
     };
-    Some(headers.transport_offset - headers.ip_offset + transport + payload)
+    Some(network.header + transport + payload)
 }
 
 /// A next hop as `bpf_redirect_neigh` takes it (`struct bpf_redir_neigh`).
@@ -133,9 +189,9 @@ struct NextHop {
 
 /// The gateway, or without one the destination itself.
 #[inline(always)]
-fn next_hop(headers: &Headers, egress: &EgressWords) -> NextHop {
-    let (high, low) = headers.halves;
-    if headers.is_v6() {
+fn next_hop(network: &Network, egress: &EgressWords) -> NextHop {
+    let (high, low) = network.destination;
+    if network.is_v6() {
         let gateway = gateway_v6(egress);
         let destination = [high >> 32, high, low >> 32, low];
         NextHop {

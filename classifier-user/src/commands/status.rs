@@ -118,8 +118,12 @@ fn print_follow(follow: &FollowStatus) {
 }
 
 fn print_egress(name: &str, egress: &EgressStatus) {
+    let routed = match (&egress.mark, egress.table) {
+        (Some(mark), Some(table)) => format!(", mark {mark}, table {table}"),
+        _ => String::new(),
+    };
     out!(
-        "egress    {name}: {} on {}{}, mark {}, table {}",
+        "egress    {name}: {} on {}{}{routed}",
         egress.mode,
         egress.interface,
         if egress.masquerade {
@@ -127,8 +131,6 @@ fn print_egress(name: &str, egress: &EgressStatus) {
         } else {
             ""
         },
-        egress.mark,
-        egress.table
     );
     for (family, way) in [("IPv4", &egress.v4), ("IPv6", &egress.v6)] {
         print_way(family, way);

@@ -187,10 +187,10 @@ pub struct EgressStatus {
     pub hook: Option<String>,
     /// Why that is not XDP, if so.
     pub why_tc: Option<String>,
-    /// Firewall mark and mask, as `ip rule` writes them.
-    pub mark: String,
-    /// Its routing table.
-    pub table: u32,
+    /// In route mode the firewall mark and mask, as `ip rule` writes them.
+    pub mark: Option<String>,
+    /// In route mode its routing table.
+    pub table: Option<u32>,
 }
 
 /// The way out for one address family.

@@ -3,7 +3,7 @@
 mod routes;
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use anyhow::{Context, Result, bail};
 use breakout_common::egress::{Egress, NextHop};
@@ -45,6 +45,8 @@ struct Ways {
     v6: Neighbour,
     /// Why XDP does not send there. TC does then.
     no_redirect: Option<NoRedirect>,
+    /// The address that probes over IPv6 have.
+    probe_source: Ipv6Addr,
 }
 
 impl Ways {
@@ -175,6 +177,7 @@ async fn way_out(links: &Links, config: &EgressConfig) -> Result<Ways> {
         v4: Neighbour::Unknown,
         v6: Neighbour::Unknown,
         no_redirect: interface.no_redirect(),
+        probe_source: links.probe_source(&interface).await?,
         interface,
         gateways,
     };
@@ -382,6 +385,7 @@ impl EgressState {
             None if has_xdp => None,
             None => Some("no LAN interface has native XDP".to_owned()),
         });
+        let is_routed = self.config.mode == Mode::Route;
         let [v4, v6] = standings;
         let way = |is_v6: bool, standing: Option<Standing>| {
             let standing = standing.filter(|_| self.has_family(is_v6));
@@ -411,8 +415,8 @@ impl EgressState {
             problem: self.way_out.as_ref().err().map(ToString::to_string),
             hook: redirecting.map(|_| if why_tc.is_none() { "xdp" } else { "tc" }.to_owned()),
             why_tc,
-            mark: format!("{:#x}/{mask:#x}", self.mark),
-            table: self.table,
+            mark: is_routed.then(|| format!("{:#x}/{mask:#x}", self.mark)),
+            table: is_routed.then_some(self.table),
         }
     }
 }

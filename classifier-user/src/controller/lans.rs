@@ -1,6 +1,7 @@
 //! The LAN interfaces: which are there, and what is wrong with the others.
 
 use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Result, anyhow};
 use breakout_common::condition::MAX_GROUPS;
@@ -57,6 +58,7 @@ pub(super) async fn look_at_lans(
             name: name.clone(),
             index: interface.index,
             mac,
+            addresses: interface.speaking(),
             // TC does all of it where there is no XDP.
             xdp: match lan.xdp {
                 XdpAttach::Native => wants_xdp && interface.has_native_xdp(),
@@ -77,6 +79,8 @@ pub(super) async fn look_at_lans(
                 name: egress.interface.clone(),
                 index,
                 mac,
+                // Nobody is answered there.
+                addresses: (Ipv4Addr::UNSPECIFIED, Ipv6Addr::UNSPECIFIED),
                 xdp: Some(XdpAttach::Native),
                 namespace,
                 number: 0,

@@ -101,6 +101,7 @@ impl Health {
                         v6,
                         interface: state.config.interface.clone(),
                         mark: state.mark,
+                        way: state.probe_way(v6),
                         targets,
                         health: config.health.clone(),
                     });

@@ -1,5 +1,7 @@
 //! What is to be installed, and where.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
+
 use breakout_common::path::{PATH_WORDS, PathTable, Pin, PinKey};
 
 use super::program;
@@ -15,6 +17,8 @@ pub struct LanPlan {
     pub index: u32,
     /// Its MAC address.
     pub mac: [u8; 6],
+    /// The addresses by which the programs answer clients; unspecified where it has none.
+    pub addresses: (Ipv4Addr, Ipv6Addr),
     /// How the XDP program is attached, if one is needed.
     pub xdp: Option<XdpAttach>,
     /// Inode of the network namespace, which together with the index identifies the interface.

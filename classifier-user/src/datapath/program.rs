@@ -92,6 +92,8 @@ impl Programs {
         let constants = Constants {
             table_words,
             lan_mac: lan.mac,
+            lan_v4: lan.addresses.0.octets(),
+            lan_v6: lan.addresses.1.octets(),
             trace: u8::from(trace),
             tc_counts: u8::from(lan.xdp.is_none()),
             report: u8::from(report),

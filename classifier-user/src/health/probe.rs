@@ -1,7 +1,7 @@
 //! One try to reach a target, by a socket that cannot leave by another interface.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,14 +15,30 @@ use tokio_rustls::TlsConnector;
 
 use super::stun::{Answer, Method, Request};
 use super::{Kind, Target};
+use crate::links::{Links, PROBE_TOS, ProbeWay};
 
 /// By which way probes leave.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone)]
 pub(super) struct Bound {
     /// The interface.
     pub(super) interface: String,
     /// The firewall mark that leads to the egress's routing table.
     pub(super) mark: u32,
+    /// The way to have a route along, where the mark leads nowhere.
+    pub(super) way: Option<ProbeWay>,
+    /// By which that route is made.
+    pub(super) links: Option<Links>,
+}
+
+impl Bound {
+    /// Sees to it that packets to an address leave by this way.
+    async fn lead(&self, address: IpAddr) -> io::Result<()> {
+        if let (Some(way), Some(links)) = (&self.way, &self.links) {
+            let led = links.lead(address, way).await;
+            led.map_err(|error| io::Error::other(format!("{error:#}")))?;
+        }
+        Ok(())
+    }
 }
 
 /// An answer.
@@ -43,6 +59,7 @@ pub(super) async fn probe(
 ) -> Result<Answered, String> {
     let started = Instant::now();
     let attempt = async {
+        bound.lead(address.ip()).await?;
         match target.kind {
             Kind::Turn => return turn(address, method, bound, patience).await,
             Kind::Stun => stun(address, bound).await?,
@@ -77,6 +94,11 @@ fn socket(
     let socket = Socket::new(domain, kind, protocol)?;
     socket.bind_device(Some(bound.interface.as_bytes()))?;
     socket.set_mark(bound.mark)?;
+    match (&bound.way, address) {
+        (Some(_), IpAddr::V4(_)) => socket.set_tos_v4(PROBE_TOS.into())?,
+        (Some(way), IpAddr::V6(_)) => socket.bind(&SocketAddr::new(way.from.into(), 0).into())?,
+        (None, _) => {}
+    }
     socket.set_nonblocking(true)?;
     Ok(socket)
 }
@@ -192,11 +214,6 @@ fn checksum(bytes: &[u8]) -> u16 {
 
 /// A socket that sends datagrams to one address and takes those from it.
 fn datagrams(socket: Socket, address: SocketAddr) -> io::Result<UdpSocket> {
-    let any: IpAddr = match address {
-        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    socket.bind(&SocketAddr::new(any, 0).into())?;
     socket.connect(&address.into())?;
     UdpSocket::from_std(socket.into())
 }

@@ -15,6 +15,7 @@ use super::probe::{Answered, Bound, probe};
 use super::stun::Method;
 use super::{Measure, Target};
 use crate::config::HealthConfig;
+use crate::links::{Links, ProbeWay};
 
 /// Between the further quick probes that a lost one is followed by, to tell loss from death.
 const BURST: Duration = Duration::from_millis(40);
@@ -41,6 +42,8 @@ pub struct Path {
     pub interface: String,
     /// The firewall mark that leads to the egress's routing table.
     pub mark: u32,
+    /// The way that probes have routes along, where the mark leads nowhere.
+    pub way: Option<ProbeWay>,
     /// The targets.
     pub targets: Vec<Target>,
     /// How often.
@@ -61,6 +64,8 @@ pub struct Probers {
     running: Vec<(Arc<Path>, AbortHandle)>,
     /// Where they run.
     runtime: Handle,
+    /// By which they make their routes.
+    links: Option<Links>,
     reports: Arc<Reports>,
 }
 
@@ -73,8 +78,14 @@ impl Drop for Probers {
 impl Probers {
     /// Probers that run on a runtime of their own choice, so that nothing else there can hold them up.
     pub fn new(runtime: Handle) -> Self {
+        let links = {
+            let _entered = runtime.enter();
+            Links::open()
+        };
+        let links = links.inspect_err(|error| tracing::error!("probes have no routes: {error:#}"));
         Probers {
             running: Vec::new(),
+            links: links.ok(),
             runtime,
             reports: Arc::default(),
         }
@@ -92,7 +103,8 @@ impl Probers {
         for path in paths {
             if !self.running.iter().any(|(running, _)| **running == path) {
                 let path = Arc::new(path);
-                let prober = Prober::new(Arc::clone(&path), Arc::clone(&self.reports));
+                let links = self.links.clone();
+                let prober = Prober::new(Arc::clone(&path), links, Arc::clone(&self.reports));
                 let task = self.runtime.spawn(prober.run());
                 self.running.push((path, task.abort_handle()));
             }
@@ -176,13 +188,15 @@ struct Prober {
 }
 
 impl Prober {
-    fn new(path: Arc<Path>, reports: Arc<Reports>) -> Self {
+    fn new(path: Arc<Path>, links: Option<Links>, reports: Arc<Reports>) -> Self {
         let now = Instant::now();
         let meters: Vec<Meter> = path.targets.iter().cloned().map(Meter::new).collect();
         Prober {
             bound: Bound {
                 interface: path.interface.clone(),
                 mark: path.mark,
+                way: path.way,
+                links,
             },
             addresses: vec![None; meters.len()],
             next_lookup: now,

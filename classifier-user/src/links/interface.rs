@@ -1,7 +1,7 @@
 //! What is to know of a network interface.
 
 use std::fs;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::MetadataExt;
 
 use anyhow::{Context, Result};
@@ -89,6 +89,20 @@ impl Interface {
         })
     }
 
+    /// The addresses by which the gateway speaks there, one of each family; unspecified where it has none.
+    pub fn speaking(&self) -> (Ipv4Addr, Ipv6Addr) {
+        let addresses = || self.addresses.iter().map(IpNet::addr);
+        let v4 = addresses().find_map(|address| match address {
+            IpAddr::V4(address) => Some(address),
+            IpAddr::V6(_) => None,
+        });
+        let v6 = furthest_v6(addresses());
+        (
+            v4.unwrap_or(Ipv4Addr::UNSPECIFIED),
+            v6.unwrap_or(Ipv6Addr::UNSPECIFIED),
+        )
+    }
+
     /// Why XDP does not redirect to the interface. Only network cards and the like take redirected frames, and the kernel drops them
     /// silently elsewhere; and XDP goes past queueing disciplines, which somebody has set for a reason.
     pub fn no_redirect(&self) -> Option<NoRedirect> {
@@ -158,6 +172,15 @@ impl Links {
         interface.addresses.sort_unstable();
         Ok(Some(interface))
     }
+}
+
+/// Of these addresses the IPv6 one that reaches furthest.
+pub(super) fn furthest_v6(addresses: impl IntoIterator<Item = IpAddr>) -> Option<Ipv6Addr> {
+    let v6 = addresses.into_iter().filter_map(|address| match address {
+        IpAddr::V6(address) if !address.is_loopback() => Some(address),
+        _ => None,
+    });
+    v6.min_by_key(|address| (address.is_unicast_link_local(), address.is_unique_local()))
 }
 
 /// What the driver says of itself, if it is more than a network card: `wlan`, `wwan`.

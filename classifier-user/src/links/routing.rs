@@ -11,7 +11,7 @@ use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use rtnetlink::{IpVersion, RouteMessageBuilder};
 
 use super::gateway::Gateway;
-use super::{Links, is_errno};
+use super::{Links, ProbeWay, is_errno};
 
 /// The protocol number that marks rules and routes as ours (`ip rule show protocol 76`). Nobody in
 /// iproute2's rt_protos has it.
@@ -45,6 +45,8 @@ pub struct RoutingPlan {
     pub tables: std::ops::Range<u32>,
     /// The rules and routes.
     pub entries: Vec<RouteRule>,
+    /// Ways of which probes have routes; see [`lead`](Links::lead).
+    pub probed: Vec<ProbeWay>,
 }
 
 /// What became of a plan.
@@ -89,7 +91,9 @@ impl Links {
         outcome: &mut RoutingOutcome,
     ) -> Result<()> {
         let v4 = self.apply_family(plan, false, outcome).await;
-        v4.and(self.apply_family(plan, true, outcome).await)
+        let v6 = self.apply_family(plan, true, outcome).await;
+        let v4 = v4.and(self.tidy_probe_routes(false, plan).await);
+        v4.and(v6).and(self.tidy_probe_routes(true, plan).await)
     }
 
     async fn apply_family(
@@ -263,7 +267,7 @@ impl Links {
         Ok(())
     }
 
-    async fn delete_route(&self, route: RouteMessage) -> Result<()> {
+    pub(super) async fn delete_route(&self, route: RouteMessage) -> Result<()> {
         match self.handle.route().del(route).execute().await {
             Err(error) if is_errno(&error, libc::ESRCH) => Ok(()),
             other => other.context("cannot remove a route"),
@@ -287,6 +291,11 @@ fn rule_is(rule: &RuleMessage, entry: &RouteRule, plan: &RoutingPlan) -> bool {
 }
 
 fn route_is(route: &RouteMessage, entry: &RouteRule) -> bool {
+    table(route) == entry.table && leads_along(route, entry)
+}
+
+/// Whether a route leads to an entry's gateway.
+pub(super) fn leads_along(route: &RouteMessage, entry: &RouteRule) -> bool {
     let gateway = route
         .attributes
         .iter()
@@ -298,8 +307,7 @@ fn route_is(route: &RouteMessage, entry: &RouteRule) -> bool {
         Gateway::Address(address) => Some(address.into()),
         _ => None,
     };
-    table(route) == entry.table
-        && gateway == wanted
+    gateway == wanted
         && route
             .attributes
             .contains(&RouteAttribute::Oif(entry.interface))

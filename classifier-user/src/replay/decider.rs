@@ -1,6 +1,7 @@
 //! What decides the packets of a capture: the kernel's program, or the same function here.
 
 use std::collections::HashMap;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context, Result};
 use breakout_common::classify::{decide_unpinned, rule};
@@ -32,6 +33,7 @@ impl Decider {
             name: "lo".to_owned(),
             index: 1,
             mac: [0; 6],
+            addresses: (Ipv4Addr::UNSPECIFIED, Ipv6Addr::UNSPECIFIED),
             xdp: None,
             namespace: 0,
             number: 0,

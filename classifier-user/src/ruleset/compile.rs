@@ -154,14 +154,12 @@ fn write_covered(words: &mut [u32]) {
     }
 }
 
-/// Notes by which bits the gateway's own addresses are known, as far as clients could have them.
+/// Notes by which bits the gateway's own IPv4 addresses are known, as far as clients could have them.
 fn write_own_bits(own: &[IpAddr], words: &mut [u32]) {
-    let halves = own.iter().map(|address| {
-        let (high, low) = Destination::from(*address).to_halves();
-        (address.is_ipv6(), high, low)
-    });
-    let clients = halves.filter(|(v6, high, low)| is_clients(*v6, *high, *low));
-    let bits = clients.fold(0, |bits, (.., low)| bits | own_bit(low));
+    let v4 = own.iter().filter(|address| address.is_ipv4());
+    let halves = v4.map(|address| Destination::from(*address).to_halves());
+    let clients = halves.filter(|(high, low)| is_clients(false, *high, *low));
+    let bits = clients.fold(0, |bits, (_, low)| bits | own_bit(low));
     let at = OWN_BITS as usize;
     words[at] = (bits & 0xffff_ffff) as u32;
     words[at + 1] = (bits >> 32) as u32;

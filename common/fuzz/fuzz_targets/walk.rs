@@ -5,6 +5,7 @@
 use breakout_common::egress::{Egress, NextHop};
 use breakout_common::forward::{plan, rewrite};
 use breakout_common::fragment::key;
+use breakout_common::network::network;
 use breakout_common::packet::{Stop, plain_v4, plain_v6, walk};
 use libfuzzer_sys::fuzz_target;
 
@@ -31,7 +32,10 @@ fuzz_target!(|frame: &[u8]| {
                 v6: NextHop::Mac([4; 6]),
                 ..Egress::default()
             };
-            if let Ok(header) = plan(frame, &headers, &egress.to_words(), |_| false) {
+            let ip = network(frame).expect("a packet with headers has one of IP");
+            assert_eq!((ip.offset, ip.len, ip.destination), (headers.ip_offset, headers.ip_len, headers.halves));
+            assert!(ip.transport().is_none_or(|transport| transport == headers.transport_offset));
+            if let Some(header) = plan(frame, &headers, &egress.to_words(), |_| false) {
                 let mut forwarded = frame.to_vec();
                 assert!(rewrite(forwarded.as_mut_slice(), &headers, header).is_some());
                 let again = walk(forwarded.as_slice()).expect("what is forwarded is as whole as it was");

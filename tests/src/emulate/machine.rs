@@ -20,7 +20,11 @@ mod helper {
     pub(super) const KTIME: i32 = 5;
     pub(super) const REDIRECT_MAP: i32 = 51;
     pub(super) const JIFFIES: i32 = 118;
+    pub(super) const ADJUST_META: i32 = 54;
 }
+
+/// `-EOPNOTSUPP`.
+const NOT_SUPPORTED: u64 = 95u64.wrapping_neg();
 
 /// `XDP_REDIRECT`.
 const XDP_REDIRECT: u64 = 4;
@@ -135,6 +139,8 @@ impl Machine {
             helper::KTIME => Ok(JIFFIES * 1_000_000),
             helper::JIFFIES => Ok(JIFFIES),
             helper::REDIRECT_MAP => Ok(XDP_REDIRECT),
+            // As of a driver without room for metadata.
+            helper::ADJUST_META => Ok(NOT_SUPPORTED),
             other => bail!("the emulator has no helper {other}"),
         }
     }

@@ -6,13 +6,14 @@ fn path(targets: &[&str]) -> Path {
         v6: false,
         interface: "inet".to_owned(),
         mark: 0,
+        way: None,
         targets: targets.iter().map(|text| text.parse().unwrap()).collect(),
         health: HealthConfig::default(),
     }
 }
 
 fn prober(targets: &[&str]) -> Prober {
-    let mut prober = Prober::new(Arc::new(path(targets)), Arc::default());
+    let mut prober = Prober::new(Arc::new(path(targets)), None, Arc::default());
     prober.look_up(&mut JoinSet::new());
     prober
 }

@@ -1,0 +1,118 @@
+//! The IP header alone: what a router looks at, whatever is behind it.
+
+use crate::ethernet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, ethernet};
+use crate::frame::Frame;
+use crate::packet::{OPTIONS, TAGGED, V6};
+
+/// The protocol number of TCP.
+pub const TCP: u32 = 6;
+/// The protocol number of UDP.
+pub const UDP: u32 = 17;
+/// The IPv6 header that says that the packet is a fragment (RFC 8200, section 4.5).
+const FRAGMENT_HEADER: u32 = 44;
+
+/// The IP header of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Network {
+    /// Where it begins, from the start of the frame, in bytes.
+    pub offset: u32,
+    /// How long it is in bytes, with options and without extension headers.
+    pub header: u32,
+    /// The length of the packet in bytes, with the header.
+    pub len: u32,
+    /// TTL or hop limit as received.
+    pub ttl: u32,
+    /// The protocol number, or that of the first extension header.
+    pub protocol: u32,
+    /// [`OPTIONS`], [`TAGGED`], [`FRAGMENT`], [`PPPOE`] and [`V6`].
+    pub marks: u32,
+    /// Where the packet comes from, as [`Destination::from_halves`](crate::table::Destination::from_halves) takes it.
+    pub source: (u64, u64),
+    /// Where it is going.
+    pub destination: (u64, u64),
+}
+
+/// It is a fragment, the first one or another.
+pub const FRAGMENT: u32 = 1 << 4;
+/// It is in a PPPoE session.
+pub const PPPOE: u32 = 1 << 5;
+
+impl Network {
+    /// Whether it is IPv6.
+    #[inline(always)]
+    pub const fn is_v6(&self) -> bool {
+        self.marks & V6 != 0
+    }
+
+    /// Where the TCP or UDP header begins, if that follows at once and is in this packet.
+    #[inline(always)]
+    pub const fn transport(&self) -> Option<u32> {
+        if self.marks & FRAGMENT != 0 || !matches!(self.protocol, TCP | UDP) {
+            return None;
+        }
+        Some(self.offset + self.header)
+    }
+}
+
+/// Reads the IP header of an Ethernet frame. `None` if there is none that is whole.
+#[inline(always)]
+pub fn network<F: Frame + ?Sized>(frame: &F) -> Option<Network> {
+    let Ethernet {
+        ethertype,
+        ip_offset,
+        is_pppoe,
+        ..
+    } = ethernet(frame).ok()?;
+    let offset = frame.blur(ip_offset);
+    let mut marks = if is_pppoe { PPPOE } else { 0 };
+    if offset != crate::ethernet::ETHERNET_LEN || frame.tag_beside() != 0 {
+        marks |= TAGGED;
+    }
+    match ethertype {
+        ETHERTYPE_IPV4 => {
+            let [version, _, l0, l1] = frame.read::<4>(offset)?;
+            let [f0, f1, ttl, protocol] = frame.read::<4>(offset + 6)?;
+            let header = u32::from(version & 0x0f) * 4;
+            marks |= if header > 20 { OPTIONS } else { 0 };
+            // More fragments, or an offset.
+            marks |= if [f0 & 0x3f, f1] == [0, 0] {
+                0
+            } else {
+                FRAGMENT
+            };
+            let address = |at: u32| Some((0, u64::from(u32::from_be_bytes(frame.read(at)?))));
+            Some(Network {
+                offset,
+                header,
+                len: u32::from(u16::from_be_bytes([l0, l1])),
+                ttl: u32::from(ttl),
+                protocol: u32::from(protocol),
+                marks,
+                source: address(offset + 12)?,
+                destination: address(offset + 16)?,
+            })
+        }
+        ETHERTYPE_IPV6 => {
+            let [l0, l1, protocol, ttl] = frame.read::<4>(offset + 4)?;
+            let protocol = u32::from(protocol);
+            marks |= V6;
+            marks |= match protocol {
+                TCP | UDP => 0,
+                FRAGMENT_HEADER => FRAGMENT,
+                _ => OPTIONS,
+            };
+            let half = |at: u32| Some(u64::from_be_bytes(frame.read(at)?));
+            Some(Network {
+                offset,
+                header: 40,
+                len: 40 + u32::from(u16::from_be_bytes([l0, l1])),
+                ttl: u32::from(ttl),
+                protocol,
+                marks,
+                source: (half(offset + 8)?, half(offset + 16)?),
+                destination: (half(offset + 24)?, half(offset + 32)?),
+            })
+        }
+        _ => None,
+    }
+}
