@@ -1,8 +1,5 @@
 //! The maximum segment size that TCP announces in a SYN, held to what fits through an egress.
 
-/// The most bytes that TCP options take (RFC 9293, section 3.1).
-pub const MAX_OPTIONS: u32 = 40;
-
 /// The kinds of options that matter here (RFC 9293, section 3.2).
 const END: u8 = 0;
 const NOTHING: u8 = 1;

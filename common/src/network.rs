@@ -11,20 +11,23 @@ pub const UDP: u32 = 17;
 /// The IPv6 header that says that the packet is a fragment (RFC 8200, section 4.5).
 const FRAGMENT_HEADER: u32 = 44;
 
+/// The length of an IPv6 header in bytes.
+const IPV6_LEN: u32 = 40;
+
 /// The IP header of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Network {
     /// Where it begins, from the start of the frame, in bytes.
     pub offset: u32,
-    /// How long it is in bytes, with options and without extension headers.
+    /// How long it is in bytes, with options and without extension headers, but for the one that [`JUMBO`] packets have.
     pub header: u32,
-    /// The length of the packet in bytes, with the header.
+    /// The length of the packet in bytes, with the header; for [`JUMBO`] packets that of the header.
     pub len: u32,
     /// TTL or hop limit as received.
     pub ttl: u32,
     /// The protocol number, or that of the first extension header.
     pub protocol: u32,
-    /// [`OPTIONS`], [`TAGGED`], [`FRAGMENT`], [`PPPOE`] and [`V6`].
+    /// [`OPTIONS`], [`TAGGED`], [`FRAGMENT`], [`PPPOE`], [`JUMBO`] and [`V6`].
     pub marks: u32,
     /// Where the packet comes from, as [`Destination::from_halves`](crate::table::Destination::from_halves) takes it.
     pub source: (u64, u64),
@@ -36,6 +39,12 @@ pub struct Network {
 pub const FRAGMENT: u32 = 1 << 4;
 /// It is in a PPPoE session.
 pub const PPPOE: u32 = 1 << 5;
+/// It has no length of its own: merged packets of more than 64 KiB together (BIG TCP, Linux 5.19 and 6.3).
+pub const JUMBO: u32 = 1 << 6;
+/// The header of hop-by-hop options, which has the length of such packets over IPv6 (RFC 2675).
+const HOP_BY_HOP: u32 = 0;
+/// How long it is then.
+const HOP_BY_HOP_LEN: u32 = 8;
 
 impl Network {
     /// Whether it is IPv6.
@@ -74,28 +83,38 @@ pub fn network<F: Frame + ?Sized>(frame: &F) -> Option<Network> {
             let [f0, f1, ttl, protocol] = frame.read::<4>(offset + 6)?;
             let header = u32::from(version & 0x0f) * 4;
             marks |= if header > 20 { OPTIONS } else { 0 };
+            marks |= if [l0, l1] == [0, 0] { JUMBO } else { 0 };
             // More fragments, or an offset.
             marks |= if [f0 & 0x3f, f1] == [0, 0] {
                 0
             } else {
                 FRAGMENT
             };
-            let address = |at: u32| Some((0, u64::from(u32::from_be_bytes(frame.read(at)?))));
+            let address = |at: u32| {
+                let address = u32::from_be_bytes(frame.read(at)?);
+                Some((u64::from(frame.blur(0)), u64::from(address)))
+            };
             Some(Network {
                 offset,
-                header,
+                header: frame.blur(header),
                 len: u32::from(u16::from_be_bytes([l0, l1])),
                 ttl: u32::from(ttl),
                 protocol: u32::from(protocol),
-                marks,
+                marks: frame.blur(marks),
                 source: address(offset + 12)?,
                 destination: address(offset + 16)?,
             })
         }
         ETHERTYPE_IPV6 => {
             let [l0, l1, protocol, ttl] = frame.read::<4>(offset + 4)?;
-            let protocol = u32::from(protocol);
+            let (mut protocol, mut header) = (u32::from(protocol), IPV6_LEN);
             marks |= V6;
+            if [l0, l1] == [0, 0] && protocol == HOP_BY_HOP {
+                let [next] = frame.read::<1>(offset + IPV6_LEN)?;
+                protocol = u32::from(next);
+                header += HOP_BY_HOP_LEN;
+                marks |= JUMBO;
+            }
             marks |= match protocol {
                 TCP | UDP => 0,
                 FRAGMENT_HEADER => FRAGMENT,
@@ -104,11 +123,11 @@ pub fn network<F: Frame + ?Sized>(frame: &F) -> Option<Network> {
             let half = |at: u32| Some(u64::from_be_bytes(frame.read(at)?));
             Some(Network {
                 offset,
-                header: 40,
-                len: 40 + u32::from(u16::from_be_bytes([l0, l1])),
+                header: frame.blur(header),
+                len: frame.blur(IPV6_LEN + u32::from(u16::from_be_bytes([l0, l1]))),
                 ttl: u32::from(ttl),
-                protocol,
-                marks,
+                protocol: frame.blur(protocol),
+                marks: frame.blur(marks),
                 source: (half(offset + 8)?, half(offset + 16)?),
                 destination: (half(offset + 24)?, half(offset + 32)?),
             })

@@ -7,7 +7,7 @@
 
 use crate::ethernet::ETHERNET_LEN;
 use crate::frame::{Frame, folded};
-use crate::network::{Network, TCP};
+use crate::network::{JUMBO, Network, TCP};
 
 /// How many bytes behind the IP header are quoted: those that have the TCP checksum.
 pub const QUOTED: u32 = 20;
@@ -78,7 +78,7 @@ pub fn v6<F: Frame + ?Sized>(
     }
     let mut bytes = [0; V6_LEN];
     link_header(frame, &mut bytes, [0x86, 0xdd])?;
-    let len = be16(8 + 40 + QUOTED);
+    let len = be16(8 + network.header + QUOTED);
     put(&mut bytes, 14, [0x60, 0, 0, 0, len[0], len[1], 58, 64]);
     put(&mut bytes, 22, from);
     put(&mut bytes, 38, frame.read::<8>(network.offset + 8)?);
@@ -86,8 +86,12 @@ pub fn v6<F: Frame + ?Sized>(
     put(&mut bytes, 54, [2, 0]);
     put(&mut bytes, 60, be16(mtu));
     let (patch, quoted) = quoted(frame, network)?;
-    let header = u64::from(frame.sum_of_20(network.offset)?)
+    let mut header = u64::from(frame.sum_of_20(network.offset)?)
         + u64::from(frame.sum_of_20(network.offset + 20)?);
+    if network.marks & JUMBO != 0 {
+        let [low, high] = [40, 44].map(|at| frame.read(network.offset + at));
+        header += u64::from(u32::from_ne_bytes(low?)) + u64::from(u32::from_ne_bytes(high?));
+    }
     // The pseudo header (RFC 8200, section 8.1) and the message.
     let addresses = u64::from(bytes.as_slice().sum_of_20(22)?)
         + u64::from(folded(

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use breakout_tests::daemon::{Daemon, Site};
 use breakout_tests::flow::{Flow, Transport, bulk};
 use breakout_tests::lab::{CONFIG, Lab};
-use breakout_tests::seen;
+use breakout_tests::seen::{self, Counter};
 use breakout_tests::server::Servers;
 use breakout_tests::wire::Wire;
 
@@ -20,6 +20,10 @@ pub(crate) const TESTS: &[Test] = &[
         answers("lan")
     }),
     ("redirect_by_tc_answers_what_is_too_long", || answers("br1")),
+    (
+        "redirect_by_tc_carries_aggregates_of_any_length",
+        aggregates,
+    ),
 ];
 
 const NARROW: u16 = 1400;
@@ -81,6 +85,29 @@ fn answers(lan: &str) -> Result<()> {
     }
     seen::no_bad_headers(&lab.internet)?;
     seen::no_bad_headers(&lab.client)?;
+    daemon.stop()?;
+    Ok(())
+}
+
+/// The client merges its packets to more than the 64 KiB that an IP header can tell of (BIG TCP).
+fn aggregates() -> Result<()> {
+    let lab = Lab::build()?;
+    bridge_the_lan(&lab)?;
+    let flow = Flow::new(Transport::Tcp, "2603:1006::1", 443);
+    let _servers = lab.serve(std::slice::from_ref(&flow))?;
+    forwards_nothing(&lab.gateway, "br1", "inet")?;
+    lab.client.ip("link set eth0 gso_max_size 180000")?;
+    let config = CONFIG.replace("MODE", "redirect");
+    let site = Site::new(&config.replace("\"lan\"", "\"br1\""))?;
+    let mut daemon = Daemon::start(&site, &lab.gateway)?;
+    daemon.wait_until(|_| site.next_hops_known(&lab.gateway))?;
+    let long = Counter::start(&lab.client, "long", "meta length > 65575")?;
+    let identity = bulk(&lab.client, flow.destination, 20_000_000)?;
+    ensure!(identity == "internet", "{identity}");
+    ensure!(long.packets()? > 0, "nothing was long");
+    seen::no_bad_headers(&lab.internet)?;
+    let stats = site.json(&lab.gateway, &["stats"])?;
+    ensure!(reason(&stats, "malformed") == 0, "{stats}");
     daemon.stop()?;
     Ok(())
 }

@@ -2,12 +2,17 @@
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::{bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_store_bytes};
-use breakout_common::mss::{Found, MAX_OPTIONS, in_checksum, option};
+use breakout_common::mss::{Found, in_checksum, option};
+
+use crate::globals;
 
 /// Where the checksum is in a TCP header, and the data offset.
 const CHECKSUM: u32 = 16;
 const DATA_OFFSET: u32 = 12;
 const HEADER: u32 = 20;
+
+/// How many options are looked at: more than any system sends.
+const MOST: u32 = 16;
 
 /// Looks for the option in the TCP header at `transport`, and lowers it if it is above `largest`. What cannot be read or changed
 /// stays as it is.
@@ -19,7 +24,7 @@ pub(crate) extern "C" fn breakout_clamp(skb: *mut __sk_buff, transport: u32, lar
     };
     let end = u32::from(offset >> 4) * 4;
     let mut place = HEADER;
-    for _ in 0..MAX_OPTIONS {
+    for _ in 0..MOST {
         if place + 4 > end {
             return 0;
         }
@@ -28,7 +33,8 @@ pub(crate) extern "C" fn breakout_clamp(skb: *mut __sk_buff, transport: u32, lar
         };
         match option(bytes) {
             Found::Size => return lower(skb, transport, place + 2, largest),
-            Found::Next(step) => place += step,
+            // What is masked off is beyond any header; the verifier would look at each place there is.
+            Found::Next(step) => place = (place + step ^ globals::zero()) & 63,
             Found::End => return 0,
         }
     }

@@ -7,7 +7,7 @@ use aya_ebpf::helpers::generated::{
 use breakout_common::egress::{EgressWords, gateway_v4, gateway_v6, link_header};
 use breakout_common::forward;
 use breakout_common::frame::Frame;
-use breakout_common::network::{Network, TCP, network};
+use breakout_common::network::{JUMBO, Network, TCP, network};
 use breakout_common::packet::TAGGED;
 use breakout_common::verdict::Reason;
 
@@ -108,7 +108,7 @@ fn send(
     let bytes = u32::from_ne_bytes(bytes);
     let mut next_hop = next_hop(network, egress);
     let end = network.offset + network.len;
-    let has_tail = forward::has_tail(packet, end);
+    let has_tail = network.marks & JUMBO == 0 && forward::has_tail(packet, end);
     let is_tagged = network.marks & TAGGED != 0;
     let opens = opens(packet, network);
     // No part of the packet is used behind this: it may move.
@@ -141,7 +141,7 @@ fn send(
     // SAFETY: the helpers take the live socket buffer, and fail where they can do nothing. A tail that stays is cut off by the next
     // router; so is a tag, as nobody there is in that network.
     unsafe {
-        if has_tail && (*skb).gso_size == 0 {
+        if has_tail {
             bpf_skb_change_tail(skb.cast(), end, 0);
         }
         if is_tagged {
@@ -176,7 +176,8 @@ fn longest(skb: *mut __sk_buff, packet: &Packet, network: &Network) -> Option<u3
     } else {
         8
     };
-    Some(network.header + transport + payload)
+    let header = if network.is_v6() { 40 } else { network.header };
+    Some(header + transport + payload)
 }
 
 /// A next hop as `bpf_redirect_neigh` takes it (`struct bpf_redir_neigh`).
