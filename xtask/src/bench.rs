@@ -13,7 +13,7 @@ pub(crate) struct Arguments {
     /// Fewer sizes and rounds.
     #[arg(long)]
     quick: bool,
-    /// Only these parts: lookup, program, forward, tcp, reload, memory.
+    /// Only these parts: lookup, program, forward, passing, tcp, reload, memory.
     #[arg(long, value_name = "PART")]
     only: Vec<String>,
 }

@@ -18,7 +18,6 @@ pub(crate) fn run(report: &mut Report) -> Result<()> {
     steered(report)?;
     pinned(report)?;
     masqueraded(report)?;
-    passing(report)?;
     sizes(report)?;
     // On a thread of its own, since that is kept on one core.
     thread::scope(|scope| {
@@ -129,12 +128,13 @@ fn masqueraded(report: &mut Report) -> Result<()> {
 }
 
 /// None of the traffic is steered.
-fn passing(report: &mut Report) -> Result<()> {
+pub(crate) fn passing(report: &mut Report) -> Result<()> {
     let ways = [
         Way::Untouched,
         Way::Route,
         Way::Redirect,
         Way::Rule,
+        Way::PassXdp,
         Way::Untouched,
     ];
     let bench = Bench::new(&ways, Size::Real)?;

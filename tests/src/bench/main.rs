@@ -42,6 +42,7 @@ const PARTS: &[Part] = &[
     ("lookup", lookup::run),
     ("program", program::run),
     ("forward", forward::run),
+    ("passing", forward::passing),
     ("tcp", tcp::run),
     ("reload", reload::run),
     ("memory", memory::run),

@@ -47,6 +47,8 @@ pub(crate) enum Way {
     NftablesMasquerade,
     /// Plain forwarding, by the WAN.
     Untouched,
+    /// The same behind an XDP program that does nothing.
+    PassXdp,
     /// The same with an `ip rule` for each family that nothing matches.
     Rule,
 }
@@ -68,6 +70,7 @@ impl Way {
             Way::RouteMasquerade => "Breakout route, masquerade",
             Way::NftablesMasquerade => "nftables, masquerade",
             Way::Untouched => "without Breakout",
+            Way::PassXdp => "an XDP program alone",
             Way::Rule => "an ip rule alone",
         }
     }
@@ -232,6 +235,7 @@ impl<'a> Path<'a> {
                 daemon = Some(started);
             }
             Way::Untouched => {}
+            Way::PassXdp => within(gateway, || asker.attach("pass_all", "lan"))?,
             Way::Rule => peers::marked_way(gateway)?,
         }
         Ok(Path {
