@@ -27,7 +27,8 @@ const PULL: u32 = 128;
 #[classifier]
 #[inline(always)]
 pub(crate) fn breakout_tc(ctx: TcContext) -> i32 {
-    if globals::tc_counts() == 0 && decided::noted(&ctx) {
+    // A tag that stands beside the packet is one that XDP has not seen.
+    if globals::tc_counts() == 0 && tag(ctx.skb.skb) == 0 && decided::noted(&ctx) {
         return TC_ACT_UNSPEC;
     }
     pull(&ctx);
@@ -124,11 +125,11 @@ fn finish(ctx: &TcContext, decision: &mut Decision) -> i32 {
 const fn because_of(decision: Decision, reason: u32) -> Decision {
     const NOT_FOR_GATEWAY: u32 = Reason::NotForGateway as u32;
     const NO_DEVICE: u32 = Reason::NoDevice as u32;
-    const PPPOE: u32 = Reason::Pppoe as u32;
+    const TAGGED: u32 = Reason::Tagged as u32;
     match reason {
         NOT_FOR_GATEWAY => Decision::pass(Reason::NotForGateway),
         NO_DEVICE => decision.but_pass(Reason::NoDevice),
-        PPPOE => decision.but_pass(Reason::Pppoe),
+        TAGGED => decision.but_pass(Reason::Tagged),
         reason => decision.because_of(reason),
     }
 }

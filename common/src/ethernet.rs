@@ -32,8 +32,6 @@ pub(crate) struct Ethernet {
     pub(crate) ip_offset: u32,
     /// See [`Headers::vlan`](crate::packet::Headers::vlan).
     pub(crate) vlan: u32,
-    /// Whether it is in a PPPoE session.
-    pub(crate) is_pppoe: bool,
 }
 
 #[inline(always)]
@@ -55,8 +53,7 @@ pub(crate) fn ethernet<F: Frame + ?Sized>(frame: &F) -> Result<Ethernet, Reason>
             }
         }
     }
-    let is_pppoe = ethertype == ETHERTYPE_PPPOE_SESSION;
-    if is_pppoe {
+    if ethertype == ETHERTYPE_PPPOE_SESSION {
         let header = frame.read::<8>(offset).ok_or(Reason::Truncated)?;
         // Version 1, type 1, code 0 (session data): RFC 2516, section 4.
         if header[0] != 0x11 || header[1] != 0 {
@@ -73,7 +70,6 @@ pub(crate) fn ethernet<F: Frame + ?Sized>(frame: &F) -> Result<Ethernet, Reason>
         ethertype,
         ip_offset: offset,
         vlan: tag & 0xfff,
-        is_pppoe,
     })
 }
 

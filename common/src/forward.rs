@@ -3,7 +3,7 @@
 use crate::classify::source;
 use crate::egress::{EgressWords, LinkHeader, link_header, mtu};
 use crate::frame::{Frame, FrameMut};
-use crate::network::{FRAGMENT, Network, PPPOE};
+use crate::network::{FRAGMENT, Network};
 use crate::packet::{Headers, OPTIONS, TAGGED, V6};
 use crate::table::Destination;
 use crate::verdict::Reason;
@@ -58,8 +58,9 @@ pub fn check<F: Frame + ?Sized>(
     is_own: impl FnOnce(Destination) -> bool,
 ) -> Result<(), Reason> {
     let is_v6 = network.is_v6();
-    if network.marks & PPPOE != 0 {
-        return Err(Reason::Pppoe);
+    // Only the kernel knows of which VLANs and sessions the gateway is a part.
+    if network.marks & TAGGED != 0 {
+        return Err(Reason::Tagged);
     }
     if network.ttl <= 1 {
         return Err(Reason::KernelTtl);
@@ -80,9 +81,7 @@ pub fn check<F: Frame + ?Sized>(
 /// The reason that stands for how a steered packet differs from most.
 #[inline(always)]
 pub const fn kind(network: &Network) -> Reason {
-    if network.marks & TAGGED != 0 {
-        Reason::TcTagged
-    } else if network.marks & FRAGMENT != 0 {
+    if network.marks & FRAGMENT != 0 {
         Reason::TcFragment
     } else if network.marks & OPTIONS != 0 {
         Reason::TcOptions

@@ -27,7 +27,7 @@ pub struct Network {
     pub ttl: u32,
     /// The protocol number, or that of the first extension header.
     pub protocol: u32,
-    /// [`OPTIONS`], [`TAGGED`], [`FRAGMENT`], [`PPPOE`], [`JUMBO`] and [`V6`].
+    /// [`OPTIONS`], [`TAGGED`], [`FRAGMENT`], [`JUMBO`] and [`V6`].
     pub marks: u32,
     /// Where the packet comes from, as [`Destination::from_halves`](crate::table::Destination::from_halves) takes it.
     pub source: (u64, u64),
@@ -37,10 +37,8 @@ pub struct Network {
 
 /// It is a fragment, the first one or another.
 pub const FRAGMENT: u32 = 1 << 4;
-/// It is in a PPPoE session.
-pub const PPPOE: u32 = 1 << 5;
 /// It has no length of its own: merged packets of more than 64 KiB together (BIG TCP, Linux 5.19 and 6.3).
-pub const JUMBO: u32 = 1 << 6;
+pub const JUMBO: u32 = 1 << 5;
 /// The header of hop-by-hop options, which has the length of such packets over IPv6 (RFC 2675).
 const HOP_BY_HOP: u32 = 0;
 /// How long it is then.
@@ -69,14 +67,12 @@ pub fn network<F: Frame + ?Sized>(frame: &F) -> Option<Network> {
     let Ethernet {
         ethertype,
         ip_offset,
-        is_pppoe,
-        ..
+        vlan,
     } = ethernet(frame).ok()?;
     let offset = frame.blur(ip_offset);
-    let mut marks = if is_pppoe { PPPOE } else { 0 };
-    if offset != crate::ethernet::ETHERNET_LEN || frame.tag_beside() != 0 {
-        marks |= TAGGED;
-    }
+    // A priority tag that stands beside the bytes is of no VLAN.
+    let is_tagged = offset != crate::ethernet::ETHERNET_LEN || vlan != 0;
+    let mut marks = if is_tagged { TAGGED } else { 0 };
     match ethertype {
         ETHERTYPE_IPV4 => {
             let [version, _, l0, l1] = frame.read::<4>(offset)?;
@@ -109,11 +105,13 @@ pub fn network<F: Frame + ?Sized>(frame: &F) -> Option<Network> {
             let [l0, l1, protocol, ttl] = frame.read::<4>(offset + 4)?;
             let (mut protocol, mut header) = (u32::from(protocol), IPV6_LEN);
             marks |= V6;
-            if [l0, l1] == [0, 0] && protocol == HOP_BY_HOP {
-                let [next] = frame.read::<1>(offset + IPV6_LEN)?;
-                protocol = u32::from(next);
-                header += HOP_BY_HOP_LEN;
+            if [l0, l1] == [0, 0] {
                 marks |= JUMBO;
+                if protocol == HOP_BY_HOP {
+                    let [next] = frame.read::<1>(offset + IPV6_LEN)?;
+                    protocol = u32::from(next);
+                    header += HOP_BY_HOP_LEN;
+                }
             }
             marks |= match protocol {
                 TCP | UDP => 0,

@@ -7,7 +7,7 @@
 
 use crate::ethernet::ETHERNET_LEN;
 use crate::frame::{Frame, folded};
-use crate::network::{JUMBO, Network, TCP};
+use crate::network::{Network, TCP};
 
 /// How many bytes behind the IP header are quoted: those that have the TCP checksum.
 pub const QUOTED: u32 = 20;
@@ -88,7 +88,7 @@ pub fn v6<F: Frame + ?Sized>(
     let (patch, quoted) = quoted(frame, network)?;
     let mut header = u64::from(frame.sum_of_20(network.offset)?)
         + u64::from(frame.sum_of_20(network.offset + 20)?);
-    if network.marks & JUMBO != 0 {
+    if network.header > 40 {
         let [low, high] = [40, 44].map(|at| frame.read(network.offset + at));
         header += u64::from(u32::from_ne_bytes(low?)) + u64::from(u32::from_ne_bytes(high?));
     }

@@ -57,7 +57,7 @@ reasons! {
     TooBig = 3, "too_big", "steered; answered with ICMP instead of sent, because the packet is longer than the egress MTU";
     TcFragment = 4, "tc_fragment", "steered; sent by TC: a fragment";
     TcOptions = 5, "tc_options", "steered; sent by TC: IP options or extension headers";
-    TcTagged = 6, "tc_tagged", "steered; sent by TC: a VLAN-tagged frame";
+    Tagged = 6, "tagged", "matched a steered endpoint set, but in a VLAN or PPPoE session, which redirect mode steers from as an interface of its own only";
     NoDevice = 7, "no_device", "matched a steered endpoint set, but the interface of its egress is gone";
     NoPrefix = 8, "no_prefix", "no endpoint set covers the destination address";
     NoPort = 9, "no_port", "an endpoint set covers the destination, but none of them lists the protocol and port";
@@ -79,7 +79,6 @@ reasons! {
     Pinned = 25, "pinned", "matched a steered endpoint set, but its flow began on the ordinary path and stays there";
     KernelSource = 26, "kernel_source", "steered; left to the kernel, which drops it, because its source is no client's address";
     KernelDamaged = 27, "kernel_damaged", "steered; left to the kernel, which drops it, because its header checksum is wrong";
-    Pppoe = 28, "pppoe", "matched a steered endpoint set, but is in a PPPoE session, from which redirect mode sends nothing";
 }
 
 impl Reason {
@@ -95,7 +94,7 @@ impl Reason {
 
     /// Whether a packet with this reason leaves by an egress, rather than by the ordinary path.
     pub const fn is_steer(self) -> bool {
-        (self as u8) < Reason::NoDevice as u8
+        (self as u8) < Reason::Tagged as u8
             || matches!(self, Reason::KernelSource | Reason::KernelDamaged)
     }
 }
@@ -259,7 +258,7 @@ mod tests {
 
     #[test]
     fn steer_reasons_are_told_from_the_others() {
-        assert!(!Reason::NoDevice.is_steer() && !Reason::Pppoe.is_steer());
+        assert!(!Reason::NoDevice.is_steer() && !Reason::Tagged.is_steer());
         assert!(Reason::KernelSource.is_steer());
         assert!(!Reason::Pinned.is_steer());
         assert!(!Reason::NoPrefix.is_steer());

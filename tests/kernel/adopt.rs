@@ -19,6 +19,10 @@ pub(crate) const TESTS: &[Test] = &[
     ("killed_in_redirect_mode_nothing_is_lost", || {
         killed("redirect")
     }),
+    (
+        "an_egress_that_changes_its_mode_keeps_its_flows",
+        other_mode,
+    ),
     ("unload_removes_what_a_killed_controller_left", unload),
 ];
 
@@ -41,6 +45,35 @@ fn stream(destination: SocketAddr, stop: &AtomicBool) -> Result<(u32, u32, u32)>
         thread::sleep(Duration::from_millis(1));
     }
     Ok((sent, lost, moved))
+}
+
+/// Nothing of a flow goes another way while an egress changes its mode, in either direction.
+fn other_mode() -> Result<()> {
+    let flow = Flow::new(Transport::Udp, "52.113.0.1", 3478);
+    let lab = Lab::build()?;
+    let _servers = lab.serve(std::slice::from_ref(&flow))?;
+    let site = Site::new(&CONFIG.replace("MODE", "route"))?;
+    let daemon = Daemon::start(&site, &lab.gateway)?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let (flag, destination) = (Arc::clone(&stop), flow.destination);
+    let traffic = lab.client.spawn(move || stream(destination, &flag));
+    for mode in ["redirect", "route", "redirect"] {
+        thread::sleep(Duration::from_millis(200));
+        site.configure(&CONFIG.replace("MODE", mode))?;
+        site.json(&lab.gateway, &["reload"])?;
+    }
+    thread::sleep(Duration::from_millis(200));
+    stop.store(true, Ordering::Relaxed);
+    let (sent, lost, moved) = traffic.join().expect("the stream does not panic")?;
+    ensure!(sent > 300, "only {sent} datagrams were sent");
+    ensure!(
+        (lost, moved) == (0, 0),
+        "of {sent} datagrams {lost} were lost and {moved} moved"
+    );
+    let rules = lab.gateway.ip("rule show")?;
+    ensure!(!rules.contains("lookup 5001"), "{rules}");
+    daemon.stop()?;
+    Ok(())
 }
 
 fn killed(mode: &str) -> Result<()> {

@@ -74,13 +74,14 @@ fn tags() -> Result<()> {
     Ok(())
 }
 
-/// The office is in VLAN 7 and the provider in VLAN 8, on both ends of the wires. In redirect mode TC forwards, and the kernel
-/// where the LAN is named by the card that takes the tagged frames.
+/// The office is in VLAN 7 and the provider in VLAN 8, on both ends of the wires. In redirect mode TC forwards.
+/// What comes tagged to a LAN that is named by its card is steered in route mode only: which VLANs the gateway is in the kernel knows.
 fn vlan_interface() -> Result<()> {
     for (mode, lan, egress) in [
         ("route", "lan.7", "inet.8"),
         ("redirect", "lan.7", "inet"),
-        ("redirect", "lan", "inet.8"),
+        ("redirect", "lan.7", "inet.8"),
+        ("route", "lan", "inet.8"),
     ] {
         let flows = [
             Flow::new(Transport::Tcp, "52.98.1.1", 443),

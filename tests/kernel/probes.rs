@@ -97,6 +97,20 @@ fn kinds(mode: &str) -> Result<()> {
             "{rules}"
         );
     }
+    if mode == "redirect" {
+        // Routes go with their targets, and one that somebody removes is made again.
+        let fewer = config.replace(probes, "probes = [\"icmp:52.112.0.9\"]\n");
+        site.configure(&fewer)?;
+        site.json(&lab.gateway, &["reload"])?;
+        let are_gone = |_: &_| {
+            routes("-4").is_ok_and(|count| count == 1) && routes("-6").is_ok_and(|count| count == 0)
+        };
+        daemon.wait_until(are_gone)?;
+        // Routers do not answer for addresses behind them.
+        lab.internet.sysctl("net.ipv4.conf.all.arp_ignore", 1)?;
+        lab.gateway.ip("route del 52.112.0.9/32 tos 0x0c")?;
+        daemon.wait_until(are_gone)?;
+    }
     daemon.stop()?;
     let found = [routes("-4")?, routes("-6")?];
     ensure!(found == [0, 0], "{found:?} routes of probes are left");

@@ -34,7 +34,7 @@ pub(crate) extern "C" fn breakout_clamp(skb: *mut __sk_buff, transport: u32, lar
         match option(bytes) {
             Found::Size => return lower(skb, transport, place + 2, largest),
             // What is masked off is beyond any header; the verifier would look at each place there is.
-            Found::Next(step) => place = (place + step ^ globals::zero()) & 63,
+            Found::Next(step) => place = ((place + step) ^ globals::zero()) & 63,
             Found::End => return 0,
         }
     }

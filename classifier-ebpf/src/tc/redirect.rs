@@ -8,7 +8,6 @@ use breakout_common::egress::{EgressWords, gateway_v4, gateway_v6, link_header};
 use breakout_common::forward;
 use breakout_common::frame::Frame;
 use breakout_common::network::{JUMBO, Network, TCP, network};
-use breakout_common::packet::TAGGED;
 use breakout_common::verdict::Reason;
 
 use super::mss;
@@ -109,7 +108,7 @@ fn send(
     let mut next_hop = next_hop(network, egress);
     let end = network.offset + network.len;
     let has_tail = network.marks & JUMBO == 0 && forward::has_tail(packet, end);
-    let is_tagged = network.marks & TAGGED != 0;
+    let has_priority_tag = packet.tag_beside() != 0;
     let opens = opens(packet, network);
     // No part of the packet is used behind this: it may move.
     if let Some(transport) = opens {
@@ -139,13 +138,12 @@ fn send(
         return Err(Reason::KernelDamaged);
     }
     // SAFETY: the helpers take the live socket buffer, and fail where they can do nothing. A tail that stays is cut off by the next
-    // router; so is a tag, as nobody there is in that network.
+    // router. The tag is one of a priority, without a VLAN.
     unsafe {
         if has_tail {
             bpf_skb_change_tail(skb.cast(), end, 0);
         }
-        if is_tagged {
-            bpf_skb_vlan_pop(skb.cast());
+        if has_priority_tag {
             bpf_skb_vlan_pop(skb.cast());
         }
     }

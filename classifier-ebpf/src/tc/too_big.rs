@@ -31,7 +31,7 @@ fn turned(skb: *mut __sk_buff, index: u32) -> Option<i32> {
     let (start, end, len) = unsafe { ((*skb).data as usize, (*skb).data_end as usize, (*skb).len) };
     let packet = Packet::new(start, end, len).with_tag(super::tag(skb));
     let network = network(&packet)?;
-    // A tag beside the frame stays there. One within would stand before the quote.
+    // A tag beside the frame stays there. Others are not steered.
     if network.offset != ETHERNET_LEN {
         return None;
     }

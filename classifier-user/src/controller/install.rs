@@ -223,11 +223,15 @@ impl Controller {
 
     /// Installs programs for the LAN interfaces, which lead to these paths; their maps are made here.
     ///
-    /// Rules and routes come first, so that no packet is marked before its mark leads anywhere.
+    /// Rules and routes come first, so that no packet is marked before its mark leads anywhere, and go last.
     pub(super) async fn install(&mut self, mut image: Image, paths: Exchanged) -> Result<()> {
-        let plan = egress::routing(&self.config, &paths.egresses);
+        let mut routing = egress::routing(&self.config, &paths.egresses);
+        routing.keeps_others = true;
         faults::step("set rules and routes").code(Code::System)?;
-        self.links.apply_routing(&plan).await.code(Code::System)?;
+        self.links
+            .apply_routing(&routing)
+            .await
+            .code(Code::System)?;
         faults::step("set address translation").code(Code::System)?;
         self.apply_nat(&paths.egresses).await.code(Code::System)?;
         for lan in self
@@ -275,6 +279,11 @@ impl Controller {
             .code(Code::System)?;
         self.persistent.lans = lans;
         self.commit(generation);
+        routing.keeps_others = false;
+        if let Err(error) = self.links.apply_routing(&routing).await {
+            // The regular look puts it right.
+            tracing::warn!("former rules and routes are left: {error:#}");
+        }
         // The new programs are in force, with a log or without.
         if let Err(error) = self.start_trace() {
             tracing::warn!("decisions are not logged: {error:#}");
@@ -356,6 +365,8 @@ impl Controller {
     pub(super) async fn stop(mut self) -> Result<()> {
         self.nat_keeper.stop().await;
         let moving = connections(self.steered_connections());
+        // Its probes make routes.
+        drop(self.failover);
         let removed = remove(
             self.datapath,
             &self.links,

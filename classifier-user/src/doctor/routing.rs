@@ -4,7 +4,7 @@ use anyhow::Result;
 use ipnet::IpNet;
 
 use super::{Finding, Level};
-use crate::config::{Config, Routing};
+use crate::config::{Config, Mode, Routing};
 use crate::links::{Links, RouteFound, RuleFound};
 use crate::ruleset::{Rule, Ruleset};
 use breakout_common::egress::MAX_EGRESSES;
@@ -41,7 +41,11 @@ fn rules(rules: &[RuleFound], config: &Config) -> Vec<Finding> {
             ));
         }
     }
-    for rule in rules.iter().filter(|rule| !rule.is_ours) {
+    // In redirect mode nothing is marked, and no rule of Breakout's is asked.
+    let mut egresses = config.egress.values();
+    let has_rules = config.egress.is_empty() || egresses.any(|egress| egress.mode == Mode::Route);
+    let others = rules.iter().filter(|rule| !rule.is_ours && has_rules);
+    for rule in others {
         let family = if rule.v6 { "ip -6 rule" } else { "ip rule" };
         let name = format!("the rule with priority {} ({family} show)", rule.priority);
         if rule.mask & routing.mark_mask != 0 && !rule.is_inverted {
@@ -202,7 +206,11 @@ mod tests {
     };
 
     fn found(rule: RuleFound) -> Vec<String> {
-        let findings = rules(&[rule], &Config::default()).into_iter();
+        found_with(rule, &Config::default())
+    }
+
+    fn found_with(rule: RuleFound, config: &Config) -> Vec<String> {
+        let findings = rules(&[rule], config).into_iter();
         let clashes = findings.filter(|finding| finding.level != Level::Note);
         clashes.map(|finding| finding.advice).collect()
     }
@@ -277,6 +285,12 @@ mod tests {
             ..OTHER
         };
         assert!(found(RuleFound { mask: 0, ..early })[0].contains("below 800"));
+        for (mode, clashes) in [("route", 1), ("redirect", 0)] {
+            let egress = format!("[egress.local]\ninterface = \"inet\"\nmode = \"{mode}\"\n");
+            let config = toml::from_str(&egress).unwrap();
+            let found = found_with(RuleFound { mask: 0, ..early }, &config);
+            assert_eq!(found.len(), clashes, "{mode}: {found:?}");
+        }
         // One of mwan3 that comes first takes what it marks, wg-quick's takes all.
         assert!(found(early)[0].contains("below 800"));
         let of_wireguard = found(RuleFound {

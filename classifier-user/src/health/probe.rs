@@ -15,30 +15,17 @@ use tokio_rustls::TlsConnector;
 
 use super::stun::{Answer, Method, Request};
 use super::{Kind, Target};
-use crate::links::{Links, PROBE_TOS, ProbeWay};
+use crate::links::{PROBE_TOS, ProbeWay};
 
 /// By which way probes leave.
-#[derive(Clone)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Bound {
     /// The interface.
     pub(super) interface: String,
     /// The firewall mark that leads to the egress's routing table.
     pub(super) mark: u32,
-    /// The way to have a route along, where the mark leads nowhere.
+    /// The way that they have routes along, where the mark leads nowhere.
     pub(super) way: Option<ProbeWay>,
-    /// By which that route is made.
-    pub(super) links: Option<Links>,
-}
-
-impl Bound {
-    /// Sees to it that packets to an address leave by this way.
-    async fn lead(&self, address: IpAddr) -> io::Result<()> {
-        if let (Some(way), Some(links)) = (&self.way, &self.links) {
-            let led = links.lead(address, way).await;
-            led.map_err(|error| io::Error::other(format!("{error:#}")))?;
-        }
-        Ok(())
-    }
 }
 
 /// An answer.
@@ -59,7 +46,6 @@ pub(super) async fn probe(
 ) -> Result<Answered, String> {
     let started = Instant::now();
     let attempt = async {
-        bound.lead(address.ip()).await?;
         match target.kind {
             Kind::Turn => return turn(address, method, bound, patience).await,
             Kind::Stun => stun(address, bound).await?,

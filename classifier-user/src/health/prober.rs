@@ -1,9 +1,13 @@
 //! The probes of each egress and address family: when which target is tried.
 
+mod routes;
+
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use routes::ProbeRoutes;
 use tokio::net::lookup_host;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
@@ -71,17 +75,17 @@ pub struct Probers {
 
 impl Drop for Probers {
     fn drop(&mut self) {
-        self.set(Vec::new());
+        for (_, task) in &self.running {
+            task.abort();
+        }
     }
 }
 
 impl Probers {
     /// Probers that run on a runtime of their own choice, so that nothing else there can hold them up.
     pub fn new(runtime: Handle) -> Self {
-        let links = {
-            let _entered = runtime.enter();
-            Links::open()
-        };
+        // Not on their own runtime: the kernel may take long over a route.
+        let links = Links::open();
         let links = links.inspect_err(|error| tracing::error!("probes have no routes: {error:#}"));
         Probers {
             running: Vec::new(),
@@ -97,6 +101,13 @@ impl Probers {
             let stays = paths.contains(path);
             if !stays {
                 task.abort();
+                // A path that takes its place removes what it does not need itself.
+                let goes_on = paths.iter().any(|other| other.way == path.way);
+                if let (false, Some(way), Some(links)) = (goes_on, path.way, &self.links) {
+                    let routes = ProbeRoutes::new(links.clone(), way);
+                    let _within = self.runtime.enter();
+                    routes.retain(&BTreeSet::new());
+                }
             }
             stays
         });
@@ -166,6 +177,7 @@ struct Outcome {
 struct Prober {
     path: Arc<Path>,
     bound: Bound,
+    routes: Option<ProbeRoutes>,
     meters: Vec<Meter>,
     addresses: Vec<Option<SocketAddr>>,
     next_lookup: Instant,
@@ -196,8 +208,11 @@ impl Prober {
                 interface: path.interface.clone(),
                 mark: path.mark,
                 way: path.way,
-                links,
             },
+            routes: path
+                .way
+                .zip(links)
+                .map(|(way, links)| ProbeRoutes::new(links, way)),
             addresses: vec![None; meters.len()],
             next_lookup: now,
             next_slow: meters
@@ -224,6 +239,9 @@ impl Prober {
             let now = Instant::now();
             if self.next_lookup <= now {
                 self.look_up(&mut lookups);
+                if lookups.is_empty() {
+                    self.retain_routes();
+                }
             }
             if self.next_quick <= now {
                 self.quick(&mut tries);
@@ -249,6 +267,7 @@ impl Prober {
                     if !lookups.is_empty() {
                         continue;
                     }
+                    self.retain_routes();
                 }
                 Some(Ok(outcome)) = tries.join_next(), if !tries.is_empty() => self.note(outcome),
             }
@@ -285,6 +304,14 @@ impl Prober {
                 let of_family = |address: &SocketAddr| address.is_ipv6() == v6;
                 (index, found.map(|mut all| all.find(of_family)))
             });
+        }
+    }
+
+    /// Removes routes to what is no longer probed.
+    fn retain_routes(&self) {
+        if let Some(routes) = &self.routes {
+            let wanted = self.addresses.iter().flatten();
+            routes.retain(&wanted.map(SocketAddr::ip).collect());
         }
     }
 
@@ -338,8 +365,16 @@ impl Prober {
         );
         let (bound, method) = (self.bound.clone(), self.methods[index]);
         let was_silent = self.meters[index].is_silent();
+        let routes = self.routes.clone();
         tries.spawn(async move {
-            let answer = probe(&target, address, method, &bound, patience).await;
+            let led = match &routes {
+                Some(routes) => routes.lead(address.ip()).await,
+                None => Ok(()),
+            };
+            let answer = match led {
+                Ok(()) => probe(&target, address, method, &bound, patience).await,
+                Err(error) => Err(format!("{error:#}")),
+            };
             Outcome {
                 index,
                 was_silent,
@@ -355,6 +390,11 @@ impl Prober {
             answer,
         } = outcome;
         let is_answered = answer.is_ok();
+        if let (false, Some(routes), Some(address)) =
+            (is_answered, &self.routes, self.addresses[index])
+        {
+            routes.lead_again(address.ip());
+        }
         // It was sent while nothing came back, which is known; a later one has been answered by now.
         if !is_answered && was_silent && !self.meters[index].is_silent() {
             return;

@@ -33,6 +33,8 @@ pub struct Interface {
     pub point_to_point: bool,
     /// Its addresses with their networks.
     pub addresses: Vec<IpNet>,
+    /// Of its IPv6 addresses the one that is best to speak from.
+    pub speaking_v6: Option<Ipv6Addr>,
     /// The other ends of those of its addresses that have one.
     pub peers: Vec<IpNet>,
     /// The kernel's number of the XDP program that is attached, if there is one.
@@ -91,15 +93,13 @@ impl Interface {
 
     /// The addresses by which the gateway speaks there, one of each family; unspecified where it has none.
     pub fn speaking(&self) -> (Ipv4Addr, Ipv6Addr) {
-        let addresses = || self.addresses.iter().map(IpNet::addr);
-        let v4 = addresses().find_map(|address| match address {
-            IpAddr::V4(address) => Some(address),
-            IpAddr::V6(_) => None,
+        let mut v4 = self.addresses.iter().filter_map(|net| match net {
+            IpNet::V4(net) => Some(net.addr()),
+            IpNet::V6(_) => None,
         });
-        let v6 = furthest_v6(addresses());
         (
-            v4.unwrap_or(Ipv4Addr::UNSPECIFIED),
-            v6.unwrap_or(Ipv6Addr::UNSPECIFIED),
+            v4.next().unwrap_or(Ipv4Addr::UNSPECIFIED),
+            self.speaking_v6.unwrap_or(Ipv6Addr::UNSPECIFIED),
         )
     }
 
@@ -161,6 +161,7 @@ impl Links {
             .get()
             .set_link_index_filter(index)
             .execute();
+        let mut speaking = Vec::new();
         while let Some(message) = addresses
             .try_next()
             .await
@@ -168,19 +169,12 @@ impl Links {
         {
             interface.addresses.extend(own::network(&message));
             interface.peers.extend(own::peer(&message));
+            speaking.extend(own::rank_v6(&message));
         }
+        interface.speaking_v6 = speaking.into_iter().min().map(|(_, address)| address);
         interface.addresses.sort_unstable();
         Ok(Some(interface))
     }
-}
-
-/// Of these addresses the IPv6 one that reaches furthest.
-pub(super) fn furthest_v6(addresses: impl IntoIterator<Item = IpAddr>) -> Option<Ipv6Addr> {
-    let v6 = addresses.into_iter().filter_map(|address| match address {
-        IpAddr::V6(address) if !address.is_loopback() => Some(address),
-        _ => None,
-    });
-    v6.min_by_key(|address| (address.is_unicast_link_local(), address.is_unique_local()))
 }
 
 /// What the driver says of itself, if it is more than a network card: `wlan`, `wwan`.
@@ -202,6 +196,7 @@ fn from_message(name: &str, message: &LinkMessage) -> Interface {
         running: flags.contains(LinkFlags::Up | LinkFlags::LowerUp),
         point_to_point: flags.contains(LinkFlags::Pointopoint),
         addresses: Vec::new(),
+        speaking_v6: None,
         peers: Vec::new(),
         xdp_program: None,
         kind: device_type(name),

@@ -1,11 +1,11 @@
 //! The addresses of the gateway itself, which no list may steer away from it.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use anyhow::{Context, Result};
 use futures_util::TryStreamExt;
 use ipnet::{IpNet, Ipv4Net};
-use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
+use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 
 use super::Links;
 
@@ -41,11 +41,36 @@ impl Links {
         Ok(networks)
     }
 
+    /// Of all IPv6 addresses the one that is best to speak from.
+    pub(super) async fn speaking_v6(&self) -> Result<Option<Ipv6Addr>> {
+        let messages = self.address_messages().await?;
+        let best = messages.iter().filter_map(rank_v6).min();
+        Ok(best.map(|(_, address)| address))
+    }
+
     async fn address_messages(&self) -> Result<Vec<AddressMessage>> {
         let messages = self.handle.address().get().execute();
         let messages = messages.try_collect().await;
         messages.context("cannot list this machine's addresses")
     }
+}
+
+/// The IPv6 address in a message, if it can be used: before others those that reach furthest, and of these before others those that
+/// stay (RFC 6724, section 5, has more).
+pub(super) fn rank_v6(message: &AddressMessage) -> Option<([bool; 3], Ipv6Addr)> {
+    let flags = message.header.flags;
+    let unusable = AddressHeaderFlags::Tentative | AddressHeaderFlags::Dadfailed;
+    let address = match network(message)? {
+        IpNet::V6(net) if !flags.intersects(unusable) => net.addr(),
+        _ => return None,
+    };
+    let passing = AddressHeaderFlags::Deprecated | AddressHeaderFlags::Secondary;
+    let rank = [
+        address.is_unicast_link_local(),
+        flags.intersects(passing),
+        address.is_unique_local(),
+    ];
+    (!address.is_loopback()).then_some((rank, address))
 }
 
 /// The broadcast addresses of the network in a message: the one that was set, and the network's last address.

@@ -1,17 +1,19 @@
 //! Routes for probes to egresses in redirect mode, where no rule leads: to single addresses, in the main table, and for nobody but probes.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context, Result};
 use futures_util::TryStreamExt;
 use rtnetlink::RouteMessageBuilder;
 use rtnetlink::packet_route::AddressFamily;
-use rtnetlink::packet_route::route::{RouteAttribute, RouteFlags, RouteHeader, RouteMessage};
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage,
+};
 
 use super::gateway::Gateway;
-use super::interface::{Interface, furthest_v6};
 use super::routing::{PROTOCOL, leads_along, table};
-use super::{Links, RouteRule, RoutingPlan, is_errno};
+use super::{Interface, Links, RouteRule, RoutingPlan, is_errno};
 
 /// The type of service of probes over IPv4. Routes tell packets by the bits 0x1c of it, and in no standard code point these are 0x0c.
 pub const PROBE_TOS: u8 = 0x0c;
@@ -34,11 +36,10 @@ impl Links {
     /// When the kernel does not answer.
     pub async fn probe_source(&self, interface: &Interface) -> Result<Ipv6Addr> {
         let (_, own) = interface.speaking();
-        if interface.has_usable_address(true) {
+        if !own.is_unspecified() && !own.is_unicast_link_local() {
             return Ok(own);
         }
-        let furthest = furthest_v6(self.own_addresses().await?);
-        Ok(furthest.unwrap_or(own))
+        Ok(self.speaking_v6().await?.unwrap_or(own))
     }
 
     /// Leads probes to a target along a way. Doing it again changes nothing.
@@ -58,8 +59,42 @@ impl Links {
         }
     }
 
+    /// Removes the routes of probes along a way to other targets than these.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub async fn retain_probed(&self, way: &ProbeWay, targets: &BTreeSet<IpAddr>) -> Result<()> {
+        for route in self.probe_routes(way.route.v6).await? {
+            let is_wanted = destination(&route).is_none_or(|target| targets.contains(&target));
+            if metric(&route) == Some(way.route.table) && !is_wanted {
+                self.delete_route(route).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Removes the routes of probes along ways that the plan does not have.
     pub(super) async fn tidy_probe_routes(&self, v6: bool, plan: &RoutingPlan) -> Result<()> {
+        for route in self.probe_routes(v6).await? {
+            let metric = metric(&route);
+            let is_own = metric.is_some_and(|metric| plan.tables.contains(&metric));
+            let is_wanted = |way: &ProbeWay| {
+                let from = RouteAttribute::Source(way.from.into());
+                Some(way.route.table) == metric
+                    && way.route.v6 == v6
+                    && leads_along(&route, &way.route)
+                    && (!v6 || route.attributes.contains(&from))
+            };
+            if is_own && !plan.probed.iter().any(is_wanted) {
+                self.delete_route(route).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The routes of the main table that have our protocol number.
+    async fn probe_routes(&self, v6: bool) -> Result<Vec<RouteMessage>> {
         let mut dump = RouteMessage::default();
         dump.header.address_family = if v6 {
             AddressFamily::Inet6
@@ -70,36 +105,36 @@ impl Links {
         let main = u32::from(RouteHeader::RT_TABLE_MAIN);
         dump.attributes.push(RouteAttribute::Table(main));
         let mut routes = self.filtering.route().get(dump).execute();
-        let mut stray = Vec::new();
+        let mut own = Vec::new();
         while let Some(route) = routes
             .try_next()
             .await
             .context("cannot list the routes of probes")?
         {
-            let attributes = &route.attributes;
-            let metric = attributes.iter().find_map(|attribute| match attribute {
-                RouteAttribute::Priority(metric) => Some(*metric),
-                _ => None,
-            });
-            let is_own = route.header.protocol == PROTOCOL
-                && table(&route) == main
-                && metric.is_some_and(|metric| plan.tables.contains(&metric));
-            let is_wanted = |way: &ProbeWay| {
-                let from = RouteAttribute::Source(way.from.into());
-                Some(way.route.table) == metric
-                    && way.route.v6 == v6
-                    && leads_along(&route, &way.route)
-                    && (!v6 || attributes.contains(&from))
-            };
-            if is_own && !plan.probed.iter().any(is_wanted) {
-                stray.push(route);
-            }
+            let is_own = route.header.protocol == PROTOCOL && table(&route) == main;
+            own.extend(is_own.then_some(route));
         }
-        for route in stray {
-            self.delete_route(route).await?;
-        }
-        Ok(())
+        Ok(own)
     }
+}
+
+fn metric(route: &RouteMessage) -> Option<u32> {
+    let attributes = route.attributes.iter();
+    let mut metrics = attributes.filter_map(|attribute| match attribute {
+        RouteAttribute::Priority(metric) => Some(*metric),
+        _ => None,
+    });
+    metrics.next()
+}
+
+fn destination(route: &RouteMessage) -> Option<IpAddr> {
+    let attributes = route.attributes.iter();
+    let mut targets = attributes.filter_map(|attribute| match attribute {
+        RouteAttribute::Destination(RouteAddress::Inet(target)) => Some(IpAddr::V4(*target)),
+        RouteAttribute::Destination(RouteAddress::Inet6(target)) => Some(IpAddr::V6(*target)),
+        _ => None,
+    });
+    targets.next()
 }
 
 fn route(target: IpAddr, way: &ProbeWay) -> RouteMessage {

@@ -45,6 +45,8 @@ pub struct RoutingPlan {
     pub tables: std::ops::Range<u32>,
     /// The rules and routes.
     pub entries: Vec<RouteRule>,
+    /// Whether what is ours and not planned stays for now.
+    pub keeps_others: bool,
     /// Ways of which probes have routes; see [`lead`](Links::lead).
     pub probed: Vec<ProbeWay>,
 }
@@ -92,6 +94,9 @@ impl Links {
     ) -> Result<()> {
         let v4 = self.apply_family(plan, false, outcome).await;
         let v6 = self.apply_family(plan, true, outcome).await;
+        if plan.keeps_others {
+            return v4.and(v6);
+        }
         let v4 = v4.and(self.tidy_probe_routes(false, plan).await);
         v4.and(v6).and(self.tidy_probe_routes(true, plan).await)
     }
@@ -117,6 +122,9 @@ impl Links {
                 let added = self.add_rule(entry, plan).await;
                 applied = applied.and(outcome.note(entry, added));
             }
+        }
+        if plan.keeps_others {
+            return applied;
         }
         for rule in rules {
             if !wanted.iter().any(|entry| rule_is(&rule, entry, plan)) {

@@ -140,10 +140,10 @@ fn tc_sends_all_kinds_of_packets() {
     assert_eq!(changed(21, 1), Reason::TcFragment);
     assert_eq!(changed(20, 0x40), Reason::Steered);
     let tagged = [&plain[..12], &[0x81, 0, 0, 7], &plain[12..]].concat();
-    assert_eq!(checked(&tagged, None, false), Reason::TcTagged);
+    assert_eq!(checked(&tagged, None, false), Reason::Tagged);
     let session = [0x88, 0x64, 0x11, 0, 0, 7, 0, 30, 0, 0x21];
     let session = [&plain[..12], &session[..], &plain[14..]].concat();
-    assert_eq!(checked(&session, None, false), Reason::Pppoe);
+    assert_eq!(checked(&session, None, false), Reason::Tagged);
     assert_eq!(checked(&plain, Some(1500), false), Reason::Steered);
     assert_eq!(checked(&plain, Some(1501), false), Reason::TooBig);
     assert_eq!(checked(&plain, Some(1501), true), Reason::KernelSource);

@@ -1,5 +1,7 @@
 //! The egresses' rules and routes, and their marks.
 
+use std::net::Ipv6Addr;
+
 use breakout_common::egress::MAX_EGRESSES;
 
 use super::EgressState;
@@ -40,7 +42,11 @@ impl EgressState {
     pub(in crate::controller) fn probe_way(&self, v6: bool) -> Option<ProbeWay> {
         let ways = self.way_out.as_ref().ok()?;
         let route = self.route(v6)?;
-        let from = ways.probe_source;
+        let from = if v6 {
+            ways.probe_source
+        } else {
+            Ipv6Addr::UNSPECIFIED
+        };
         (self.config.mode == Mode::Redirect).then_some(ProbeWay { route, from })
     }
 }
@@ -65,6 +71,7 @@ pub(in crate::controller) fn empty_routing(numbers: &Routing) -> RoutingPlan {
                 .table
                 .saturating_add(u32::try_from(MAX_EGRESSES).unwrap_or(u32::MAX)),
         entries: Vec::new(),
+        keeps_others: false,
         probed: Vec::new(),
     }
 }
