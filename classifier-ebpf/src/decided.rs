@@ -1,11 +1,11 @@
-//! What XDP tells TC of a packet that takes the ordinary path: that it has been decided and counted.
+//! A note from XDP to TC on a packet that takes the ordinary path: it has been decided and counted.
 //!
 //! It stands in the packet's metadata. TC decides what comes without: where a driver has no room for it, or XDP is gone.
 
 use aya_ebpf::helpers::generated::bpf_xdp_adjust_meta;
 use aya_ebpf::programs::{TcContext, XdpContext};
 
-/// What the metadata is then.
+/// The metadata of such a packet.
 const DECIDED: u32 = u32::from_be_bytes(*b"BoPa");
 /// Its size in bytes: the kernel takes multiples of four.
 const LEN: i32 = 4;
@@ -22,7 +22,7 @@ pub(crate) fn note(ctx: &XdpContext) {
     }
 }
 
-/// Whether it was noted.
+/// Tells whether it was noted.
 #[inline(always)]
 pub(crate) fn noted(ctx: &TcContext) -> bool {
     let skb = ctx.skb.skb;

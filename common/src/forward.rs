@@ -28,8 +28,7 @@ pub fn plan<F: Frame + ?Sized>(
     if headers.marks & !V6 != 0
         || headers.ttl <= 1
         || headers.ip_len > mtu(egress)
-        || has_tail(frame, headers.ip_offset + headers.ip_len)
-        || !has_right_sum(frame, headers.ip_offset, headers.is_v6())
+        || !is_whole(frame, headers)
         || opens(frame, headers)?
     {
         return None;
@@ -37,7 +36,7 @@ pub fn plan<F: Frame + ?Sized>(
     is_forwarded(headers.is_v6(), source(frame, headers)?, is_own).then_some(header)
 }
 
-/// Whether a packet opens a TCP connection: TC looks at the segment size that it announces.
+/// Tells whether a packet opens a TCP connection: TC looks at the segment size that it announces.
 #[inline(always)]
 fn opens<F: Frame + ?Sized>(frame: &F, headers: &Headers) -> Option<bool> {
     if headers.key >> 16 != 0 {
@@ -47,7 +46,7 @@ fn opens<F: Frame + ?Sized>(frame: &F, headers: &Headers) -> Option<bool> {
     Some(flags & SYN != 0)
 }
 
-/// Whether TC forwards a packet, past the kernel's stack, or why not. `longest` is the length of the longest IP packet that leaves,
+/// Checks that TC may forward a packet, past the kernel's stack; otherwise says why not. `longest` is the length of the longest IP packet that leaves,
 /// in bytes: of one that the kernel has merged of several, the longest of those.
 #[inline(always)]
 pub fn check<F: Frame + ?Sized>(
@@ -90,7 +89,7 @@ pub const fn kind(network: &Network) -> Reason {
     }
 }
 
-/// Whether the kernel would forward what comes from an address.
+/// Tells whether the kernel would forward what comes from an address.
 #[inline(always)]
 fn is_forwarded(
     v6: bool,
@@ -101,7 +100,7 @@ fn is_forwarded(
     is_clients(v6, high, low) && (v6 || !is_own(Destination::from_halves(false, high, low)))
 }
 
-/// Whether more than padding stands behind a packet that ends there. The kernel would cut it off.
+/// Tells whether more than padding stands behind a packet that ends there. The kernel would cut it off.
 #[inline(always)]
 pub fn has_tail<F: Frame + ?Sized>(frame: &F, end: u32) -> bool {
     frame.len() > SHORTEST_FRAME && frame.len() > end

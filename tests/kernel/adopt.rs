@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -47,6 +47,33 @@ fn stream(destination: SocketAddr, stop: &AtomicBool) -> Result<(u32, u32, u32)>
     Ok((sent, lost, moved))
 }
 
+/// A stream that goes on beside a test.
+struct Traffic {
+    stop: Arc<AtomicBool>,
+    stream: JoinHandle<Result<(u32, u32, u32)>>,
+}
+
+impl Traffic {
+    fn start(lab: &Lab, flow: &Flow) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (flag, destination) = (Arc::clone(&stop), flow.destination);
+        let stream = lab.client.spawn(move || stream(destination, &flag));
+        Traffic { stop, stream }
+    }
+
+    /// Ends the stream. Fails if a datagram was lost, or came back from elsewhere.
+    fn arrives_whole(self) -> Result<()> {
+        self.stop.store(true, Ordering::Relaxed);
+        let (sent, lost, moved) = self.stream.join().expect("the stream does not panic")?;
+        ensure!(sent > 300, "only {sent} datagrams were sent");
+        ensure!(
+            (lost, moved) == (0, 0),
+            "of {sent} datagrams {lost} were lost and {moved} moved"
+        );
+        Ok(())
+    }
+}
+
 /// Nothing of a flow goes another way while an egress changes its mode, in either direction.
 fn other_mode() -> Result<()> {
     let flow = Flow::new(Transport::Udp, "52.113.0.1", 3478);
@@ -54,22 +81,14 @@ fn other_mode() -> Result<()> {
     let _servers = lab.serve(std::slice::from_ref(&flow))?;
     let site = Site::new(&CONFIG.replace("MODE", "route"))?;
     let daemon = Daemon::start(&site, &lab.gateway)?;
-    let stop = Arc::new(AtomicBool::new(false));
-    let (flag, destination) = (Arc::clone(&stop), flow.destination);
-    let traffic = lab.client.spawn(move || stream(destination, &flag));
+    let traffic = Traffic::start(&lab, &flow);
     for mode in ["redirect", "route", "redirect"] {
         thread::sleep(Duration::from_millis(200));
         site.configure(&CONFIG.replace("MODE", mode))?;
         site.json(&lab.gateway, &["reload"])?;
     }
     thread::sleep(Duration::from_millis(200));
-    stop.store(true, Ordering::Relaxed);
-    let (sent, lost, moved) = traffic.join().expect("the stream does not panic")?;
-    ensure!(sent > 300, "only {sent} datagrams were sent");
-    ensure!(
-        (lost, moved) == (0, 0),
-        "of {sent} datagrams {lost} were lost and {moved} moved"
-    );
+    traffic.arrives_whole()?;
     let rules = lab.gateway.ip("rule show")?;
     ensure!(!rules.contains("lookup 5001"), "{rules}");
     daemon.stop()?;
@@ -85,9 +104,7 @@ fn killed(mode: &str) -> Result<()> {
     daemon.wait_until(|_| mode == "route" || site.next_hops_known(&lab.gateway))?;
     let generation = site.json(&lab.gateway, &["status"])?["ruleset"]["generation"].clone();
 
-    let stop = Arc::new(AtomicBool::new(false));
-    let (flag, destination) = (Arc::clone(&stop), flow.destination);
-    let traffic = lab.client.spawn(move || stream(destination, &flag));
+    let traffic = Traffic::start(&lab, &flow);
     thread::sleep(Duration::from_millis(300));
     daemon.kill()?;
     thread::sleep(Duration::from_millis(500));
@@ -98,14 +115,7 @@ fn killed(mode: &str) -> Result<()> {
     thread::sleep(Duration::from_millis(300));
     let status = site.json(&lab.gateway, &["status"])?;
     let stats = site.json(&lab.gateway, &["stats"])?;
-    stop.store(true, Ordering::Relaxed);
-    let (sent, lost, moved) = traffic.join().expect("the stream does not panic")?;
-
-    ensure!(sent > 300, "only {sent} datagrams were sent");
-    ensure!(
-        (lost, moved) == (0, 0),
-        "of {sent} datagrams {lost} were lost and {moved} moved"
-    );
+    traffic.arrives_whole()?;
     ensure!(status["adopted"] == true, "{status}");
     ensure!(
         status["ruleset"]["generation"].as_u64() > generation.as_u64(),

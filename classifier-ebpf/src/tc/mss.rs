@@ -11,7 +11,7 @@ const CHECKSUM: u32 = 16;
 const DATA_OFFSET: u32 = 12;
 const HEADER: u32 = 20;
 
-/// How many options are looked at: more than any system sends.
+/// The number of options that are looked at: more than any system sends.
 const MOST: u32 = 16;
 
 /// Looks for the option in the TCP header at `transport`, and lowers it if it is above `largest`. What cannot be read or changed

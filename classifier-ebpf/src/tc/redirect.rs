@@ -24,7 +24,7 @@ const AF_INET6: u32 = 10;
 const NEXT_HOP_LEN: i32 = 20;
 const _: () = assert!(size_of::<NextHop>() == 20 && size_of::<bpf_redir_neigh>() == 20);
 
-/// What became of a packet, as a word: the action in the lowest 8 bits, and above them the number of the reason.
+/// The outcome for a packet, as a word: the action in the lowest 8 bits, and above them the number of the reason.
 #[inline(always)]
 const fn outcome(action: u32, reason: Reason) -> u32 {
     (reason as u32) << 8 | action & 0xff

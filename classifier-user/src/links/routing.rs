@@ -45,7 +45,7 @@ pub struct RoutingPlan {
     pub tables: std::ops::Range<u32>,
     /// The rules and routes.
     pub entries: Vec<RouteRule>,
-    /// Whether what is ours and not planned stays for now.
+    /// Set while what is ours and not planned stays.
     pub keeps_others: bool,
     /// Ways of which probes have routes; see [`lead`](Links::lead).
     pub probed: Vec<ProbeWay>,
@@ -302,7 +302,7 @@ fn route_is(route: &RouteMessage, entry: &RouteRule) -> bool {
     table(route) == entry.table && leads_along(route, entry)
 }
 
-/// Whether a route leads to an entry's gateway.
+/// Tells whether a route leads to an entry's gateway.
 pub(super) fn leads_along(route: &RouteMessage, entry: &RouteRule) -> bool {
     let gateway = route
         .attributes

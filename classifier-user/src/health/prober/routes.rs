@@ -11,7 +11,7 @@ use anyhow::Result;
 
 use crate::links::{Links, ProbeWay};
 
-/// How often a route is made again at most.
+/// The shortest time between two tries to make a route again.
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// The addresses that probes have routes to, along one way.
