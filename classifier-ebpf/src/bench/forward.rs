@@ -5,7 +5,8 @@ use core::mem::{size_of, zeroed};
 use aya_ebpf::bindings::bpf_fib_lookup as FibLookup;
 use aya_ebpf::bindings::xdp_action::XDP_PASS;
 use aya_ebpf::helpers::{bpf_fib_lookup, bpf_redirect};
-use aya_ebpf::macros::xdp;
+use aya_ebpf::btf_maps::Array;
+use aya_ebpf::macros::{btf_map, xdp};
 use aya_ebpf::programs::XdpContext;
 use breakout_common::egress::link_header_of;
 use breakout_common::forward::rewrite;
@@ -49,6 +50,28 @@ pub(crate) fn forward_plain(ctx: XdpContext) -> u32 {
         Ok(headers) => send(&mut packet, &headers, forwarded(), egress()),
         Err(_) => XDP_PASS,
     }
+}
+
+/// As many bytes as the flow table of the default size has.
+#[btf_map]
+static LINES: Array<[u64; 8], 32_768> = Array::new();
+
+/// Does the same, and reads the cache line of the packet's flow in a table of the default size: what memory alone costs, where
+/// nothing waits for what is read.
+#[xdp]
+pub(crate) fn forward_one_line(ctx: XdpContext) -> u32 {
+    let mut packet = packet(&ctx);
+    let Ok(headers) = walk(&packet) else {
+        return XDP_PASS;
+    };
+    let (high, low) = headers.destination().to_halves();
+    let mixed = (high ^ low ^ u64::from(headers.key)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let line = LINES.get((mixed >> 49) as u32);
+    // Nothing is ever written there.
+    if line.is_none_or(|line| line[0] | line[2] | line[4] | line[6] != 0) {
+        return XDP_PASS;
+    }
+    send(&mut packet, &headers, forwarded(), egress())
 }
 
 /// Walks the headers and redirects by the routing table, as the kernel's own example does.

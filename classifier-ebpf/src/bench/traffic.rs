@@ -20,6 +20,8 @@ struct Traffic {
     forwarded: [u8; 12],
     /// The interface that a forwarder sends by.
     egress: u32,
+    /// The bits of the source port in which packets to one destination differ. There are 2^16 destinations.
+    ports: u32,
 }
 
 #[unsafe(no_mangle)]
@@ -28,6 +30,7 @@ static TRAFFIC: Traffic = Traffic {
     macs: [0; 12],
     forwarded: [0; 12],
     egress: 0,
+    ports: 0,
 };
 
 /// The MAC addresses that a forwarder writes.
@@ -67,9 +70,15 @@ pub(crate) fn generate(ctx: XdpContext) -> u32 {
 #[inline(always)]
 fn make(packet: &mut Packet, number: u32, len: u32) -> Option<()> {
     // SAFETY: as in `forwarded`.
-    let macs = unsafe { core::ptr::read_volatile(&raw const TRAFFIC.macs) };
+    let (macs, ports) = unsafe {
+        (
+            core::ptr::read_volatile(&raw const TRAFFIC.macs),
+            core::ptr::read_volatile(&raw const TRAFFIC.ports),
+        )
+    };
     packet.write(0, macs)?;
-    let ports = [0xc0, 0, 0x01, 0xbb];
+    let [_, _, _, port] = ((number >> 16) & ports).to_be_bytes();
+    let ports = [0xc0, port, 0x01, 0xbb];
     if packet.read::<1>(12)? == [0x08] {
         let [destination] = address::<1>(number)?;
         let length = (len - 14) & 0xffff;

@@ -1,10 +1,10 @@
 //! Honest measuring: several subjects in one run, interleaved, medians of several rounds.
 
 use anyhow::Result;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-/// What several rounds gave for one subject.
-#[derive(Clone, Copy, Debug, Serialize)]
+/// What several rounds gave for one subject: the median, and between which limits the middle half lies.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct Spread {
     pub(crate) median: f64,
     pub(crate) low: f64,
@@ -17,8 +17,19 @@ impl Spread {
         samples.sort_by(f64::total_cmp);
         Spread {
             median: samples[samples.len() / 2],
-            low: samples[0],
-            high: samples[samples.len() - 1],
+            low: samples[samples.len() / 4],
+            high: samples[samples.len() - 1 - samples.len() / 4],
+        }
+    }
+}
+
+impl From<f64> for Spread {
+    /// A value that was measured once, or that is exact.
+    fn from(value: f64) -> Self {
+        Spread {
+            median: value,
+            low: value,
+            high: value,
         }
     }
 }

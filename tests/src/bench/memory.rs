@@ -66,21 +66,25 @@ fn one(report: &mut Report, size: Size, v6: bool) -> Result<()> {
         ],
     });
     match (size, v6) {
-        (Size::Real, _) => report.goal(Goal::at_most(
-            "memory of the Worldwide list, KiB".to_owned(),
-            table.median,
-            1024.0,
-        )),
-        (Size::Random(1_000_000), false) => report.goal(Goal::at_most(
-            "memory of a million IPv4 prefixes, KiB".to_owned(),
-            table.median,
-            8192.0,
-        )),
-        (Size::Random(count @ 250_000), true) => report.goal(Goal::at_most(
-            "memory of an IPv6 prefix of 250k, bytes".to_owned(),
-            table.median * 1024.0 / f64::from(u32::try_from(count)?),
-            20.0,
-        )),
+        (Size::Real, _) => report.goal(
+            Goal::at_most("memory of the Worldwide list".to_owned(), table, 1024.0).in_unit("KiB"),
+        ),
+        (Size::Random(1_000_000), false) => report.goal(
+            Goal::at_most(
+                "memory of a million IPv4 prefixes".to_owned(),
+                table,
+                8192.0,
+            )
+            .in_unit("KiB"),
+        ),
+        (Size::Random(count @ 250_000), true) => report.goal(
+            Goal::at_most(
+                "memory of an IPv6 prefix of 250k".to_owned(),
+                (table.median * 1024.0 / f64::from(u32::try_from(count)?)).into(),
+                20.0,
+            )
+            .in_unit("bytes"),
+        ),
         _ => {}
     }
     Ok(())

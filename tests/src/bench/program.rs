@@ -54,11 +54,14 @@ pub(crate) fn run(report: &mut Report) -> Result<()> {
             ],
         });
         if what.ends_with(", steered") {
-            report.goal(Goal::at_most(
-                format!("{what}, pinned over unpinned, ns"),
-                samples.combined(|round| round[3] - round[2]).median,
-                8.0,
-            ));
+            report.goal(
+                Goal::at_most(
+                    format!("{what}, pinned less unpinned"),
+                    samples.combined(|round| round[3] - round[2]),
+                    8.0,
+                )
+                .in_unit("ns"),
+            );
         }
     }
     let exact = |value: u32| Spread::of(vec![f64::from(value)]);

@@ -94,15 +94,12 @@ fn one(report: &mut Report, size: Size) -> Result<()> {
         Size::Random(1_000_000) => 500.0,
         Size::Random(_) => return Ok(()),
     };
-    report.goal(Goal::at_most(
-        format!("reload, {}, ms", size.label()),
-        spreads[0].median,
-        limit,
-    ));
+    report
+        .goal(Goal::at_most(format!("reload, {}", size.label()), spreads[0], limit).in_unit("ms"));
     if size == Size::Random(100_000) {
         report.goal(Goal::at_least(
             "nftables' reload over Breakout's at 100k".to_owned(),
-            spreads[1].median / spreads[0].median,
+            samples.combined(|round| round[1] / round[0]),
             10.0,
         ));
     }

@@ -4,7 +4,7 @@ use std::fs;
 
 use anyhow::{Context, Result};
 use comfy_table::Table;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::measure::Spread;
 
@@ -28,33 +28,42 @@ pub(crate) struct Row {
 }
 
 /// A figure that shall stay on one side of a limit.
-#[derive(Clone, Serialize)]
+#[derive(Clone, Serialize, Deserialize)]
 pub(crate) struct Goal {
-    what: String,
-    value: f64,
-    at_most: bool,
-    limit: f64,
+    pub(crate) what: String,
+    /// Empty for a ratio of two things that were measured in turn, which is what two runs can be compared by.
+    pub(crate) unit: String,
+    pub(crate) value: Spread,
+    pub(crate) at_most: bool,
+    pub(crate) limit: f64,
     met: bool,
 }
 
 impl Goal {
-    pub(crate) fn at_most(what: String, value: f64, limit: f64) -> Self {
+    pub(crate) fn at_most(what: String, value: Spread, limit: f64) -> Self {
         Goal {
-            met: value <= limit,
+            met: value.median <= limit,
             what,
+            unit: String::new(),
             value,
             at_most: true,
             limit,
         }
     }
 
-    pub(crate) fn at_least(what: String, value: f64, limit: f64) -> Self {
+    pub(crate) fn at_least(what: String, value: Spread, limit: f64) -> Self {
         Goal {
-            met: value >= limit,
-            what,
-            value,
+            met: value.median >= limit,
             at_most: false,
-            limit,
+            ..Goal::at_most(what, value, limit)
+        }
+    }
+
+    /// The same figure, which is no ratio.
+    pub(crate) fn in_unit(self, unit: &str) -> Self {
+        Goal {
+            unit: unit.to_owned(),
+            ..self
         }
     }
 }
@@ -137,10 +146,14 @@ impl Report {
         table.set_header(["goal", "limit", "measured", ""]);
         for goal in &self.goals {
             let side = if goal.at_most { "at most" } else { "at least" };
+            let Spread { median, low, high } = goal.value;
+            let measured = format!("{} ({} to {})", number(median), number(low), number(high));
             table.add_row([
                 goal.what.clone(),
-                format!("{side} {}", goal.limit),
-                number(goal.value),
+                format!("{side} {} {}", goal.limit, goal.unit)
+                    .trim_end()
+                    .to_owned(),
+                measured,
                 if goal.met { "met" } else { "MISSED" }.to_owned(),
             ]);
         }
@@ -150,7 +163,7 @@ impl Report {
 }
 
 /// Three digits that mean something.
-fn number(value: f64) -> String {
+pub(crate) fn number(value: f64) -> String {
     let digits = match value.abs() {
         0.0..1.0 => 3,
         1.0..10.0 => 2,

@@ -23,7 +23,7 @@ use crate::tables::{Size, image, questions, ruleset};
 /// The core that everything runs on.
 const CORE: usize = 1;
 /// Destinations in rotation.
-const DESTINATIONS: usize = 65_536;
+pub(crate) const DESTINATIONS: u32 = 65_536;
 
 /// A way through the gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +32,8 @@ pub(crate) enum Way {
     Nothing,
     /// XDP that redirects everything.
     Plain,
+    /// The same with one cache line read for each flow.
+    OneLine,
     Redirect,
     /// The same without pins.
     RedirectUnpinned,
@@ -39,7 +41,6 @@ pub(crate) enum Way {
     RedirectTc,
     Fib,
     Route,
-    RouteUnpinned,
     Routes,
     Nftables,
     Ipset,
@@ -58,12 +59,12 @@ impl Way {
         match self {
             Way::Nothing => "generator and sink",
             Way::Plain => "XDP redirect, no lookup",
+            Way::OneLine => "XDP redirect, one line read",
             Way::Redirect => "Breakout redirect",
             Way::RedirectUnpinned => "redirect, unpinned",
             Way::RedirectTc => "redirect by TC, queued",
             Way::Fib => "XDP bpf_fib_lookup",
             Way::Route => "Breakout route",
-            Way::RouteUnpinned => "route, unpinned",
             Way::Routes => "kernel routes",
             Way::Nftables => "nftables and ip rule",
             Way::Ipset => "ipset and ip rule",
@@ -78,19 +79,21 @@ impl Way {
     fn mode(self) -> Option<&'static str> {
         match self {
             Way::Redirect | Way::RedirectUnpinned | Way::RedirectTc => Some("redirect"),
-            Way::Route | Way::RouteUnpinned | Way::RouteMasquerade => Some("route"),
+            Way::Route | Way::RouteMasquerade => Some("route"),
             _ => None,
         }
     }
 
     fn is_unpinned(self) -> bool {
-        matches!(self, Way::RedirectUnpinned | Way::RouteUnpinned)
+        self == Way::RedirectUnpinned
     }
 }
 
 /// Labs side by side, one for each way, so that they can be measured in turn.
 pub(crate) struct Bench {
     labs: Vec<(Way, Lab, Site)>,
+    /// Source ports of the traffic.
+    ports: u32,
     ruleset: Ruleset,
     table: Image,
     /// All prefixes that are steered.
@@ -99,6 +102,11 @@ pub(crate) struct Bench {
 
 impl Bench {
     pub(crate) fn new(ways: &[Way], size: Size) -> Result<Self> {
+        Self::with_ports(ways, size, 1)
+    }
+
+    /// The same with traffic from so many source ports, a power of two, to each destination.
+    pub(crate) fn with_ports(ways: &[Way], size: Size, ports: u32) -> Result<Self> {
         let ruleset = ruleset(size, false, &mut Rng::with_seed(5))?;
         let labs = ways.iter().map(|way| {
             let lab = Lab::build()?;
@@ -110,6 +118,8 @@ impl Bench {
             };
             if way.is_unpinned() {
                 config += "\n[pinning]\nenabled = false\n";
+            } else if ports > 1 {
+                config += "\n[pinning]\nsize = 1048576\n";
             }
             let site = Site::new(&config)?;
             if way.mode().is_some() && size != Size::Real {
@@ -122,6 +132,7 @@ impl Bench {
         let steering = steering.filter(|rule| rule.is_steered());
         Ok(Bench {
             labs,
+            ports,
             table: image(&ruleset)?,
             steered: steering.flat_map(|rule| rule.prefixes.clone()).collect(),
             ruleset,
@@ -135,7 +146,7 @@ impl Bench {
     ) -> Result<T> {
         let mut paths = Vec::with_capacity(self.labs.len());
         for (way, lab, site) in &self.labs {
-            let path = Path::new(*way, lab, site, &self.steered);
+            let path = Path::new(*way, lab, site, self);
             paths.push(path.with_context(|| format!("setting up: {}", way.label()))?);
         }
         function(&mut paths)
@@ -162,7 +173,7 @@ impl Bench {
             Destination::from(address_in(rng, prefix))
         })
         .filter(is_steered)
-        .take(DESTINATIONS)
+        .take(DESTINATIONS as usize)
         .collect()
     }
 
@@ -181,12 +192,14 @@ pub(crate) struct Path<'a> {
     pub(crate) site: &'a Site,
     asker: Asker,
     client: u32,
+    /// Flows that the traffic makes before it comes round.
+    pub(crate) flows: u32,
     _daemon: Option<Daemon<'a>>,
 }
 
 impl<'a> Path<'a> {
-    fn new(way: Way, lab: &'a Lab, site: &'a Site, optimize: &[IpNet]) -> Result<Self> {
-        let gateway = &lab.gateway;
+    fn new(way: Way, lab: &'a Lab, site: &'a Site, bench: &Bench) -> Result<Self> {
+        let (gateway, optimize) = (&lab.gateway, &bench.steered);
         let traffic = [
             &b"traffic!"[..],
             &gateway.mac("lan")?,
@@ -194,6 +207,7 @@ impl<'a> Path<'a> {
             &lab.internet.mac("eth0")?,
             &gateway.mac("inet")?,
             &gateway.index("inet")?.to_ne_bytes(),
+            &(bench.ports - 1).to_ne_bytes(),
         ]
         .concat();
         let empty = image(&Ruleset::default())?;
@@ -205,6 +219,7 @@ impl<'a> Path<'a> {
         match way {
             Way::Nothing => within(gateway, || asker.attach("sink", "lan"))?,
             Way::Plain => within(gateway, || asker.attach("forward_plain", "lan"))?,
+            Way::OneLine => within(gateway, || asker.attach("forward_one_line", "lan"))?,
             Way::Fib => {
                 peers::routes(gateway, optimize)?;
                 within(gateway, || asker.attach("forward_fib", "lan"))?;
@@ -220,7 +235,6 @@ impl<'a> Path<'a> {
             | Way::RedirectUnpinned
             | Way::RedirectTc
             | Way::Route
-            | Way::RouteUnpinned
             | Way::RouteMasquerade => {
                 if way == Way::RouteMasquerade {
                     peers::masquerade(gateway)?;
@@ -243,6 +257,7 @@ impl<'a> Path<'a> {
             lab,
             site,
             asker,
+            flows: bench.ports * DESTINATIONS,
             client: lab.client.index("eth0")?,
             _daemon: daemon,
         })
@@ -274,7 +289,7 @@ impl<'a> Path<'a> {
                 "{}: {arrived} of {packets} packets arrived",
                 self.way.label()
             );
-            thread::sleep(Duration::from_millis(5));
+            thread::sleep(Duration::from_micros(200));
         }
     }
 }
