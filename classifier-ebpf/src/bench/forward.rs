@@ -2,12 +2,12 @@
 
 use core::mem::{size_of, zeroed};
 
-use aya_ebpf::bindings::bpf_fib_lookup as FibLookup;
 use aya_ebpf::bindings::xdp_action::XDP_PASS;
-use aya_ebpf::helpers::{bpf_fib_lookup, bpf_redirect};
+use aya_ebpf::bindings::{TC_ACT_UNSPEC, bpf_fib_lookup as FibLookup};
 use aya_ebpf::btf_maps::Array;
-use aya_ebpf::macros::{btf_map, xdp};
-use aya_ebpf::programs::XdpContext;
+use aya_ebpf::helpers::{bpf_fib_lookup, bpf_redirect};
+use aya_ebpf::macros::{btf_map, classifier, xdp};
+use aya_ebpf::programs::{TcContext, XdpContext};
 use breakout_common::egress::link_header_of;
 use breakout_common::forward::rewrite;
 use breakout_common::frame::Frame;
@@ -115,6 +115,12 @@ pub(crate) fn forward_fib(ctx: XdpContext) -> u32 {
 #[xdp]
 pub(crate) fn pass_all(_: XdpContext) -> u32 {
     XDP_PASS
+}
+
+/// The same at TC.
+#[classifier]
+pub(crate) fn pass_all_tc(_: TcContext) -> i32 {
+    TC_ACT_UNSPEC
 }
 
 /// Walks the headers and does nothing with them.

@@ -4,9 +4,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use aya::maps::PerCpuArray;
-use aya::programs::{TestRun, TestRunAttrs, TestRunOptions, XdpMode};
+use aya::programs::tc::qdisc_add_clsact;
+use aya::programs::{
+    SchedClassifier, TcAttachType, TestRun, TestRunAttrs, TestRunOptions, XdpMode,
+};
 
 use super::Asker;
+use super::program::{has_tcx, program};
 
 /// Packets that the kernel makes between two looks at whether it should stop.
 const BATCH: u32 = 64;
@@ -22,6 +26,22 @@ impl Asker {
     pub fn attach(&mut self, name: &str, interface: &str) -> Result<()> {
         self.xdp(name)?
             .attach(interface, XdpMode::Driver)
+            .with_context(|| format!("cannot attach {name} to {interface}"))?;
+        Ok(())
+    }
+
+    /// Attaches a TC program to what comes in by an interface of this thread's network namespace.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses it.
+    pub fn attach_tc(&mut self, name: &str, interface: &str) -> Result<()> {
+        let tc: &mut SchedClassifier = program(&mut self.ebpf, name)?;
+        tc.load()?;
+        if !has_tcx() {
+            qdisc_add_clsact(interface)?;
+        }
+        tc.attach(interface, TcAttachType::Ingress)
             .with_context(|| format!("cannot attach {name} to {interface}"))?;
         Ok(())
     }

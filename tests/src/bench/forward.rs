@@ -163,6 +163,7 @@ pub(crate) fn passing(report: &mut Report) -> Result<()> {
         Way::Redirect,
         Way::Rule,
         Way::PassXdp,
+        Way::PassBoth,
         Way::Untouched,
     ];
     let bench = Bench::new(&ways, Size::Real)?;

@@ -50,6 +50,8 @@ pub(crate) enum Way {
     Untouched,
     /// The same behind an XDP program that does nothing.
     PassXdp,
+    /// The same behind an XDP and a TC program that do nothing.
+    PassBoth,
     /// The same with an `ip rule` for each family that nothing matches.
     Rule,
 }
@@ -72,6 +74,7 @@ impl Way {
             Way::NftablesMasquerade => "nftables, masquerade",
             Way::Untouched => "without Breakout",
             Way::PassXdp => "an XDP program alone",
+            Way::PassBoth => "XDP and TC programs alone",
             Way::Rule => "an ip rule alone",
         }
     }
@@ -250,6 +253,10 @@ impl<'a> Path<'a> {
             }
             Way::Untouched => {}
             Way::PassXdp => within(gateway, || asker.attach("pass_all", "lan"))?,
+            Way::PassBoth => within(gateway, || {
+                asker.attach("pass_all", "lan")?;
+                asker.attach_tc("pass_all_tc", "lan")
+            })?,
             Way::Rule => peers::marked_way(gateway)?,
         }
         Ok(Path {
