@@ -181,23 +181,6 @@ fn interfaces() -> Result<()> {
     let tun = route().replace("\"lan\"", "\"tun0\"");
     refused(&lab, &tun, &[], 7, &["[[lan]] tun0 is no Ethernet"])?;
     lab.gateway.ip("tuntap del tun0 mode tun")?;
-    let redirect = CONFIG.replace("MODE", "redirect");
-    for end in ["lan", "eth0"] {
-        let namespace = if end == "lan" {
-            &lab.gateway
-        } else {
-            &lab.client
-        };
-        namespace.ip(&format!("link set {end} mtu 9000"))?;
-    }
-    refused(
-        &lab,
-        &redirect,
-        &[],
-        7,
-        &["the MTU of lan is too large for native XDP"],
-    )?;
-    lab.gateway.ip("link set lan mtu 1500")?;
     Ok(())
 }
 

@@ -76,6 +76,9 @@ fn print(status: &Status) {
             lan.interface,
             xdp.unwrap_or_default()
         );
+        if let Some(why) = &lan.why_no_xdp {
+            out!("          no XDP: {why}");
+        }
         if let Some(problem) = &lan.problem {
             out!("          DOWN: {problem}");
         }

@@ -153,6 +153,9 @@ pub struct LanStatus {
     pub interface: String,
     /// How the XDP program is attached: `native`, `generic`, or not.
     pub xdp: Option<String>,
+    /// Why XDP is not attached, where the interface has refused it. TC does all of the work there.
+    #[serde(default)]
+    pub why_no_xdp: Option<String>,
     /// Why nothing is steered from the LAN interfaces, if so.
     pub problem: Option<String>,
 }

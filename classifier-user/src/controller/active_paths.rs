@@ -339,6 +339,18 @@ pub(super) struct Exchanged {
 }
 
 impl Exchanged {
+    /// The same for another try, before there are maps.
+    pub(super) fn anew(&self) -> Self {
+        Exchanged {
+            intent: self.intent.clone(),
+            egresses: self.egresses.clone(),
+            published: self.published.clone(),
+            maps: None,
+            since: self.since,
+            knowledge: None,
+        }
+    }
+
     pub(super) fn with_maps(self, maps: PathMaps) -> Self {
         Exchanged {
             maps: Some(maps),

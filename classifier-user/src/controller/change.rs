@@ -10,7 +10,7 @@ use super::active_paths::{Exchanged, Intent};
 use super::applied::{Applied, AppliedList};
 use super::egress::EgressState;
 use super::install;
-use super::lans::{Lans, look_at_lans, refuse_missing};
+use super::lans::{Lans, WithoutXdp, look_at_lans, refuse_missing};
 use super::pinning::connections;
 use super::sources::{Sources, WithWaiting};
 use super::translation::forget_beside;
@@ -283,7 +283,8 @@ impl Controller {
                     missing: self.missing_lans.clone(),
                 }
             } else {
-                look_at_lans(&self.links, &config, &self.lans).await?
+                // What refused XDP is asked again.
+                look_at_lans(&self.links, &config, &self.lans, &WithoutXdp::default()).await?
             };
         if config.lan != self.config.lan {
             refuse_missing(&missing)?;

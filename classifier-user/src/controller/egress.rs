@@ -363,11 +363,11 @@ impl EgressState {
         ways.map(|ways| ways.interface.index)
     }
 
-    /// The state as `breakout status` shows it. `has_xdp` says whether XDP runs on a LAN interface.
+    /// The state as `breakout status` shows it. `no_xdp` says why XDP runs on no LAN interface, if so.
     pub(super) fn status(
         &self,
         mask: u32,
-        has_xdp: bool,
+        no_xdp: Option<&str>,
         standings: [Option<Standing>; 2],
     ) -> EgressStatus {
         let ways = self.way_out.as_ref().ok();
@@ -382,8 +382,7 @@ impl EgressState {
                 };
                 Some(why.about(&ways.interface.name) + kernel)
             }
-            None if has_xdp => None,
-            None => Some("no LAN interface has native XDP".to_owned()),
+            None => no_xdp.map(str::to_owned),
         });
         let is_routed = self.config.mode == Mode::Route;
         let [v4, v6] = standings;

@@ -136,7 +136,8 @@ impl Controller {
 
     /// Attaches to LAN interfaces that have come back, or have another MAC address.
     async fn follow_lans(&mut self) -> Result<()> {
-        let Lans { lans, missing } = look_at_lans(&self.links, &self.config, &self.lans).await?;
+        let Lans { lans, missing } =
+            look_at_lans(&self.links, &self.config, &self.lans, &self.without_xdp).await?;
         for (name, problem) in &missing {
             if !self.missing_lans.contains_key(name) {
                 tracing::warn!("nothing is steered there until it is back: {problem}");

@@ -12,7 +12,7 @@ use super::applied::AppliedRulesets;
 use super::change::Cause;
 use super::egress::{self, EgressState};
 use super::failover::{Failover, Watching};
-use super::lans::{Lans, look_at_lans, refuse_missing};
+use super::lans::{Lans, WithoutXdp, look_at_lans, refuse_missing};
 use super::leaving::Leaving;
 use super::looks::Looks;
 use super::nat::{NatKeeper, nat_plan};
@@ -25,10 +25,10 @@ use super::ways::EgressVerdict;
 use super::{Controller, Options, clock, faults};
 use crate::config::{self, Config, Routing, XdpAttach};
 use crate::datapath::{
-    DataPath, FILTER_PRIORITY, Foreign, LanPlan, Plan, Prepared, has_tcx, object,
+    DataPath, FILTER_PRIORITY, Foreign, LanPlan, Plan, Prepared, XdpRefused, has_tcx, object,
 };
 use crate::events::Events;
-use crate::exit::{Code, WithCode};
+use crate::exit::{Code, WithCode, coded};
 use crate::health::default_targets;
 use crate::links::{Changes, Links, network_namespace};
 use crate::ruleset::{Image, Rule, compile};
@@ -54,7 +54,8 @@ impl Controller {
         let watching = Watching::start().code(Code::System)?;
         let applied = AppliedRulesets::open(&config.state.directory).code(Code::System)?;
         let links = Links::open().code(Code::System)?;
-        let Lans { lans, missing } = look_at_lans(&links, &config, &[]).await?;
+        let Lans { lans, missing } =
+            look_at_lans(&links, &config, &[], &WithoutXdp::default()).await?;
         // What runs without a controller is better off with one, whatever state the links are in. Else one that works must be
         // there; what is missing beside it comes later, as PPP and USB do.
         let datapath = DataPath::open(&config.state.directory).code(Code::System)?;
@@ -165,6 +166,7 @@ impl Controller {
             retry_at: None,
             trace_readers: JoinSet::new(),
             missing_lans: missing,
+            without_xdp: WithoutXdp::default(),
             programs: Vec::new(),
             started: Instant::now(),
         };
@@ -223,8 +225,41 @@ impl Controller {
 
     /// Installs programs for the LAN interfaces, which lead to these paths; their maps are made here.
     ///
+    /// An interface that refuses XDP is left to TC.
+    pub(super) async fn install(&mut self, mut image: Image, mut paths: Exchanged) -> Result<()> {
+        loop {
+            let again = paths.anew();
+            let Err(error) = self.try_to_install(&mut image, paths).await else {
+                return Ok(());
+            };
+            let Some(refused) = error.downcast_ref::<XdpRefused>() else {
+                return Err(coded(error, Code::System));
+            };
+            self.do_without_xdp(refused).await?;
+            paths = again;
+        }
+    }
+
+    /// Plans without XDP for an interface that has refused it.
+    async fn do_without_xdp(&mut self, refused: &XdpRefused) -> Result<()> {
+        let XdpRefused { interface, why } = refused;
+        tracing::warn!("{why}. TC does all of the work on {interface}");
+        self.events.note("program", interface, "left to TC", why);
+        if let Some(found) = self.links.interface(interface).await? {
+            self.without_xdp.note(&found, why);
+        }
+        // An egress has XDP for replies alone, which the kernel forwards otherwise.
+        self.lans
+            .retain(|lan| !(lan.is_egress && lan.name == *interface));
+        let lans = self.lans.iter_mut();
+        for lan in lans.filter(|lan| lan.name == *interface) {
+            lan.xdp = None;
+        }
+        Ok(())
+    }
+
     /// Rules and routes come first, so that no packet is marked before its mark leads anywhere, and go last.
-    pub(super) async fn install(&mut self, mut image: Image, paths: Exchanged) -> Result<()> {
+    async fn try_to_install(&mut self, image: &mut Image, paths: Exchanged) -> Result<()> {
         let mut routing = egress::routing(&self.config, &paths.egresses);
         routing.keeps_others = true;
         faults::step("set rules and routes").code(Code::System)?;
@@ -267,7 +302,7 @@ impl Controller {
         };
         let plan = Plan {
             lans: &self.lans,
-            image: &image,
+            image,
             paths: &paths.published,
             pins: pins(&self.config),
             pinned: &pinned,
@@ -275,8 +310,7 @@ impl Controller {
         };
         faults::step("load programs").code(Code::System)?;
         let (prepared, maps) = self.datapath.prepare(&plan).code(Code::System)?;
-        self.attach(prepared, paths.with_maps(maps))
-            .code(Code::System)?;
+        self.attach(prepared, paths.with_maps(maps))?;
         self.persistent.lans = lans;
         self.commit(generation);
         routing.keeps_others = false;

@@ -19,6 +19,40 @@ pub(super) struct Lans {
     pub(super) missing: BTreeMap<String, String>,
 }
 
+/// Interfaces that take no XDP program as they are, so that TC does all of the work there.
+#[derive(Default)]
+pub(super) struct WithoutXdp(BTreeMap<String, Refusal>);
+
+struct Refusal {
+    index: u32,
+    mtu: u32,
+    why: String,
+}
+
+impl WithoutXdp {
+    /// Notes an interface, as it was when it refused.
+    pub(super) fn note(&mut self, interface: &Interface, why: &str) {
+        let refusal = Refusal {
+            index: interface.index,
+            mtu: interface.mtu,
+            why: why.to_owned(),
+        };
+        self.0.insert(interface.name.clone(), refusal);
+    }
+
+    /// Why an interface has no XDP.
+    pub(super) fn why(&self, interface: &str) -> Option<&str> {
+        self.0.get(interface).map(|refusal| refusal.why.as_str())
+    }
+
+    /// Whether it is still the interface that refused, and its MTU the one that it had then.
+    fn has(&self, interface: &Interface) -> bool {
+        let refusal = self.0.get(&interface.name);
+        refusal
+            .is_some_and(|refusal| (refusal.index, refusal.mtu) == (interface.index, interface.mtu))
+    }
+}
+
 /// Fails with the first thing that is missing, if anything is.
 pub(super) fn refuse_missing(missing: &BTreeMap<String, String>) -> Result<()> {
     match missing.values().next() {
@@ -32,6 +66,7 @@ pub(super) async fn look_at_lans(
     links: &Links,
     config: &Config,
     before: &[LanPlan],
+    without_xdp: &WithoutXdp,
 ) -> Result<Lans> {
     let wants_xdp = wants_xdp(links, config, before).await?;
     let namespace = network_namespace().code(Code::System)?;
@@ -61,7 +96,9 @@ pub(super) async fn look_at_lans(
             addresses: interface.speaking(),
             // TC does all of it where there is no XDP.
             xdp: match lan.xdp {
-                XdpAttach::Native => wants_xdp && interface.has_native_xdp(),
+                XdpAttach::Native => {
+                    wants_xdp && interface.has_native_xdp() && !without_xdp.has(&interface)
+                }
                 XdpAttach::Generic => config.needs_xdp(),
             }
             .then_some(lan.xdp),
@@ -72,7 +109,8 @@ pub(super) async fn look_at_lans(
     for egress in config.egress.values().filter(|egress| egress.returns) {
         // One that is not there now is no mistake; it is attached to when it comes.
         let interface = links.interface(&egress.interface).await?;
-        let usable = interface.filter(Interface::has_native_xdp);
+        let usable =
+            interface.filter(|interface| interface.has_native_xdp() && !without_xdp.has(interface));
         let usable = usable.and_then(|interface| Some((interface.index, interface.mac?)));
         if let Some((index, mac)) = usable {
             lans.push(LanPlan {

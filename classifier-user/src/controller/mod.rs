@@ -147,6 +147,7 @@ struct Controller {
     programs: Vec<ProgramStatus>,
     /// Why LAN interfaces cannot be attached to, by their names.
     missing_lans: BTreeMap<String, String>,
+    without_xdp: lans::WithoutXdp,
     started: Instant,
 }
 

@@ -34,12 +34,12 @@ impl Controller {
         };
         let prefixes = || steered().flat_map(|rule| &rule.prefixes);
         let mask = self.config.routing.mark_mask;
-        let has_xdp = (self.lans.iter()).any(|lan| !lan.is_egress && lan.xdp.is_some());
+        let no_xdp = self.no_xdp();
         let egresses: BTreeMap<String, EgressStatus> = {
             let paths = self.failover.paths();
             let statuses = paths.egresses().iter().map(|egress| {
                 let standings = [false, true].map(|v6| paths.health.standing(&egress.name, v6));
-                (egress.name.clone(), egress.status(mask, has_xdp, standings))
+                (egress.name.clone(), egress.status(mask, no_xdp, standings))
             });
             statuses.collect()
         };
@@ -89,6 +89,16 @@ impl Controller {
         }
     }
 
+    /// Why XDP runs on no LAN interface, if so.
+    fn no_xdp(&self) -> Option<&str> {
+        let mut lans = self.lans.iter().filter(|lan| !lan.is_egress);
+        if lans.clone().any(|lan| lan.xdp.is_some()) {
+            return None;
+        }
+        let refused = lans.find_map(|lan| self.without_xdp.why(&lan.name));
+        Some(refused.unwrap_or("no LAN interface has native XDP"))
+    }
+
     fn lan_status(&self, lan: &Lan) -> LanStatus {
         let plan = self
             .lans
@@ -100,6 +110,11 @@ impl Controller {
                 XdpAttach::Native => "native".to_owned(),
                 XdpAttach::Generic => "generic".to_owned(),
             }),
+            why_no_xdp: self
+                .without_xdp
+                .why(&lan.interface)
+                .filter(|_| plan.is_some_and(|plan| plan.xdp.is_none()))
+                .map(str::to_owned),
             problem: self.missing_lans.get(&lan.interface).cloned(),
         }
     }

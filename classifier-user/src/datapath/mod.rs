@@ -86,6 +86,16 @@ pub struct Foreign {
     pub interface: String,
 }
 
+/// An interface takes no XDP program natively, as it is now. TC does all of the work there if the plan has no XDP for it.
+#[derive(Debug, thiserror::Error)]
+#[error("{why}")]
+pub struct XdpRefused {
+    /// The interface.
+    pub interface: String,
+    /// What the kernel or the driver has against it.
+    pub why: String,
+}
+
 /// The data path of one controller.
 pub struct DataPath {
     pins: PinDirectory,

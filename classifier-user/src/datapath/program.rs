@@ -20,7 +20,7 @@ use super::clock::Clock;
 use super::flows::Shape;
 use super::object::object;
 use super::sys::{self, open_pin};
-use super::{Hook, LanPlan, MAPS};
+use super::{Hook, LanPlan, MAPS, XdpRefused};
 use crate::config::XdpAttach;
 use crate::exit::{Code, WithCode};
 
@@ -406,27 +406,25 @@ fn verifier(program: &str, error: ProgramError) -> anyhow::Error {
 }
 
 fn xdp_refused(interface: &str, mode: XdpMode, error: ProgramError) -> anyhow::Error {
-    if let ProgramError::XdpError(_) = error {
-        let source = io::Error::other(error.to_string());
-        return anyhow::Error::new(source).context(format!(
-            "the driver of {interface} refuses XDP as it is set up now; often its MTU or its rings are too large for it. \
-             Lower the MTU of {interface}, or set mode = \"route\" on the egress"
-        ));
+    if mode != XdpMode::Driver {
+        return anyhow::Error::new(io::Error::other(error.to_string()))
+            .context(format!("the XDP program cannot be attached to {interface}"));
     }
-    let hint = match errno(&error) {
-        Some(libc::EOPNOTSUPP) if mode == XdpMode::Driver => format!(
-            "the driver of {interface} has no native XDP. Set mode = \"route\" on the egress; or \
-             xdp = \"generic\" on the [[lan]], which is slower than route"
+    let why = match errno(&error) {
+        _ if matches!(error, ProgramError::XdpError(_)) => format!(
+            "the driver of {interface} refuses XDP as it is set up now; often its MTU or its rings are too large for it"
+        ),
+        Some(libc::EOPNOTSUPP) => format!(
+            "the driver of {interface} takes no XDP program, or not with its offloads (LRO, GRO_HW)"
         ),
         Some(libc::EBUSY | libc::EEXIST) => format!(
-            "another XDP program is attached to {interface} (see: ip link show {interface}). \
-             Detach it, or set mode = \"route\" on the egress"
+            "another XDP program is attached to {interface} (see: ip link show {interface})"
         ),
-        Some(libc::ERANGE | libc::EMSGSIZE) => format!(
-            "the MTU of {interface} is too large for native XDP. Lower it, or set mode = \"route\" on the egress"
-        ),
-        _ => format!("the XDP program cannot be attached to {interface}"),
+        Some(libc::ERANGE | libc::EMSGSIZE) => {
+            format!("the MTU of {interface} is too large for native XDP")
+        }
+        _ => format!("the XDP program cannot be attached to {interface}: {error}"),
     };
-    let source = io::Error::other(error.to_string());
-    anyhow::Error::new(source).context(hint)
+    let interface = interface.to_owned();
+    anyhow::Error::new(XdpRefused { interface, why })
 }
