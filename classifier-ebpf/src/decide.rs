@@ -7,14 +7,14 @@ use breakout_common::fragment::{self, Fragment};
 use breakout_common::frame::Frame;
 use breakout_common::packet::{Headers, Stop, V6, walk};
 use breakout_common::path::PathTable;
-use breakout_common::table::{Destination, OWN, may_be_own};
+use breakout_common::table::{Destination, OWN, is_covered, may_be_own};
 use breakout_common::verdict::{Decision, Reason};
 
 use crate::globals;
 use crate::maps::{FRAGMENTS, egress, paths};
 use crate::path::decide_way;
 use crate::reader::Packet;
-use crate::ruleset::{LiveRuleset, LiveTable, LookupApart, V6 as IN_V6, breakout_ask};
+use crate::ruleset::{LiveTable, LookupApart, V6 as IN_V6, breakout_ask};
 
 /// A decision with the egress, if it is to steer.
 pub(crate) type Decided = (Decision, Option<&'static EgressWords>);
@@ -122,7 +122,14 @@ pub(crate) fn walk_apart(start: usize, end: usize, len: u32, tag: u32, walked: &
 /// Decides a packet whose headers are [plain](breakout_common::packet::plain_v4).
 #[inline(always)]
 pub(crate) fn decide_plain<F: Frame>(frame: &F, headers: &Headers) -> Decided {
-    let word = rule(&LiveRuleset, frame, headers, u32::from(globals::lan()));
+    let word = match LiveTable::current() {
+        // Nor was it steered to before, as far as flows may still live.
+        Some(table) if !is_covered(&table, headers.destination()) => {
+            return (Decision::pass(Reason::NoPrefix), None);
+        }
+        Some(table) => rule(&table, frame, headers, u32::from(globals::lan())),
+        None => 0,
+    };
     let paths = paths();
     let decision = decide_way::<_, true>(frame, headers, word, paths);
     with_egress(decision, headers.is_v6(), paths)

@@ -30,13 +30,26 @@ impl Lookup for LiveRuleset {
         key: u32,
         client: impl FnOnce() -> Option<Client>,
     ) -> u32 {
-        let Some(table) = LiveTable::current() else {
-            return 0;
-        };
-        if !is_covered(&table, destination) {
-            return NO_PREFIX;
+        match LiveTable::current() {
+            Some(table) if is_covered(&table, destination) => {
+                table.lookup_word(destination, key, client)
+            }
+            Some(_) => NO_PREFIX,
+            None => 0,
         }
-        match in_root(&table, destination, key) {
+    }
+}
+
+/// What one table says. That a destination may be [covered](is_covered) has been seen before.
+impl Lookup for LiveTable {
+    #[inline(always)]
+    fn lookup_word(
+        &self,
+        destination: Destination,
+        key: u32,
+        client: impl FnOnce() -> Option<Client>,
+    ) -> u32 {
+        match in_root(self, destination, key) {
             Some(word) => for_client(destination, key, word, client),
             None => LookupApart.lookup_word(destination, key, client),
         }

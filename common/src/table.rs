@@ -236,7 +236,8 @@ pub const fn v6_root(high: u64) -> u32 {
 }
 
 /// Whether any prefix, or an address of the gateway, is in the part of the address space that a destination's entry in the root stands for. Most
-/// destinations are elsewhere, and these bits are small enough to stay in the processor's first cache.
+/// destinations are elsewhere, and these bits are small enough to stay in the processor's first cache. Parts that rulesets before
+/// covered may be said to be covered as well, while flows to there go on.
 #[inline(always)]
 pub fn is_covered<T: Table + ?Sized>(table: &T, destination: Destination) -> bool {
     let (first, entry) = match destination {

@@ -314,7 +314,7 @@ impl Controller {
             // Another version of the same rules: nothing to switch.
             (self.config, self.lists, self.ruleset, self.slots) = (config, lists, ruleset, slots);
         } else if same_interfaces
-            && self.publish_ruleset(&image, &persistent.preferences, bypass)?
+            && self.publish_ruleset(&mut image, &persistent.preferences, bypass)?
         {
             (self.config, self.lists, self.ruleset, self.slots) = (config, lists, ruleset, slots);
             self.persistent.egresses = persistent.egresses;

@@ -120,7 +120,11 @@ impl Controller {
         let mut image = compile(&ruleset)?;
         let generation = self.generation.wrapping_add(1);
         image.set_generation(generation);
-        if self.datapath.publish_ruleset(&image)? {
+        let has_flows_beyond = self.path_table().pins_beyond_ruleset != 0;
+        if self
+            .datapath
+            .publish_ruleset(&mut image, has_flows_beyond)?
+        {
             self.commit(generation);
         } else {
             let paths = self.failover.paths().again();

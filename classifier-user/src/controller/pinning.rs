@@ -34,7 +34,7 @@ impl Controller {
     /// steers.
     pub(super) fn publish_ruleset(
         &mut self,
-        image: &Image,
+        image: &mut Image,
         preferences: &BTreeMap<String, u8>,
         bypass: bool,
     ) -> Result<bool> {
@@ -44,8 +44,8 @@ impl Controller {
         self.failover
             .paths()
             .prefer(preferences, pins_beyond_ruleset)?;
-        let published =
-            faults::step("publish the ruleset").and_then(|()| self.datapath.publish_ruleset(image));
+        let published = faults::step("publish the ruleset")
+            .and_then(|()| self.datapath.publish_ruleset(image, pins_beyond_ruleset));
         if !matches!(published, Ok(true)) {
             let before = &self.persistent.preferences;
             let restored = self.failover.paths().prefer(before, was_beyond);
@@ -219,6 +219,7 @@ impl Controller {
         };
         if !live.iter().any(is_beyond) {
             self.failover.paths().end_pins_beyond_ruleset()?;
+            self.datapath.cover_only_ruleset()?;
         }
         Ok(())
     }

@@ -23,6 +23,7 @@ mod sys;
 mod tables;
 mod traffic;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
@@ -171,11 +172,31 @@ impl DataPath {
     pub fn prepare(&self, plan: &Plan<'_>) -> Result<(Prepared, PathMaps)> {
         self.refuse_foreign(plan.lans)?;
         self.pin_again()?;
+        let image = self.covering_flows(plan)?;
+        let plan = &Plan {
+            image: &image,
+            ..*plan
+        };
         let staged = self.stage(plan, false);
         let unstaged = self.unstage();
         staged
             .and_then(|(live, paths)| unstaged.map(|()| (Prepared(live), paths)))
             .inspect_err(|_| self.keep_former_pins())
+    }
+
+    /// The plan's ruleset, in which what flows of rulesets before may go to is covered.
+    fn covering_flows<'a>(&self, plan: &Plan<'a>) -> Result<Cow<'a, Image>> {
+        let mut image = Cow::Borrowed(plan.image);
+        if plan.paths.table.pins_beyond_ruleset == 0 {
+            return Ok(image);
+        }
+        if self.live.is_some() {
+            image.to_mut().cover_as(&self.live_table()?);
+        } else if self.has_pins() {
+            // Which ruleset they are of is not known.
+            image.to_mut().cover_everything();
+        }
+        Ok(image)
     }
 
     /// Lets what was prepared take over on every LAN interface, those of the plan. Programs may be on `former` ones, among others.
@@ -314,18 +335,35 @@ impl DataPath {
     }
 
     /// Replaces the ruleset in one atomic switch. Returns `false`, and changes nothing, if it does not fit into the
-    /// tables of this installation; [`prepare`](Self::prepare) then makes larger ones.
+    /// tables of this installation; [`prepare`](Self::prepare) then makes larger ones. Where flows of rulesets before may go on,
+    /// what those cover stays covered, until [`cover_only_ruleset`](Self::cover_only_ruleset).
     ///
     /// # Errors
     ///
     /// When the kernel refuses the new table.
-    pub fn publish_ruleset(&mut self, image: &Image) -> Result<bool> {
+    pub fn publish_ruleset(&mut self, image: &mut Image, has_flows_beyond: bool) -> Result<bool> {
         let ruleset = &mut self.live_mut()?.ruleset;
         if image.words().len() > ruleset.size() {
             return Ok(false);
         }
+        if has_flows_beyond {
+            image.cover_as(&ruleset.read()?);
+        }
         ruleset.publish(image.words())?;
         Ok(true)
+    }
+
+    /// Has packets that the ruleset in force does not cover pass at once, once no flow of rulesets before is left.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses the new table. Then packets are decided as before, only slower.
+    pub fn cover_only_ruleset(&mut self) -> Result<()> {
+        let mut image = Image::of(self.live_table()?);
+        if image.cover_nothing_else() {
+            self.live_mut()?.ruleset.publish(image.words())?;
+        }
+        Ok(())
     }
 
     /// The words of the ruleset table in force, read back from the kernel.

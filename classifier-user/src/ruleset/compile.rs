@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::ops::Range;
 
 use breakout_common::condition::{MAX_ENTRIES, MAX_INTERVALS};
 use breakout_common::forward::is_clients;
@@ -21,6 +22,9 @@ use super::classes::Classes;
 use super::fold::{Cover, Covers};
 use super::intervals::{Address, Interval, intervals};
 
+/// The words that say which entries of the roots are covered.
+const COVERED: Range<usize> = V4_COVERED as usize..V4_ROOT as usize;
+
 /// A compiled ruleset: the words of one table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Image {
@@ -31,6 +35,31 @@ impl Image {
     /// The table's words, ready to be loaded.
     pub fn words(&self) -> &[u32] {
         &self.words
+    }
+
+    /// The image that these words are of.
+    pub fn of(words: Vec<u32>) -> Self {
+        Image { words }
+    }
+
+    /// Says of all that a table before says is covered that it is covered.
+    pub fn cover_as(&mut self, before: &[u32]) {
+        for at in COVERED {
+            self.words[at] |= before[at];
+        }
+    }
+
+    /// Says that everything is covered.
+    pub fn cover_everything(&mut self) {
+        self.words[COVERED].fill(u32::MAX);
+    }
+
+    /// Says only what prefixes and own addresses cover. Returns whether anything else was said before.
+    pub fn cover_nothing_else(&mut self) -> bool {
+        let before = self.words[COVERED].to_vec();
+        self.words[COVERED].fill(0);
+        write_covered(&mut self.words);
+        self.words[COVERED] != before
     }
 
     /// Writes the generation into the table.

@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use breakout_common::condition::{Client, Condition, EVERYONE};
-use breakout_common::table::{Answer, Destination, Lookup, Transport};
+use breakout_common::table::{Answer, Destination, Lookup, Transport, is_covered};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -20,6 +20,36 @@ const CLIENT: Client = Client {
     lan: 0,
     vlan: 0,
 };
+
+#[test]
+fn what_rulesets_before_cover_stays_covered_until_it_is_not_needed() {
+    let of = |prefix: &str| {
+        compile(&Ruleset {
+            rules: vec![own_port(1, vec![prefix.parse().unwrap()])],
+            ..Ruleset::default()
+        })
+        .unwrap()
+    };
+    let destination = |address: &str| Destination::from(address.parse::<IpAddr>().unwrap());
+    let (v4, v6, other) = (
+        destination("52.98.0.1"),
+        destination("2603:1006::1"),
+        destination("9.9.9.9"),
+    );
+    let covers = |image: &Image, destination| is_covered(image.words(), destination);
+    for (before, address) in [(of("52.98.0.0/16"), v4), (of("2603:1006::/40"), v6)] {
+        let after = of("40.96.0.0/13");
+        let mut image = after.clone();
+        assert!(covers(&before, address) && !covers(&image, address));
+        image.cover_as(before.words());
+        assert!(covers(&image, address) && !covers(&image, other));
+        assert!(image.cover_nothing_else());
+        assert_eq!(image, after);
+        assert!(!image.cover_nothing_else());
+        image.cover_everything();
+        assert!(covers(&image, address) && covers(&image, other));
+    }
+}
 
 fn ask(image: &Image, address: IpAddr, transport: Transport, port: u16) -> Answer {
     ask_from(image, address, transport, port, CLIENT)
