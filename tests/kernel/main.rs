@@ -4,6 +4,7 @@ mod adopt;
 mod any_link;
 mod bad_input;
 mod boundaries;
+mod cards;
 mod cleanup;
 mod egress;
 mod failover;
@@ -185,7 +186,7 @@ fn is_shown_elsewhere(name: &str) -> bool {
 
 /// Whether this kernel lacks what a test needs; says so.
 fn lacks(name: &str) -> bool {
-    if let Some(missing) = link_kinds::lacks(name) {
+    if let Some(missing) = link_kinds::lacks(name).or_else(|| cards::lacks(name)) {
         println!("skipped: {name}: {missing}");
         return true;
     }
@@ -242,6 +243,7 @@ fn main() -> ExitCode {
         flows::TESTS,
         redirect::TESTS,
         any_link::TESTS,
+        cards::TESTS,
         mtu::TESTS,
         sound::TESTS,
         egress::TESTS,

@@ -1,12 +1,13 @@
 //! The branch office: client, gateway, WAN and internet.
 
 use std::net::IpAddr;
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::Result;
 
 use crate::flow::Flow;
-use crate::netns::Namespace;
+use crate::netns::{Namespace, run};
 use crate::server::Servers;
 
 /// The namespaces of one lab, connected and addressed.
@@ -57,6 +58,37 @@ impl Lab {
     ///
     /// When the system refuses something.
     pub fn build() -> Result<Self> {
+        Self::joined(|lab| {
+            connect(&lab.client, "eth0", &lab.gateway, "lan")?;
+            connect(&lab.gateway, "inet", &lab.internet, "eth0")
+        })
+    }
+
+    /// Builds a lab whose LAN and local link are network cards of this namespace: the client's, the gateway's two, and the
+    /// internet's, of which the first two and the last two are joined. They come back when the lab goes away.
+    ///
+    /// # Errors
+    ///
+    /// When the system refuses something.
+    pub fn on_cards([client, lan, inet, internet]: [&str; 4]) -> Result<Self> {
+        Self::joined(|lab| {
+            for (card, namespace, name) in [
+                (client, &lab.client, "eth0"),
+                (lan, &lab.gateway, "lan"),
+                (inet, &lab.gateway, "inet"),
+                (internet, &lab.internet, "eth0"),
+            ] {
+                let mut ip = Command::new("ip");
+                ip.args(["link", "set", card, "netns", namespace.name(), "name", name]);
+                run(&mut ip)?;
+                namespace.ip(&format!("link set {name} up"))?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Builds a lab whose LAN and local link a function makes.
+    fn joined(join: impl FnOnce(&Lab) -> Result<()>) -> Result<Self> {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let prefix = format!("bo{}-{number}", std::process::id());
         let lab = Lab {
@@ -65,9 +97,8 @@ impl Lab {
             wan: Namespace::create(format!("{prefix}-wan"))?,
             internet: Namespace::create(format!("{prefix}-internet"))?,
         };
-        connect(&lab.client, "eth0", &lab.gateway, "lan")?;
+        join(&lab)?;
         connect(&lab.gateway, "wan", &lab.wan, "eth0")?;
-        connect(&lab.gateway, "inet", &lab.internet, "eth0")?;
         lab.address()?;
         lab.tune()?;
         Ok(lab)

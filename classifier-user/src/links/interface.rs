@@ -41,6 +41,8 @@ pub struct Interface {
     pub xdp_program: Option<u32>,
     /// The kernel's name for what it is, if it is neither a network card nor a veth.
     pub kind: Option<String>,
+    /// Whether it is a veth.
+    pub is_veth: bool,
     /// Its root queueing discipline, as `tc` names it.
     pub qdisc: String,
 }
@@ -116,8 +118,9 @@ impl Interface {
         if !is_default {
             return Some(NoRedirect::Qdisc(self.qdisc.clone()));
         }
-        // If the kernel does not tell, it is taken to.
-        let takes = super::xdp_features::takes_redirects(self.index).unwrap_or(true);
+        // If the kernel does not tell, as before Linux 6.3: most cards take them while they have a program of their own.
+        let takes = super::xdp_features::takes_redirects(self.index)
+            .unwrap_or(self.is_veth || self.xdp_program.is_some());
         (!takes).then_some(NoRedirect::Driver)
     }
 
@@ -200,6 +203,7 @@ fn from_message(name: &str, message: &LinkMessage) -> Interface {
         peers: Vec::new(),
         xdp_program: None,
         kind: device_type(name),
+        is_veth: false,
         qdisc: String::new(),
     };
     let ethernet = message.header.link_layer_type == LinkLayerType::Ether;
@@ -211,11 +215,14 @@ fn from_message(name: &str, message: &LinkMessage) -> Interface {
             LinkAttribute::Mtu(mtu) => interface.mtu = *mtu,
             LinkAttribute::LinkInfo(about) => {
                 let mut kinds = about.iter().filter_map(|about| match about {
-                    LinkInfo::Kind(InfoKind::Veth) => None,
-                    LinkInfo::Kind(kind) => Some(kind.to_string()),
+                    LinkInfo::Kind(kind) => Some(kind),
                     _ => None,
                 });
-                interface.kind = kinds.next().or(interface.kind.take());
+                match kinds.next() {
+                    Some(InfoKind::Veth) => interface.is_veth = true,
+                    Some(kind) => interface.kind = Some(kind.to_string()),
+                    None => {}
+                }
             }
             LinkAttribute::Qdisc(name) => interface.qdisc.clone_from(name),
             LinkAttribute::Xdp(attributes) => {
@@ -255,7 +262,10 @@ mod tests {
             from_message("none", &message)
         };
         let kind = |kind| interface(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind)]));
-        let qdisc = |name: &str| interface(LinkAttribute::Qdisc(name.to_owned()));
+        let qdisc = |name: &str| Interface {
+            is_veth: true,
+            ..interface(LinkAttribute::Qdisc(name.to_owned()))
+        };
         assert_eq!(kind(InfoKind::Veth).no_redirect(), None);
         for (made, what) in [
             (InfoKind::Vlan, "a vlan"),
@@ -273,6 +283,12 @@ mod tests {
             let expected = NoRedirect::Qdisc(name.to_owned());
             assert_eq!(qdisc(name).no_redirect(), Some(expected));
         }
+        // There is no interface with the number 0, so the kernel does not tell what it takes.
+        let mut card = qdisc("mq");
+        card.is_veth = false;
+        assert_eq!(card.no_redirect(), Some(NoRedirect::Driver));
+        card.xdp_program = Some(1);
+        assert_eq!(card.no_redirect(), None);
         let mut tunnel = qdisc("noqueue");
         tunnel.mac = None;
         let expected = NoRedirect::Kind("no Ethernet".to_owned());

@@ -61,12 +61,16 @@ const MODULES: &[&str] = &[
     "8021q",
     "sch_netem",
     "tun",
+    "virtio_pci",
+    "virtio_net",
+    "vmxnet3",
 ];
 
 /// Directories of modules that are put into the image.
 const MODULE_TREES: &[&str] = &[
     "kernel/net",
     "kernel/drivers/net",
+    "kernel/drivers/virtio",
     "kernel/lib",
     "kernel/crypto",
     "kernel/arch",

@@ -105,6 +105,7 @@ pub(crate) fn kernel(series: &str, filter: Option<&str>) -> Result<Machine> {
     let image = image::build(series, &tests, filter)?;
     let mut qemu = qemu(&image.kernel, &image.initramfs);
     qemu.args(["-append", "console=ttyS0 quiet panic=-1"]);
+    qemu.args(cards());
     let skipped = vec![format!(
         "bulk_tcp tests under Linux {}: too slow under software emulation",
         image.release
@@ -114,6 +115,24 @@ pub(crate) fn kernel(series: &str, filter: Option<&str>) -> Result<Machine> {
         qemu,
         skipped,
     })
+}
+
+/// Four network cards of each kind that the kernel has a driver for: the first two are joined, and the last two, each pair by a
+/// hub that leads nowhere else.
+fn cards() -> Vec<String> {
+    let mut arguments = Vec::new();
+    for (kind, device) in ["virtio-net-pci", "vmxnet3"].into_iter().enumerate() {
+        for card in 0..4 {
+            let (id, hub) = (kind * 4 + card, kind * 2 + card / 2);
+            arguments.extend([
+                "-netdev".to_owned(),
+                format!("hubport,id=card{id},hubid={hub}"),
+                "-device".to_owned(),
+                format!("{device},netdev=card{id},mac=52:54:00:00:0{kind}:0{card}"),
+            ]);
+        }
+    }
+    arguments
 }
 
 impl Machine {
