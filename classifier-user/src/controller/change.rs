@@ -81,6 +81,7 @@ struct Setup {
     ruleset: Ruleset,
     slots: Slots,
     lans: Vec<LanPlan>,
+    without_xdp: WithoutXdp,
     // Saved with what is installed, so that an index never means something else after a crash.
     egress_indices: BTreeMap<String, u8>,
     preference_indices: BTreeMap<String, u8>,
@@ -276,22 +277,27 @@ impl Controller {
         faults::step("compile the ruleset").code(Code::List)?;
         let mut image = compile(&ruleset).code(Code::List)?;
         // What needs no other interfaces works without those that are gone just now.
-        let Lans { lans, missing } =
-            if config == self.config && !matches!(cause.action, "reload" | "apply") {
-                Lans {
-                    lans: self.lans.clone(),
-                    missing: self.missing_lans.clone(),
-                }
-            } else {
-                // What refused XDP is asked again.
-                look_at_lans(&self.links, &config, &self.lans, &WithoutXdp::default()).await?
-            };
+        let Lans {
+            lans,
+            missing,
+            without_xdp,
+        } = if config == self.config && !matches!(cause.action, "reload" | "apply") {
+            Lans {
+                lans: self.lans.clone(),
+                missing: self.missing_lans.clone(),
+                without_xdp: self.without_xdp.clone(),
+            }
+        } else {
+            // What refused XDP is asked again.
+            look_at_lans(&self.links, &config, &self.lans, &WithoutXdp::default()).await?
+        };
         if config.lan != self.config.lan {
             refuse_missing(&missing)?;
         }
-        let same_interfaces = lans == self.lans
-            && config.egress == self.config.egress
+        let same_setup = config.egress == self.config.egress
             && install::pins(&config) == install::pins(&self.config);
+        let same_interfaces = lans == self.lans && same_setup;
+        let lans_before = self.lans.clone();
         let to_hash = ruleset.hash();
         let same_rules = to_hash == from_hash
             && ruleset.bypass == self.ruleset.bypass
@@ -348,6 +354,7 @@ impl Controller {
                 ruleset,
                 slots,
                 lans,
+                without_xdp,
                 egress_indices: persistent.egresses,
                 preference_indices: persistent.preferences,
             };
@@ -383,7 +390,10 @@ impl Controller {
         Ok(Reloaded {
             from_generation,
             to_generation: self.generation,
-            changed: !same_interfaces || to_hash != from_hash || was_bypassed != bypass,
+            changed: !same_setup
+                || self.lans != lans_before
+                || to_hash != from_hash
+                || was_bypassed != bypass,
             from_hash,
             to_hash,
             list: self.lists.first().map(summary).unwrap_or_default(),
@@ -470,6 +480,7 @@ impl Controller {
         swap(&mut self.ruleset, &mut setup.ruleset);
         swap(&mut self.slots, &mut setup.slots);
         swap(&mut self.lans, &mut setup.lans);
+        swap(&mut self.without_xdp, &mut setup.without_xdp);
         let persistent = &mut self.persistent;
         swap(&mut persistent.egresses, &mut setup.egress_indices);
         swap(&mut persistent.preferences, &mut setup.preference_indices);

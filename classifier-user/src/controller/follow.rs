@@ -140,8 +140,11 @@ impl Controller {
 
     /// Attaches to LAN interfaces that have come back, or have another MAC address.
     async fn follow_lans(&mut self) -> Result<()> {
-        let Lans { lans, missing } =
-            look_at_lans(&self.links, &self.config, &self.lans, &self.without_xdp).await?;
+        let Lans {
+            lans,
+            missing,
+            without_xdp,
+        } = look_at_lans(&self.links, &self.config, &self.lans, &self.without_xdp).await?;
         for (name, problem) in &missing {
             if !self.missing_lans.contains_key(name) {
                 tracing::warn!("nothing is steered there until it is back: {problem}");
@@ -151,13 +154,15 @@ impl Controller {
         // Those that have gone took their programs along; that is no reason to load others.
         if lans.iter().all(|lan| self.lans.contains(lan)) {
             (self.lans, self.missing_lans) = (lans, missing);
+            self.without_xdp = without_xdp;
             return Ok(());
         }
         let before = std::mem::replace(&mut self.lans, lans);
+        let refused = std::mem::replace(&mut self.without_xdp, without_xdp);
         let paths = self.failover.paths().again();
         if let Err(error) = self.install(compile(&self.ruleset)?, paths).await {
             // It is tried again at the next look.
-            self.lans = before;
+            (self.lans, self.without_xdp) = (before, refused);
             return Err(error);
         }
         let back = std::mem::replace(&mut self.missing_lans, missing);

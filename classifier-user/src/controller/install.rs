@@ -54,7 +54,7 @@ impl Controller {
         let watching = Watching::start().code(Code::System)?;
         let applied = AppliedRulesets::open(&config.state.directory).code(Code::System)?;
         let links = Links::open().code(Code::System)?;
-        let Lans { lans, missing } =
+        let Lans { lans, missing, .. } =
             look_at_lans(&links, &config, &[], &WithoutXdp::default()).await?;
         // What runs without a controller is better off with one, whatever state the links are in. Else one that works must be
         // there; what is missing beside it comes later, as PPP and USB do.
@@ -125,7 +125,7 @@ impl Controller {
             targets: default_targets(&lists),
         };
         let verdicts: &[EgressVerdict] = if adopted { &persistent.verdicts } else { &[] };
-        let pins_beyond_ruleset = adopted && !ruleset.bypass;
+        let pins_beyond_ruleset = adopted && config.pinning.enabled && !ruleset.bypass;
         let failover = Failover::start(watching, |runtime| {
             let mut paths = ActivePaths::new(intent, egresses, datapath.free_epoch(), runtime);
             paths.begin(verdicts, pins_beyond_ruleset);
@@ -227,9 +227,16 @@ impl Controller {
     ///
     /// An interface that refuses XDP is left to TC.
     pub(super) async fn install(&mut self, mut image: Image, mut paths: Exchanged) -> Result<()> {
+        // What is on the ordinary path before anything is steered stays there. After another version, whose pins are not
+        // used, that can be told only where steered connections have an address of their own.
+        let mut egresses = paths.egresses.iter();
+        let can_tell =
+            !self.datapath.has_leftovers() || egresses.all(|egress| egress.config.masquerade);
+        let wants_pins = self.config.pinning.enabled && !self.datapath.has_pins() && can_tell;
         loop {
             let again = paths.anew();
-            let Err(error) = self.try_to_install(&mut image, paths).await else {
+            let tried = self.try_to_install(&mut image, paths, wants_pins).await;
+            let Err(error) = tried else {
                 return Ok(());
             };
             let Some(refused) = error.downcast_ref::<XdpRefused>() else {
@@ -243,23 +250,37 @@ impl Controller {
     /// Plans without XDP for an interface that has refused it.
     async fn do_without_xdp(&mut self, refused: &XdpRefused) -> Result<()> {
         let XdpRefused { interface, why } = refused;
-        tracing::warn!("{why}. TC does all of the work on {interface}");
-        self.events.note("program", interface, "left to TC", why);
+        let is_egress = |lan: &LanPlan| lan.is_egress && lan.name == *interface;
+        let (instead, what) = if self.lans.iter().any(is_egress) {
+            (
+                "the kernel forwards the replies that come in there",
+                "left to the kernel",
+            )
+        } else {
+            ("TC does all of the work there", "left to TC")
+        };
+        tracing::warn!("{why}: {instead}. Once that is mended, run `breakout reload`");
+        self.events.note("program", interface, what, why);
         if let Some(found) = self.links.interface(interface).await? {
             self.without_xdp.note(&found, why);
         }
-        // An egress has XDP for replies alone, which the kernel forwards otherwise.
-        self.lans
-            .retain(|lan| !(lan.is_egress && lan.name == *interface));
+        // An egress has XDP for replies alone.
+        self.lans.retain(|lan| !is_egress(lan));
         let lans = self.lans.iter_mut();
         for lan in lans.filter(|lan| lan.name == *interface) {
-            lan.xdp = None;
+            // A card may take redirected frames only with a program of its own.
+            (lan.xdp, lan.takes_replies) = (None, false);
         }
         Ok(())
     }
 
     /// Rules and routes come first, so that no packet is marked before its mark leads anywhere, and go last.
-    async fn try_to_install(&mut self, image: &mut Image, paths: Exchanged) -> Result<()> {
+    async fn try_to_install(
+        &mut self,
+        image: &mut Image,
+        paths: Exchanged,
+        wants_pins: bool,
+    ) -> Result<()> {
         let mut routing = egress::routing(&self.config, &paths.egresses);
         routing.keeps_others = true;
         faults::step("set rules and routes").code(Code::System)?;
@@ -282,12 +303,6 @@ impl Controller {
         }
         let generation = self.generation.wrapping_add(1);
         image.set_generation(generation);
-        // What is on the ordinary path before anything is steered stays there. After another version, whose pins are not
-        // used, that can be told only where steered connections have an address of their own.
-        let mut egresses = paths.egresses.iter();
-        let can_tell =
-            !self.datapath.has_leftovers() || egresses.all(|egress| egress.config.masquerade);
-        let wants_pins = self.config.pinning.enabled && !self.datapath.has_pins() && can_tell;
         // Noted before, so that nothing is forgotten should this process end in the middle.
         let lans = self.lans.iter().map(|lan| lan.name.clone());
         let lans: BTreeSet<String> = lans.collect();

@@ -17,12 +17,16 @@ pub(super) struct Lans {
     pub(super) lans: Vec<LanPlan>,
     /// What is wrong with the others, by their names.
     pub(super) missing: BTreeMap<String, String>,
+    /// Those that would have XDP and have refused it.
+    pub(super) without_xdp: WithoutXdp,
 }
 
 /// Interfaces that take no XDP program as they are, so that TC does all of the work there.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct WithoutXdp(BTreeMap<String, Refusal>);
 
+/// A refusal, which holds while the interface and its MTU are the same.
+#[derive(Clone)]
 struct Refusal {
     index: u32,
     mtu: u32,
@@ -45,11 +49,16 @@ impl WithoutXdp {
         self.0.get(interface).map(|refusal| refusal.why.as_str())
     }
 
-    /// Whether it is still the interface that refused, and its MTU the one that it had then.
-    fn has(&self, interface: &Interface) -> bool {
-        let refusal = self.0.get(&interface.name);
-        refusal
-            .is_some_and(|refusal| (refusal.index, refusal.mtu) == (interface.index, interface.mtu))
+    /// Takes a refusal over if it still holds. Returns whether it does.
+    fn takes_over(&mut self, before: &Self, interface: &Interface) -> bool {
+        let refusal = before
+            .0
+            .get(&interface.name)
+            .filter(|refusal| (refusal.index, refusal.mtu) == (interface.index, interface.mtu));
+        if let Some(refusal) = refusal {
+            self.0.insert(interface.name.clone(), refusal.clone());
+        }
+        refusal.is_some()
     }
 }
 
@@ -61,18 +70,19 @@ pub(super) fn refuse_missing(missing: &BTreeMap<String, String>) -> Result<()> {
     }
 }
 
-/// Looks at them. `before` is what they were when they were looked at last.
+/// Looks at them. `before` is what they were when they were looked at last, and `refused` which of them had refused XDP.
 pub(super) async fn look_at_lans(
     links: &Links,
     config: &Config,
     before: &[LanPlan],
-    without_xdp: &WithoutXdp,
+    refused: &WithoutXdp,
 ) -> Result<Lans> {
     let wants_xdp = wants_xdp(links, config, before).await?;
     let namespace = network_namespace().code(Code::System)?;
     let has_replies = config.egress.values().any(|egress| egress.returns);
     let mut lans = Vec::with_capacity(config.lan.len());
     let mut missing = BTreeMap::new();
+    let mut without_xdp = WithoutXdp::default();
     for (index, lan) in config.lan.iter().enumerate() {
         let name = &lan.interface;
         let found = links.interface(name).await?;
@@ -87,21 +97,31 @@ pub(super) async fn look_at_lans(
             missing.insert(name.clone(), problem);
             continue;
         };
+        // TC does all of it where there is no XDP.
+        let has_xdp = match lan.xdp {
+            XdpAttach::Native => {
+                wants_xdp
+                    && interface.has_native_xdp()
+                    && !without_xdp.takes_over(refused, &interface)
+            }
+            XdpAttach::Generic => config.needs_xdp(),
+        };
+        let takes_redirects = match interface.no_redirect() {
+            None => true,
+            // It will, with a program of its own.
+            Some(NoRedirect::Driver) => {
+                has_xdp && lan.xdp == XdpAttach::Native && !interface.is_veth
+            }
+            Some(_) => false,
+        };
         lans.push(LanPlan {
             is_egress: false,
-            takes_replies: has_replies && interface.no_redirect().is_none(),
+            takes_replies: has_replies && takes_redirects,
             name: name.clone(),
             index: interface.index,
             mac,
             addresses: interface.speaking(),
-            // TC does all of it where there is no XDP.
-            xdp: match lan.xdp {
-                XdpAttach::Native => {
-                    wants_xdp && interface.has_native_xdp() && !without_xdp.has(&interface)
-                }
-                XdpAttach::Generic => config.needs_xdp(),
-            }
-            .then_some(lan.xdp),
+            xdp: has_xdp.then_some(lan.xdp),
             namespace,
             number: lan_number(index),
         });
@@ -109,8 +129,9 @@ pub(super) async fn look_at_lans(
     for egress in config.egress.values().filter(|egress| egress.returns) {
         // One that is not there now is no mistake; it is attached to when it comes.
         let interface = links.interface(&egress.interface).await?;
-        let usable =
-            interface.filter(|interface| interface.has_native_xdp() && !without_xdp.has(interface));
+        let usable = interface.filter(|interface| {
+            interface.has_native_xdp() && !without_xdp.takes_over(refused, interface)
+        });
         let usable = usable.and_then(|interface| Some((interface.index, interface.mac?)));
         if let Some((index, mac)) = usable {
             lans.push(LanPlan {
@@ -127,7 +148,11 @@ pub(super) async fn look_at_lans(
             });
         }
     }
-    Ok(Lans { lans, missing })
+    Ok(Lans {
+        lans,
+        missing,
+        without_xdp,
+    })
 }
 
 /// Whether XDP forwards to, or from, any egress. Where it once does it stays until the next start: with many drivers the link goes down

@@ -218,8 +218,8 @@ impl Controller {
             pinned.pin.egress() != ORDINARY && may_be
         };
         if !live.iter().any(is_beyond) {
-            self.failover.paths().end_pins_beyond_ruleset()?;
             self.datapath.cover_only_ruleset()?;
+            self.failover.paths().end_pins_beyond_ruleset()?;
         }
         Ok(())
     }

@@ -415,7 +415,7 @@ fn xdp_refused(interface: &str, mode: XdpMode, error: ProgramError) -> anyhow::E
             "the driver of {interface} refuses XDP as it is set up now; often its MTU or its rings are too large for it"
         ),
         Some(libc::EOPNOTSUPP) => format!(
-            "the driver of {interface} takes no XDP program, or not with its offloads (LRO, GRO_HW)"
+            "the driver of {interface} does not support native XDP, or not while LRO or GRO_HW is on (see: ethtool -k {interface})"
         ),
         Some(libc::EBUSY | libc::EEXIST) => format!(
             "another XDP program is attached to {interface} (see: ip link show {interface})"

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use futures_util::TryStreamExt;
 use ipnet::IpNet;
 use rtnetlink::packet_route::link::{
-    InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp,
+    InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp, XdpAttached,
 };
 
 use super::{Links, is_errno, own};
@@ -41,6 +41,8 @@ pub struct Interface {
     pub xdp_program: Option<u32>,
     /// The kernel's name for what it is, if it is neither a network card nor a veth.
     pub kind: Option<String>,
+    /// Whether that runs in the driver.
+    pub has_native_program: bool,
     /// Whether it is a veth.
     pub is_veth: bool,
     /// Its root queueing discipline, as `tc` names it.
@@ -70,8 +72,8 @@ impl NoRedirect {
                 format!("{interface} has the queueing discipline {qdisc}, which XDP would go past")
             }
             NoRedirect::Driver => format!(
-                "{interface} takes no redirected frames now: its driver wants an XDP program on it (or, on a veth, GRO at the \
-                 other end)"
+                "{interface} takes no redirected frames now, or the kernel does not tell (before Linux 6.3): its driver wants an XDP \
+                 program on it (or, on a veth, GRO at the other end)"
             ),
         }
     }
@@ -120,7 +122,7 @@ impl Interface {
         }
         // If the kernel does not tell, as before Linux 6.3: most cards take them while they have a program of their own.
         let takes = super::xdp_features::takes_redirects(self.index)
-            .unwrap_or(self.is_veth || self.xdp_program.is_some());
+            .unwrap_or(self.is_veth || self.has_native_program);
         (!takes).then_some(NoRedirect::Driver)
     }
 
@@ -203,6 +205,7 @@ fn from_message(name: &str, message: &LinkMessage) -> Interface {
         peers: Vec::new(),
         xdp_program: None,
         kind: device_type(name),
+        has_native_program: false,
         is_veth: false,
         qdisc: String::new(),
     };
@@ -231,6 +234,8 @@ fn from_message(name: &str, message: &LinkMessage) -> Interface {
                     _ => None,
                 });
                 interface.xdp_program = numbers.next();
+                interface.has_native_program =
+                    attributes.contains(&LinkXdp::Attached(XdpAttached::Driver));
             }
             _ => {}
         }
@@ -287,7 +292,7 @@ mod tests {
         let mut card = qdisc("mq");
         card.is_veth = false;
         assert_eq!(card.no_redirect(), Some(NoRedirect::Driver));
-        card.xdp_program = Some(1);
+        card.has_native_program = true;
         assert_eq!(card.no_redirect(), None);
         let mut tunnel = qdisc("noqueue");
         tunnel.mac = None;

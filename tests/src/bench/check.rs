@@ -41,6 +41,13 @@ pub(crate) fn pairs<'a>(before: &'a [Goal], now: &'a [Goal]) -> Vec<(&'a Goal, &
         .collect()
 }
 
+/// The ratios that only this run has measured.
+pub(crate) fn unpaired<'a>(before: &[Goal], now: &'a [Goal]) -> Vec<&'a str> {
+    let ratios = now.iter().filter(|goal| goal.unit.is_empty());
+    let new = ratios.filter(|goal| before.iter().all(|old| old.what != goal.what));
+    new.map(|goal| goal.what.as_str()).collect()
+}
+
 /// Those of the pairs that are worse by more than their noise: half the spread of each run, and what runs drift apart by.
 pub(crate) fn worse<'a>(pairs: &[(&'a Goal, &'a Goal)]) -> Vec<Worse<'a>> {
     let half = |spread: &Spread| (spread.high - spread.low) / 2.0;

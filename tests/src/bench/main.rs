@@ -141,6 +141,9 @@ fn compare(last: &Last, report: &Report) -> Result<bool> {
             number(now.value.median)
         );
     }
+    for what in check::unpaired(&last.goals, &report.goals) {
+        println!("{what}: the last run did not measure that");
+    }
     let worse = check::worse(&pairs);
     for one in &worse {
         println!("WORSE: {one}");
