@@ -3,9 +3,12 @@
 use std::fs;
 
 use anyhow::{Result, ensure};
+use breakout::datapath::Asker;
+use breakout::ruleset::{Ruleset, compile};
 use breakout_tests::daemon::{Daemon, Site};
 use breakout_tests::flow::{Flow, Transport};
 use breakout_tests::lab::{Lab, config_with_list};
+use breakout_tests::programs;
 use breakout_tests::server::Servers;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -194,12 +197,14 @@ fn failed_installation() -> Result<()> {
     let lab = Lab::build()?;
     let flow = Flow::new(Transport::Tcp, "198.51.100.7", 443);
     let _servers = lab.serve(std::slice::from_ref(&flow))?;
-    // A veth takes no XDP program while its peer's packets are longer than a page.
     lab.gateway
-        .ip("link add lan2 mtu 9000 type veth peer name lan2-peer mtu 9000")?;
+        .ip("link add lan2 type veth peer name lan2-peer")?;
+    // An interface takes no generic XDP program beside a native one.
+    let mut other = Asker::load(programs::object(), &compile(&Ruleset::default())?)?;
+    lab.gateway.enter(|| other.attach("pass_all", "lan2"))?;
     let two_lans = |mode: &str| {
         format!(
-            "{}\n[[lan]]\ninterface = \"lan2\"\n",
+            "{}\n[[lan]]\ninterface = \"lan2\"\nxdp = \"generic\"\n",
             config_with_list(mode)
         )
     };
@@ -211,7 +216,11 @@ fn failed_installation() -> Result<()> {
     let output = site.output(&lab.gateway, &["reload"])?;
     ensure!(output.status.code() == Some(7), "{:?}", output.status);
     let message = String::from_utf8_lossy(&output.stderr);
-    ensure!(message.contains("nothing has changed"), "{message}");
+    let why = "the XDP program cannot be attached to lan2";
+    ensure!(
+        message.contains("nothing has changed") && message.contains(why),
+        "{message}"
+    );
     let after = super::cleanup::inventory(&lab)?;
     ensure!(after == before, "before:\n{before}\nafter:\n{after}");
     ensure!(flow.talk(&lab.client)? == "internet");
