@@ -51,6 +51,24 @@ impl Machine {
         }
     }
 
+    /// Has cargo compile for the machine.
+    pub(crate) fn compile_for(self, cargo: &mut Command) {
+        let target = self.target();
+        let in_name = target.replace('-', "_");
+        cargo
+            .args(["--target", target])
+            .env(format!("CC_{in_name}"), self.compiler());
+        if self == Machine::Aarch64 {
+            // The C compiler is one for glibc; what linking with musl needs comes with Rust.
+            cargo
+                .env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER", "rust-lld")
+                .env(
+                    "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_RUSTFLAGS",
+                    "-Clink-self-contained=yes",
+                );
+        }
+    }
+
     /// The first of the ELF header's two bytes for the machine.
     fn elf(self) -> u8 {
         match self {
@@ -136,9 +154,7 @@ pub(crate) fn build(machine: Machine, deb_version: Option<&str>) -> Result<[Path
 
 /// Compiles the program for a machine. Returns where it is.
 pub(crate) fn program(machine: Machine) -> Result<PathBuf> {
-    let target = machine.target();
     let mut compile = cargo();
-    let in_name = target.replace('-', "_");
     compile
         .args([
             "build",
@@ -149,23 +165,13 @@ pub(crate) fn program(machine: Machine) -> Result<PathBuf> {
             "--bin",
             "breakout",
         ])
-        .args(["--target", target])
         .env("CARGO_PROFILE_RELEASE_STRIP", "symbols")
-        .env("CARGO_PROFILE_RELEASE_DEBUG", "0")
-        .env(format!("CC_{in_name}"), machine.compiler());
-    if machine == Machine::Aarch64 {
-        // The C compiler is one for glibc; what linking with musl needs comes with Rust.
-        compile
-            .env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER", "rust-lld")
-            .env(
-                "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_RUSTFLAGS",
-                "-Clink-self-contained=yes",
-            );
-    }
+        .env("CARGO_PROFILE_RELEASE_DEBUG", "0");
+    machine.compile_for(&mut compile);
     stream(&mut compile)?;
     let program = paths::root()
         .join("target")
-        .join(target)
+        .join(machine.target())
         .join("release/breakout");
     check_program(&program, machine)?;
     Ok(program)

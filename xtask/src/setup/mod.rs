@@ -54,6 +54,8 @@ pub(crate) enum Purpose {
     Bench,
     /// Packages for gateways.
     Dist,
+    /// Tests in an emulated machine of 64-bit ARM.
+    Arm,
     /// Fuzzing the header walk.
     Fuzz,
 }
@@ -75,7 +77,7 @@ fn steps(purpose: Purpose, choice: Choice) -> Vec<Box<dyn Step>> {
         return vec![Box::new(packages::fuzz())];
     }
     let mut steps: Vec<Box<dyn Step>> = vec![Box::new(packages::build())];
-    if !matches!(purpose, Purpose::Build | Purpose::Dist) {
+    if !matches!(purpose, Purpose::Build | Purpose::Dist | Purpose::Arm) {
         steps.push(Box::new(packages::lab()));
     }
     if purpose == Purpose::Bench {
@@ -86,7 +88,11 @@ fn steps(purpose: Purpose, choice: Choice) -> Vec<Box<dyn Step>> {
         steps.push(Box::new(unpacked::Unpacked));
         steps.push(Box::new(components::Components));
     }
-    if matches!(purpose, Purpose::Dist | Purpose::Test) {
+    if purpose == Purpose::Arm {
+        steps.push(Box::new(packages::machines()));
+        steps.push(Box::new(packages::arm()));
+    }
+    if matches!(purpose, Purpose::Dist | Purpose::Test | Purpose::Arm) {
         steps.push(Box::new(packages::dist()));
         steps.push(Box::new(dist::Targets));
         steps.push(Box::new(dist::CargoDeb));

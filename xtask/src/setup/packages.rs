@@ -93,6 +93,14 @@ pub(crate) fn machines() -> Packages {
     }
 }
 
+/// What boots 64-bit ARM, beside that.
+pub(crate) fn arm() -> Packages {
+    Packages {
+        why: "qemu for 64-bit ARM",
+        names: &["qemu-system-arm"],
+    }
+}
+
 /// What compiles and checks packages for gateways.
 pub(crate) fn dist() -> Packages {
     Packages {

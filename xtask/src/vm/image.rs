@@ -202,7 +202,7 @@ pub(super) fn modules(unpacked: &Path, release: &str) -> Result<PathBuf> {
         .context("the kernel package has no modules")
 }
 
-fn copy_modules(unpacked: &Path, root: &Path, release: &str) -> Result<()> {
+pub(super) fn copy_modules(unpacked: &Path, root: &Path, release: &str) -> Result<()> {
     let from = modules(unpacked, release)?;
     let to = root.join("usr/lib/modules").join(release);
     fs::create_dir_all(to.join("kernel"))?;
@@ -293,7 +293,7 @@ pub(super) fn make_executable(path: &Path) -> Result<()> {
     )?)
 }
 
-fn init_script(series: &str, filter: Option<&str>) -> String {
+pub(super) fn init_script(series: &str, filter: Option<&str>) -> String {
     // One kernel with the service's account, as Debian 12 runs it, and one with root's.
     let (account, kernel) = match series {
         "6.1" => ("service", "oldest"),
@@ -304,7 +304,7 @@ fn init_script(series: &str, filter: Option<&str>) -> String {
     format!(
         "#!/bin/busybox sh\n\
          /bin/busybox --install -s /usr/sbin\n\
-         export PATH=/bin:/usr/sbin HOME=/tmp RUST_BACKTRACE=0 BREAKOUT_TEST_TRIES=3 BREAKOUT_TEST_SWITCHES=10 BREAKOUT_TEST_CALLS=1 BREAKOUT_TEST_FRAMES=300 BREAKOUT_TEST_KERNEL={kernel} BREAKOUT_TEST_FLAPS=5 BREAKOUT_TEST_LISTS=20 BREAKOUT_TEST_ACCOUNT={account}\n\
+         export PATH=/bin:/usr/sbin:/sbin:/usr/bin HOME=/tmp RUST_BACKTRACE=0 BREAKOUT_TEST_TRIES=3 BREAKOUT_TEST_SWITCHES=10 BREAKOUT_TEST_CALLS=1 BREAKOUT_TEST_FRAMES=300 BREAKOUT_TEST_KERNEL={kernel} BREAKOUT_TEST_FLAPS=5 BREAKOUT_TEST_LISTS=20 BREAKOUT_TEST_ACCOUNT={account}\n\
          mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev\n\
          mount -t tmpfs tmp /tmp; mount -t tmpfs run /run; mount -t bpf bpf /sys/fs/bpf\n\
          for m in {modules}; do modprobe $m 2>/dev/null; done\n\

@@ -2,6 +2,7 @@
 //!
 //! Each machine has no disk: the tests, the tools they run and the kernel's modules are in its initramfs.
 
+mod arm;
 mod image;
 mod package;
 
@@ -16,6 +17,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
+use crate::dist;
 use crate::process::cargo;
 use crate::setup::{self, Purpose};
 use crate::test::Outcome;
@@ -35,6 +37,10 @@ pub(crate) struct Arguments {
     /// Instead, install, run, upgrade and purge the package in a Debian 12.
     #[arg(long)]
     package: bool,
+    /// The kind of machine. For aarch64 there is one kernel, that of Debian 12, under which the golden verdicts are asked for
+    /// unless there is a filter.
+    #[arg(long, value_enum, default_value = "x86_64")]
+    arch: dist::Machine,
     /// Run only the tests whose names contain this.
     #[arg(long)]
     filter: Option<String>,
@@ -50,8 +56,11 @@ pub(crate) struct Machine {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
-    setup::ensure(Purpose::Test)?;
-    let machines = if arguments.package {
+    let is_arm = arguments.arch == dist::Machine::Aarch64;
+    setup::ensure(if is_arm { Purpose::Arm } else { Purpose::Test })?;
+    let machines = if is_arm {
+        vec![arm::prepare(arguments.filter.as_deref())?]
+    } else if arguments.package {
         vec![package()?]
     } else {
         let filter = arguments.filter.as_deref();
@@ -101,7 +110,7 @@ fn qemu(kernel: &Path, initramfs: &Path) -> Command {
 
 /// A machine that runs the kernel tests under a kernel of the series.
 pub(crate) fn kernel(series: &str, filter: Option<&str>) -> Result<Machine> {
-    let tests = build_tests()?;
+    let tests = build_tests(None)?;
     let image = image::build(series, &tests, filter)?;
     let mut qemu = qemu(&image.kernel, &image.initramfs);
     qemu.args(["-append", "console=ttyS0 quiet panic=-1"]);
@@ -197,8 +206,8 @@ fn watch(machine: &mut Command, name: &str, skipped: Vec<String>) -> Result<Outc
     Ok(outcome)
 }
 
-/// Builds the kernel tests. Returns the program.
-fn build_tests() -> Result<std::path::PathBuf> {
+/// Builds the kernel tests, for this machine or one of another kind. Returns the program.
+fn build_tests(machine: Option<dist::Machine>) -> Result<std::path::PathBuf> {
     let mut tests = cargo();
     tests
         .args([
@@ -212,6 +221,9 @@ fn build_tests() -> Result<std::path::PathBuf> {
         ])
         .args(["--no-run", "--message-format", "json"])
         .stderr(Stdio::inherit());
+    if let Some(machine) = machine {
+        machine.compile_for(&mut tests);
+    }
     let output = tests.output()?;
     let text = String::from_utf8_lossy(&output.stdout);
     let executable = text
