@@ -97,6 +97,8 @@ const OF_NO_KERNEL: &[&str] = &[
     "pins_that_are_removed_are_put_back",
     "probes_are_few",
     "probes_of_each_kind_are_answered",
+    "redirect_beside_an_xdp_program_of_others",
+    "redirect_from_a_lan_that_refuses_xdp",
     "replay_of_a_damaged_capture_says_so",
     "replay_sums_up",
     "sighup_reloads",
