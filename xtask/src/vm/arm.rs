@@ -13,8 +13,7 @@ use crate::dist;
 use crate::process::run_logged;
 
 /// What the tests run, and the kernel.
-const PACKAGES: &str =
-    "linux-image-cloud-arm64,busybox-static,iproute2,nftables,ethtool,procps,kmod";
+const PACKAGES: &str = "linux-image-cloud-arm64,busybox-static,iproute2,nftables,ethtool,procps,kmod,bpftool,conntrack,iputils-arping";
 /// The tests that are run if no others are asked for: the verifier and the compiler of that kernel take the programs, and they
 /// decide as they should.
 const TESTS: &str = "golden_verdicts";
