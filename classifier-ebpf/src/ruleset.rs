@@ -40,7 +40,7 @@ impl Lookup for LiveRuleset {
     }
 }
 
-/// What one table says. That a destination may be [covered](is_covered) has been seen before.
+/// One table, for destinations of which it is known that they may be [covered](is_covered).
 impl Lookup for LiveTable {
     #[inline(always)]
     fn lookup_word(

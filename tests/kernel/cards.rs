@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use breakout_tests::daemon::{Daemon, Site};
-use breakout_tests::flow::{Flow, Transport, bulk};
+use breakout_tests::flow::{Flow, Transport};
 use breakout_tests::lab::{CONFIG, Lab};
 use breakout_tests::seen;
 
 use crate::Test;
-use crate::any_link::forwards_nothing;
+use crate::any_link::{forwards_nothing, leave_by_the_egress};
 
 const VIRTIO: &str = "redirect_between_cards_of_virtio_net";
 const VMXNET3: &str = "redirect_between_cards_of_vmxnet3";
@@ -21,7 +21,7 @@ pub(crate) const TESTS: &[Test] = &[
     (VMXNET3, || between("vmxnet3")),
 ];
 
-/// What one of these tests needs and is not there.
+/// Says what one of these tests needs and is not there.
 pub(crate) fn lacks(name: &str) -> Option<&'static str> {
     let (driver, missing) = match name {
         VIRTIO => ("virtio_net", "needs four cards of virtio_net"),
@@ -76,16 +76,8 @@ fn between(driver: &str) -> Result<()> {
         let site = Site::new(&format!("{config}return = {returns}\n"))?;
         let mut daemon = Daemon::start(&site, &lab.gateway)?;
         daemon.wait_until(|_| site.next_hops_known(&lab.gateway))?;
-        for flow in &flows {
-            let identity = flow.talk(&lab.client);
-            let identity = identity.with_context(|| format!("{flow:?}, return = {returns}"))?;
-            ensure!(identity == "internet", "{flow:?} came out at {identity}");
-        }
-        for flow in [&flows[0], &flows[2]] {
-            let identity = bulk(&lab.client, flow.destination, 1_000_000)?;
-            ensure!(identity == "internet", "{flow:?} came out at {identity}");
-        }
-        seen::no_bad_headers(&lab.internet)?;
+        leave_by_the_egress(&lab, &flows, 1_000_000)
+            .with_context(|| format!("return = {returns}"))?;
         seen::no_bad_headers(&lab.client)?;
         let status = site.json(&lab.gateway, &["status"])?;
         let (lan, egress) = (&status["lan"][0], &status["egress"]["local"]);

@@ -13,7 +13,7 @@ pub(crate) struct Arguments {
     /// Fewer sizes and rounds.
     #[arg(long)]
     quick: bool,
-    /// Compare with the last run, which is kept, and fail where a ratio is worse by more than its noise: about three minutes.
+    /// Compare with the last run, which is kept, and fail where a ratio is worse by more than its noise: about five minutes.
     #[arg(long, conflicts_with = "only")]
     check: bool,
     /// Only these parts: lookup, program, forward, flows, passing, masquerade, sizes, reload-under-traffic, tcp, reload,

@@ -41,9 +41,9 @@ pub struct Interface {
     pub xdp_program: Option<u32>,
     /// The kernel's name for what it is, if it is neither a network card nor a veth.
     pub kind: Option<String>,
-    /// Whether that runs in the driver.
+    /// That program runs in the driver.
     pub has_native_program: bool,
-    /// Whether it is a veth.
+    /// It is a veth.
     pub is_veth: bool,
     /// Its root queueing discipline, as `tc` names it.
     pub qdisc: String,

@@ -8,7 +8,7 @@ use crate::report::{Goal, number};
 /// The parts that are measured for it: those whose ratios a change of the data path moves.
 pub(crate) const PARTS: [&str; 3] = ["forward", "flows", "passing"];
 
-/// How much a ratio may change from run to run beyond the spread of either, as a share of it.
+/// The share of a ratio by which it may change from run to run beyond the spread of either.
 const DRIFT: f64 = 0.03;
 
 /// A ratio that has become worse by more than its noise.
@@ -33,7 +33,7 @@ impl fmt::Display for Worse<'_> {
     }
 }
 
-/// What both runs have measured, in pairs of before and now. Only ratios can be compared.
+/// Pairs what both runs have measured, before and now. Only ratios can be compared.
 pub(crate) fn pairs<'a>(before: &'a [Goal], now: &'a [Goal]) -> Vec<(&'a Goal, &'a Goal)> {
     let ratios = now.iter().filter(|goal| goal.unit.is_empty());
     ratios

@@ -71,7 +71,7 @@ pub(crate) fn run(report: &mut Report) -> Result<()> {
     })
 }
 
-/// What flows cost, by how many there are: as many as are remembered by default, and as many as can be.
+/// Measures the cost of flows, by how many there are: as many as are remembered by default, and as many as can be.
 pub(crate) fn flows(report: &mut Report) -> Result<()> {
     let ways = [
         Way::Nothing,
@@ -171,15 +171,11 @@ pub(crate) fn passing(report: &mut Report) -> Result<()> {
     bench.with_paths(|paths| {
         for v6 in [false, true] {
             let samples = measure(report, paths, &bench.passing(v6), v6, 64, "not steered")?;
-            let values = paths.iter().enumerate().map(|(subject, path)| {
-                let rate = samples.combined(|round| round[0] / round[subject]);
-                (path.way.label().to_owned(), rate)
-            });
             report.row(Row {
                 part: "passing",
                 case: format!("{}, 64 bytes", family(v6)),
                 unit: "of the rate without Breakout",
-                values: values.collect(),
+                values: by_way(paths, &samples, |round, subject| round[0] / round[subject]),
             });
             let of_route = if v6 { 0.92 } else { 0.97 };
             for (place, mode, limit) in [(1, "route", of_route), (2, "redirect", 0.97)] {
@@ -310,17 +306,26 @@ fn measure(
         path.send(v6, bytes, path.flows)?;
         path.send(v6, bytes, PACKETS)
     })?;
-    let values = paths.iter().enumerate().map(|(subject, path)| {
-        let rate = samples.combined(|round| 1e3 / round[subject]);
-        (path.way.label().to_owned(), rate)
-    });
     report.row(Row {
         part: "forward",
         case: format!("{traffic}, {}, {bytes} bytes", family(v6)),
         unit: "Mpps",
-        values: values.collect(),
+        values: by_way(paths, &samples, |round, subject| 1e3 / round[subject]),
     });
     Ok(samples)
+}
+
+/// Makes a figure of each round's samples for each path, by its label.
+fn by_way(
+    paths: &[Path<'_>],
+    samples: &Samples,
+    figure: impl Fn(&[f64], usize) -> f64,
+) -> Vec<(String, Spread)> {
+    let figures = paths.iter().enumerate().map(|(subject, path)| {
+        let spread = samples.combined(|round| figure(round, subject));
+        (path.way.label().to_owned(), spread)
+    });
+    figures.collect()
 }
 
 fn family(v6: bool) -> &'static str {

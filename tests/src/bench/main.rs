@@ -102,7 +102,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
     Ok(true)
 }
 
-/// What a check needs of the last run.
+/// The part of the last run that a check needs.
 #[derive(Deserialize)]
 struct Last {
     goals: Vec<Goal>,

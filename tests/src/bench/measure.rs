@@ -3,7 +3,7 @@
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-/// What several rounds gave for one subject: the median, and between which limits the middle half lies.
+/// The result of several rounds for one subject: the median, and the limits of the middle half.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct Spread {
     pub(crate) median: f64,

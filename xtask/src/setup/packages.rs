@@ -93,7 +93,7 @@ pub(crate) fn machines() -> Packages {
     }
 }
 
-/// What boots 64-bit ARM, beside that.
+/// Programs that boot 64-bit ARM, beside those.
 pub(crate) fn arm() -> Packages {
     Packages {
         why: "qemu for 64-bit ARM",

@@ -7,12 +7,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::image::{copy_modules, directory, init_script, make_executable, pack, release_of};
-use super::{Machine, build_tests};
+use super::image::{
+    copy_modules, directory, fetched_once, init_script, make_executable, pack, release_of,
+};
+use super::{Machine, build_tests, qemu};
 use crate::dist;
 use crate::process::run_logged;
 
-/// What the tests run, and the kernel.
+/// The kernel, and programs that the tests run.
 const PACKAGES: &str = "linux-image-cloud-arm64,busybox-static,iproute2,nftables,ethtool,procps,kmod,bpftool,conntrack,iputils-arping";
 /// The tests that are run if no others are asked for: the verifier and the compiler of that kernel take the programs, and they
 /// decide as they should.
@@ -49,39 +51,15 @@ pub(super) fn prepare(filter: Option<&str>) -> Result<Machine> {
         make_executable(&to)?;
     }
     let init = root.join("init");
-    fs::write(&init, init_script("6.12", Some(filter.unwrap_or(TESTS))))?;
+    fs::write(&init, init_script(false, Some(filter.unwrap_or(TESTS))))?;
     make_executable(&init)?;
     let initramfs = directory().join("initramfs-arm64.cpio.gz");
     pack(&root, &initramfs)?;
-    let mut qemu = Command::new("qemu-system-aarch64");
-    qemu.args([
-        "-machine",
-        "virt",
-        "-accel",
-        "tcg",
-        "-cpu",
-        "max,pauth-impdef=on",
-    ])
-    .args([
-        "-m",
-        "2048",
-        "-smp",
-        "2",
-        "-nographic",
-        "-no-reboot",
-        "-nic",
-        "none",
-    ])
-    .arg("-kernel")
-    .arg(debian.join(format!("boot/vmlinuz-{release}")))
-    .arg("-initrd")
-    .arg(initramfs)
-    .args(["-append", "console=ttyAMA0 quiet panic=-1"]);
-    Ok(Machine {
-        name: release,
-        qemu,
-        skipped: Vec::new(),
-    })
+    let kernel = debian.join(format!("boot/vmlinuz-{release}"));
+    let mut qemu = qemu("aarch64", &kernel, &initramfs);
+    qemu.args(["-machine", "virt", "-cpu", "max,pauth-impdef=on"])
+        .args(["-append", "console=ttyAMA0 quiet panic=-1"]);
+    Ok(Machine::of_kernel_tests(release, qemu))
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {
@@ -96,44 +74,36 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     )
 }
 
-/// Debian 12 for the machine: packages that are fetched once and only unpacked, since nothing of them can run here.
+/// Debian 12 for the machine: packages that are only unpacked, since nothing of them can run here.
 fn debian() -> Result<PathBuf> {
-    let done = directory().join("debian-12-arm64");
-    let record = directory().join("debian-12-arm64.packages");
-    if fs::read_to_string(&record).is_ok_and(|packages| packages == PACKAGES) && done.is_dir() {
-        return Ok(done);
-    }
-    println!("fetching Debian 12 for 64-bit ARM (about two minutes)");
-    let fetched = directory().join("debian-12-arm64.new");
-    for former in [&done, &fetched] {
-        if former.exists() {
-            fs::remove_dir_all(former)?;
+    fetched_once("debian-12-arm64", PACKAGES, |unfinished| {
+        let fetched = directory().join("debian-12-arm64.packages-only");
+        if fetched.exists() {
+            fs::remove_dir_all(&fetched)?;
         }
-    }
-    run_logged(
-        Command::new("debootstrap")
-            .args(["--arch=arm64", "--variant=minbase", "--download-only"])
-            .arg(format!("--include={PACKAGES}"))
-            .arg("bookworm")
-            .arg(&fetched),
-        LIMIT,
-    )?;
-    let packages = fs::read_dir(fetched.join("var/cache/apt/archives"))?;
-    for package in packages {
-        let package = package?.path();
-        if package
-            .extension()
-            .is_some_and(|extension| extension == "deb")
-        {
-            run_logged(
-                Command::new("dpkg-deb")
-                    .arg("--extract")
-                    .args([&package, &done]),
-                LIMIT,
-            )?;
+        run_logged(
+            Command::new("debootstrap")
+                .args(["--arch=arm64", "--variant=minbase", "--download-only"])
+                .arg(format!("--include={PACKAGES}"))
+                .arg("bookworm")
+                .arg(&fetched),
+            LIMIT,
+        )?;
+        for package in fs::read_dir(fetched.join("var/cache/apt/archives"))? {
+            let package = package?.path();
+            let is_package = package
+                .extension()
+                .is_some_and(|extension| extension == "deb");
+            if is_package {
+                run_logged(
+                    Command::new("dpkg-deb")
+                        .arg("--extract")
+                        .arg(&package)
+                        .arg(unfinished),
+                    LIMIT,
+                )?;
+            }
         }
-    }
-    fs::remove_dir_all(&fetched)?;
-    fs::write(record, PACKAGES)?;
-    Ok(done)
+        Ok(fs::remove_dir_all(&fetched)?)
+    })
 }

@@ -103,7 +103,7 @@ pub(super) fn build(series: &str, tests: &Path, filter: Option<&str>) -> Result<
     std::os::unix::fs::symlink("../bin", root.join("usr/bin"))?;
     copy_modules(&unpacked, &root, &release)?;
     copy_programs(&root, tests)?;
-    fs::write(root.join("init"), init_script(series, filter))?;
+    fs::write(root.join("init"), init_script(series == "6.1", filter))?;
     make_executable(&root.join("init"))?;
     let initramfs = vm.join(format!("initramfs-{series}.cpio.gz"));
     pack(&root, &initramfs)?;
@@ -126,6 +126,30 @@ pub(super) fn pack(root: &Path, initramfs: &Path) -> Result<()> {
 
 pub(super) fn directory() -> PathBuf {
     paths::root().join("target/vm")
+}
+
+/// A directory of Debian packages that a function fills; filled once, and again if it is to have other packages.
+pub(super) fn fetched_once(
+    name: &str,
+    packages: &str,
+    fill: impl FnOnce(&Path) -> Result<()>,
+) -> Result<PathBuf> {
+    let done = directory().join(name);
+    let record = directory().join(format!("{name}.packages"));
+    if fs::read_to_string(&record).is_ok_and(|fetched| fetched == packages) && done.is_dir() {
+        return Ok(done);
+    }
+    println!("fetching {name} (about two minutes)");
+    let unfinished = directory().join(format!("{name}.new"));
+    for former in [&done, &unfinished] {
+        if former.exists() {
+            fs::remove_dir_all(former)?;
+        }
+    }
+    fill(&unfinished)?;
+    fs::rename(&unfinished, &done)?;
+    fs::write(record, packages)?;
+    Ok(done)
 }
 
 /// Fetches the newest kernel package of the series and unpacks it.
@@ -293,11 +317,13 @@ pub(super) fn make_executable(path: &Path) -> Result<()> {
     )?)
 }
 
-pub(super) fn init_script(series: &str, filter: Option<&str>) -> String {
+/// Writes what the machine runs first. The oldest kernel has more tests than the others.
+pub(super) fn init_script(is_oldest: bool, filter: Option<&str>) -> String {
     // One kernel with the service's account, as Debian 12 runs it, and one with root's.
-    let (account, kernel) = match series {
-        "6.1" => ("service", "oldest"),
-        _ => ("root", "other"),
+    let (account, kernel) = if is_oldest {
+        ("service", "oldest")
+    } else {
+        ("root", "other")
     };
     let modules = MODULES.join(" ");
     let filter = filter.unwrap_or_default();

@@ -97,9 +97,9 @@ pub(crate) fn package() -> Result<Machine> {
 }
 
 /// A machine without a network that ends by itself.
-fn qemu(kernel: &Path, initramfs: &Path) -> Command {
-    let mut qemu = Command::new("qemu-system-x86_64");
-    qemu.args(["-accel", "tcg", "-cpu", "max", "-m", "2048", "-smp", "2"])
+fn qemu(architecture: &str, kernel: &Path, initramfs: &Path) -> Command {
+    let mut qemu = Command::new(format!("qemu-system-{architecture}"));
+    qemu.args(["-accel", "tcg", "-m", "2048", "-smp", "2"])
         .args(["-nographic", "-no-reboot", "-nic", "none"])
         .arg("-kernel")
         .arg(kernel)
@@ -112,18 +112,10 @@ fn qemu(kernel: &Path, initramfs: &Path) -> Command {
 pub(crate) fn kernel(series: &str, filter: Option<&str>) -> Result<Machine> {
     let tests = build_tests(None)?;
     let image = image::build(series, &tests, filter)?;
-    let mut qemu = qemu(&image.kernel, &image.initramfs);
-    qemu.args(["-append", "console=ttyS0 quiet panic=-1"]);
-    qemu.args(cards());
-    let skipped = vec![format!(
-        "bulk_tcp tests under Linux {}: too slow under software emulation",
-        image.release
-    )];
-    Ok(Machine {
-        name: image.release,
-        qemu,
-        skipped,
-    })
+    let mut qemu = qemu("x86_64", &image.kernel, &image.initramfs);
+    qemu.args(["-cpu", "max", "-append", "console=ttyS0 quiet panic=-1"])
+        .args(cards());
+    Ok(Machine::of_kernel_tests(image.release, qemu))
 }
 
 /// Four network cards of each kind that the kernel has a driver for: the first two are joined, and the last two, each pair by a
@@ -145,6 +137,18 @@ fn cards() -> Vec<String> {
 }
 
 impl Machine {
+    /// A machine whose initramfs runs the kernel tests.
+    fn of_kernel_tests(release: String, qemu: Command) -> Self {
+        let skipped = vec![format!(
+            "bulk_tcp tests under Linux {release}: too slow under software emulation"
+        )];
+        Machine {
+            name: release,
+            qemu,
+            skipped,
+        }
+    }
+
     /// Boots it and lets it run to its end, shows what it prints, and counts its tests: those of a result line, and each
     /// that says "ok: " or "FAILED: " itself.
     pub(crate) fn run(mut self) -> Result<Outcome> {
@@ -158,7 +162,7 @@ fn watch(machine: &mut Command, name: &str, skipped: Vec<String>) -> Result<Outc
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
-        .context("cannot run qemu-system-x86_64")?;
+        .context("cannot run qemu")?;
     let stdout = qemu.stdout.take().context("stdout is piped")?;
     let (sender, lines) = mpsc::channel();
     thread::spawn(move || {

@@ -9,7 +9,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::image::{
-    directory, index_modules, kernel_package, make_executable, modules, pack, release_of,
+    directory, fetched_once, index_modules, kernel_package, make_executable, modules, pack,
+    release_of,
 };
 use super::qemu;
 use crate::dist::{self, Machine};
@@ -35,8 +36,8 @@ pub(super) fn prepare() -> Result<super::Machine> {
     let initramfs = initramfs(&unpacked, &release)?;
     let drive = format!("file={},if=virtio,format=raw,snapshot=on", disk.display());
     let kernel = unpacked.join(format!("boot/vmlinuz-{release}"));
-    let mut qemu = qemu(&kernel, &initramfs);
-    qemu.args(["-drive", &drive]).args([
+    let mut qemu = qemu("x86_64", &kernel, &initramfs);
+    qemu.args(["-cpu", "max", "-drive", &drive]).args([
         "-append",
         "console=ttyS0 quiet panic=-1 systemd.show_status=0 systemd.log_target=null",
     ]);
@@ -121,35 +122,23 @@ fn disk(unpacked: &Path, release: &str) -> Result<PathBuf> {
     Ok(image)
 }
 
-/// A Debian 12 with systemd; fetched once, and again if it needs other packages.
+/// A Debian 12 with systemd.
 pub(super) fn debian() -> Result<PathBuf> {
-    let done = directory().join("debian-12");
-    let record = directory().join("debian-12.packages");
-    if fs::read_to_string(&record).is_ok_and(|packages| packages == PACKAGES) && done.is_dir() {
-        return Ok(done);
-    }
-    println!("fetching Debian 12 (about two minutes)");
-    let unfinished = directory().join("debian-12.new");
-    for former in [&done, &unfinished] {
-        if former.exists() {
-            fs::remove_dir_all(former)?;
-        }
-    }
-    run_logged(
-        Command::new("debootstrap")
-            .args([
-                "--variant=minbase",
-                &format!("--include={PACKAGES}"),
-                "bookworm",
-            ])
-            .arg(&unfinished),
-        LIMIT,
-    )?;
-    // What is installed comes from files; there is no network in the machine.
-    let _ = fs::remove_file(unfinished.join("etc/apt/sources.list"));
-    fs::rename(&unfinished, &done)?;
-    fs::write(record, PACKAGES)?;
-    Ok(done)
+    fetched_once("debian-12", PACKAGES, |unfinished| {
+        run_logged(
+            Command::new("debootstrap")
+                .args([
+                    "--variant=minbase",
+                    &format!("--include={PACKAGES}"),
+                    "bookworm",
+                ])
+                .arg(unfinished),
+            LIMIT,
+        )?;
+        // What is installed comes from files; there is no network in the machine.
+        let _ = fs::remove_file(unfinished.join("etc/apt/sources.list"));
+        Ok(())
+    })
 }
 
 /// What finds the disk and goes on there.
