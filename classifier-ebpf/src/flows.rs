@@ -3,14 +3,16 @@
 use core::ptr;
 
 use breakout_common::flows::{
-    ENTRIES, Facts, Kept, Key, PER_SET, SET_WORDS, Set, Sets, State, facts_of, find, keep, note_of,
-    pin_of, renew,
+    ANSWERED, ENTRIES, Facts, Kept, Key, PER_SET, SET_WORDS, Set, Sets, State, answered, facts_of,
+    find, keep, note_of, pin_of, renew, with_answer,
 };
-use breakout_common::path::{Pin, PinKey};
+use breakout_common::path::{ORDINARY, Pin, PinKey};
 
+use crate::count::add;
 use crate::globals;
-use crate::maps::{ADDRESSES, FLOWS, NOTES, paths};
+use crate::maps::{ADDRESSES, ANSWERS, FLOWS, NOTES, paths};
 use crate::opaque::opaque;
+use crate::path::now;
 
 /// The table.
 pub(crate) struct KernelSets;
@@ -264,10 +266,39 @@ pub(crate) extern "C" fn breakout_keep(first: u64, second: u64, note: u64, now: 
             } else if new != 0 {
                 u64::from(now)
             } else {
-                ptr::read_volatile(place) & SINCE
+                ptr::read_volatile(place) & (SINCE | ANSWERED)
             };
             ptr::write_volatile(place, note | since);
         }
     }
     u64::from(slot) | new
+}
+
+/// Notes that the flow with this key is answered, and counts that for its egress.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn breakout_note_answer(a: u64, b: u64, c: u64, d: u64, e: u64) -> u32 {
+    let key = key([a, b, c, d, e]);
+    let found = breakout_find(key.first(), key.second() | u64::from(key.kind()));
+    let facts = Facts::of(found);
+    let slot = (found >> 32) as u32;
+    let Some(note) = place_of_note(slot) else {
+        return 0;
+    };
+    if found == 0 || facts.egress() == ORDINARY {
+        return 0;
+    }
+    // SAFETY: as for the words of a set. Should another CPU write at the same time, this answer may be forgotten; the next
+    // one is noted.
+    let is_first = unsafe {
+        let before = ptr::read_volatile(note);
+        let after = with_answer(before, now());
+        if after != before {
+            ptr::write_volatile(note, after);
+        }
+        answered(before) == 0
+    };
+    let place = u32::from(facts.egress()) << 1 | u32::from(facts.is_v6());
+    add(ANSWERS.get_ptr_mut(place), 1, u64::from(is_first));
+    0
 }

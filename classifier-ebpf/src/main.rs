@@ -1,13 +1,15 @@
-//! Breakout's data path: two entry points on each LAN interface.
+//! Breakout's data path: entry points on each LAN interface.
 //!
 //! `breakout_xdp` sends the plain packets of steered traffic to egresses in redirect mode, and leaves the rest of it to `breakout_tc`
 //! (TC ingress). That sends or answers what is left, and where there is no XDP everything, and marks what goes to egresses in route
 //! mode, so that the kernel routes that by the egress's own table.
+//! `breakout_note` (TC egress of a LAN interface) notes which flows are answered.
 //! `breakout_reply` on an egress interface forwards what comes back to the LAN. All ask the same function of the same
 //! tables; see `breakout-common`.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 
+mod answer;
 mod count;
 mod decide;
 mod decided;

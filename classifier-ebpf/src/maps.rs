@@ -62,6 +62,11 @@ pub(crate) static REPLIES: PerCpuArray<Counter, 2> = PerCpuArray::new();
 #[btf_map]
 pub(crate) static FRAGMENTS: LruHashMap<Key, Memory, 1024> = LruHashMap::new();
 
+/// Packets of peers to clients by the egress of their flow, two for each: of IPv4 and of IPv6. And for how many flows it was
+/// the first one.
+#[btf_map]
+pub(crate) static ANSWERS: PerCpuArray<Counter, { 2 * MAX_EGRESSES }> = PerCpuArray::new();
+
 /// Counters by reason.
 #[btf_map]
 pub(crate) static REASONS: PerCpuArray<Counter, REASON_SLOTS> = PerCpuArray::new();

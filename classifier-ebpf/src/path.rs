@@ -221,8 +221,14 @@ impl Pins for KernelPins {
     /// By the clock that costs least: the verifier makes one load of it (Linux 5.6).
     #[inline(always)]
     fn now(&self) -> u32 {
-        // SAFETY: the helper takes no arguments and has no preconditions.
-        let now = unsafe { bpf_jiffies64() };
-        (now >> (globals::clock_shift() & 63) & 0xffff_ffff) as u32
+        now()
     }
+}
+
+/// The time in ticks; see [`Pins::now`].
+#[inline(always)]
+pub(crate) fn now() -> u32 {
+    // SAFETY: the helper takes no arguments and has no preconditions.
+    let now = unsafe { bpf_jiffies64() };
+    (now >> (globals::clock_shift() & 63) & 0xffff_ffff) as u32
 }

@@ -15,6 +15,7 @@ use breakout_common::frame::Frame;
 use breakout_common::packet::{FIRST_FRAGMENT, Headers, OPTIONS, TAGGED};
 use breakout_common::table::{Destination, KEYS, Lookup, Outcome};
 
+use crate::answer::note_answer;
 use crate::count::add;
 use crate::decide::{Walked, walk_apart};
 use crate::globals;
@@ -52,6 +53,10 @@ pub(crate) fn breakout_reply(ctx: XdpContext) -> u32 {
         return XDP_PASS;
     }
     let action = forward_reply(&ctx, &mut packet, &headers).unwrap_or(XDP_PASS);
+    // What goes on to the kernel is noted where it leaves for the LAN.
+    if action == XDP_REDIRECT && globals::pins() != 0 {
+        note_answer(&packet, &headers);
+    }
     let slot = u32::from(action == XDP_PASS);
     add(REPLIES.get_ptr_mut(slot), 1, u64::from(len));
     action

@@ -19,6 +19,7 @@
 //! Several CPUs change the table at once, without a lock. Word 1 only ever changes by compare-and-swap; who has made it
 //! [`State::Reserved`] may write word 0. Who then finds the same flow elsewhere gives way.
 
+mod answer;
 mod claim;
 mod key;
 mod pin;
@@ -28,6 +29,7 @@ use core::sync::atomic::{AtomicU64, Ordering, fence};
 
 use crate::table::after;
 
+pub use answer::{ANSWERED, answered, answered_flow, with_answer};
 pub use claim::{Kept, Limits, find, forget, keep, renew};
 pub use key::{Key, KeySecret, Secret, SetSecret};
 pub use pin::{facts_of, note_of, pin_of, predict};

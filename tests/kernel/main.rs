@@ -22,6 +22,7 @@ mod messages;
 mod mtu;
 mod office;
 mod orders;
+mod passive;
 mod pinning;
 mod policy;
 mod probes;
@@ -78,7 +79,9 @@ const OF_NO_KERNEL: &[&str] = &[
     "a_gateway_that_is_not_on_link_is_refused",
     "a_huge_broken_list_costs_little",
     "a_lan_interface_that_is_missing_holds_up_no_other",
+    "a_full_link_ends_no_connection",
     "a_link_that_is_down_at_the_start_is_waited_for",
+    "a_link_whose_flows_are_answered_is_not_dead",
     "a_next_hop_with_another_mac_is_followed",
     "a_relay_that_is_silent_costs_the_media_only",
     "a_rule_that_only_looks_like_ours_is_replaced",
@@ -87,6 +90,7 @@ const OF_NO_KERNEL: &[&str] = &[
     "an_egress_without_any_gateway_is_refused",
     "bad_lists_are_refused",
     "commands_without_a_controller_say_so",
+    "doctor_follows_packets_through_the_firewall",
     "flows_of_a_gap_of_our_rules_are_translated_again",
     "golden_verdicts_by_explain",
     "half_a_table_of_flows_keeps_nobody_from_starting",
@@ -270,6 +274,7 @@ fn main() -> ExitCode {
         follow::TESTS,
         feed::TESTS,
         orders::TESTS,
+        passive::TESTS,
         thousand::TESTS,
         adopt::TESTS,
         upgrade::TESTS,

@@ -328,7 +328,7 @@ fn taken_away() -> Result<()> {
             .map(|status| status["programs"].clone())
     };
     daemon.wait_until(|_| {
-        programs(&site).is_ok_and(|all| all.as_array().is_some_and(|all| all.len() == 2))
+        programs(&site).is_ok_and(|all| all.as_array().is_some_and(|all| all.len() == 3))
     })?;
     let all = programs(&site)?;
     let in_place = all
@@ -376,6 +376,7 @@ fn taken_away() -> Result<()> {
     for line in [
         "breakout_program_in_place{interface=\"lan\",hook=\"xdp\"} 0",
         "breakout_program_in_place{interface=\"lan\",hook=\"tc\"} 1",
+        "breakout_program_in_place{interface=\"lan\",hook=\"answers\"} 1",
     ] {
         ensure!(metrics.contains(line), "{line} is not in {metrics}");
     }
@@ -387,7 +388,7 @@ fn taken_away() -> Result<()> {
     daemon.wait_until(|_| {
         programs(&site).is_ok_and(|all| {
             all.as_array().is_some_and(|all| {
-                all.len() == 2 && all.iter().all(|program| program["in_place"] == true)
+                all.len() == 3 && all.iter().all(|program| program["in_place"] == true)
             })
         })
     })?;

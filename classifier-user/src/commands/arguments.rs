@@ -111,8 +111,8 @@ pub enum Command {
     },
     /// Look for what stands in the way on this machine, and say what to do about it.
     ///
-    /// Forwarding, reverse path filters, other users of marks, rules and tables, transparent proxies, a full connection
-    /// table. Changes nothing. The exit code is 9 if there is a warning or an error.
+    /// Forwarding, reverse path filters, firewall rules that drop steered packets, missing translation, other users of marks,
+    /// rules and tables, transparent proxies, a full connection table. Changes nothing. The exit code is 9 if there is a warning or an error.
     ///
     /// Example: breakout doctor
     Doctor {

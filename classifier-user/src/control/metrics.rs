@@ -279,6 +279,22 @@ impl Snapshot {
             Value::Gauge,
             standings().map(|(labels, standing)| (labels, standing.score)),
         )?;
+        let answers =
+            || standings().filter_map(|(labels, standing)| Some((labels, standing.answers?)));
+        families.put(
+            "egress_answers",
+            "Packets that came back to clients, to flows of the egress",
+            None,
+            Value::Counter,
+            answers().map(|(labels, answers)| (labels, float(answers.packets))),
+        )?;
+        families.put(
+            "egress_flows_answered",
+            "Flows of the egress that were answered",
+            None,
+            Value::Counter,
+            answers().map(|(labels, answers)| (labels, float(answers.flows))),
+        )?;
         let measures = || {
             standings().filter_map(|(labels, standing)| Some((labels, standing.measure.as_ref()?)))
         };

@@ -197,6 +197,9 @@ impl ActivePaths {
 
     /// Evaluates the egresses by what is known of them, and publishes what follows from that.
     pub(super) fn settle(&mut self) {
+        if let Some(view) = self.maps.as_ref().and_then(|maps| maps.view.as_ref()) {
+            self.health.observe(&self.egresses, view);
+        }
         let changes = self.health.look(&self.intent.config, &self.egresses);
         self.news.changes.extend(changes);
         match self.publish(false) {

@@ -90,6 +90,7 @@ struct Setup {
 impl Controller {
     /// Reads the configuration again, and the list if it is a file that is used as it is.
     pub(super) async fn reload(&mut self) -> Result<Reloaded> {
+        self.obstacles.want_look();
         let cause = Cause::operator("reload", "the configuration was read again");
         let next = self.next(Waiting::Wait)?;
         self.go_over(next, self.as_of(), &cause).await

@@ -18,8 +18,8 @@ use super::active_paths::ActivePaths;
 use crate::health::Reports;
 use crate::links::{Fact, Facts};
 
-/// How often hold-downs and the like are looked at.
-const CLOCK: Duration = Duration::from_secs(1);
+/// How often hold-downs, answers to flows and the like are looked at.
+const CLOCK: Duration = Duration::from_millis(250);
 /// How long the thread may be silent before the service manager is told nothing any more.
 const ALIVE: Duration = Duration::from_secs(10);
 

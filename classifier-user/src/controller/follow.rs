@@ -92,6 +92,7 @@ impl Controller {
             let family = if v6 { "IPv6" } else { "IPv4" };
             let why = standing.why.unwrap_or_default();
             if before != standing.state {
+                self.obstacles.want_look();
                 let what = format!("{}, was {}", standing.state.name(), before.name());
                 self.events
                     .note("egress", format!("{egress} {family}"), what, &why);

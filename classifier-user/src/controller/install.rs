@@ -16,6 +16,7 @@ use super::lans::{Lans, WithoutXdp, look_at_lans, refuse_missing};
 use super::leaving::Leaving;
 use super::looks::Looks;
 use super::nat::{NatKeeper, nat_plan};
+use super::obstacles::Obstacles;
 use super::pinning::{connections, ordinary_pins};
 use super::sources::Sources;
 use super::state::{Persistent, StateDirectory, boot_id};
@@ -140,6 +141,7 @@ impl Controller {
             changes,
             translation: Translation::default(),
             nat_keeper: NatKeeper::default(),
+            obstacles: Obstacles::default(),
             leaving: Leaving::default(),
             events: Events::open(&events),
             told: String::new(),
@@ -453,7 +455,7 @@ pub(super) fn pins(config: &Config) -> Option<u32> {
 /// Fails if another controller's TC filter is on one of the interfaces, on kernels that have no TCX.
 async fn refuse_foreign_filters(links: &Links, lans: &[LanPlan]) -> Result<()> {
     for lan in lans {
-        if !has_tcx() && links.has_ingress_filter(lan.index, FILTER_PRIORITY).await? {
+        if !has_tcx() && links.has_filter(lan.index, false, FILTER_PRIORITY).await? {
             let interface = lan.name.clone();
             return Err(Foreign { interface }).code(Code::Busy);
         }

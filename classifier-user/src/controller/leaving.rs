@@ -2,13 +2,13 @@
 //! seen among what the egress interfaces send. Rules of others may clear the mark, route first, or drop.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::time::{Duration, Instant};
 
 use super::Controller;
 use super::egress::EgressState;
 use crate::config::Mode;
 use crate::datapath::Count;
+use crate::links::DeviceCounts;
 
 /// How long is counted before it is compared.
 const WINDOW: Duration = Duration::from_secs(3);
@@ -82,10 +82,7 @@ impl Controller {
             self.leaving = Leaving::default();
             return;
         }
-        let (Ok(reasons), Ok(devices)) = (
-            self.datapath.reasons(),
-            fs::read_to_string("/proc/thread-self/net/dev"),
-        ) else {
+        let (Ok(reasons), Ok(devices)) = (self.datapath.reasons(), DeviceCounts::read()) else {
             return;
         };
         let steered = reasons.iter().filter(|(reason, _)| reason.is_steer());
@@ -100,7 +97,7 @@ impl Controller {
         interfaces.dedup();
         let sent = interfaces
             .into_iter()
-            .filter_map(|interface| Some((interface.to_owned(), sent_by(&devices, interface)?)));
+            .filter_map(|interface| Some((interface.to_owned(), devices.sent_bytes(interface)?)));
         let sent = sent.collect();
         if self.leaving.compare(Instant::now(), steered, sent)
             && let Some(alert) = self.leaving.alert.clone()
@@ -112,27 +109,9 @@ impl Controller {
     }
 }
 
-/// The bytes that an interface has sent, by /proc/net/dev: the ninth number (proc_pid_net(5)).
-fn sent_by(devices: &str, interface: &str) -> Option<u64> {
-    let mut lines = devices
-        .lines()
-        .filter_map(|line| line.trim().split_once(':'));
-    let (_, numbers) = lines.find(|(name, _)| *name == interface)?;
-    numbers.split_whitespace().nth(8)?.parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_an_interface_sends_is_read() {
-        let devices = "Inter-|   Receive  |  Transmit\n face |bytes packets\n\
-             \x20 inet: 1 2 3 4 5 6 7 8 900 10 11 12 13 14 15 16\n    lo:1 0 0 0 0 0 0 0 7 0\n";
-        assert_eq!(sent_by(devices, "inet"), Some(900));
-        assert_eq!(sent_by(devices, "lo"), Some(7));
-        assert_eq!(sent_by(devices, "wan"), None);
-    }
 
     #[test]
     fn two_bad_windows_are_an_alert_and_a_good_one_ends_it() {

@@ -15,8 +15,10 @@ mod leaving;
 mod lists;
 mod looks;
 mod nat;
+mod obstacles;
 mod offline;
 mod orders;
+mod passive;
 mod pinning;
 mod programs;
 mod reports;
@@ -57,6 +59,7 @@ use install::Unsaved;
 use leaving::Leaving;
 use looks::Looks;
 use nat::NatKeeper;
+use obstacles::Obstacles;
 use sources::Sources;
 use state::{Persistent, StateDirectory};
 use translation::Translation;
@@ -128,6 +131,7 @@ struct Controller {
     failover: Failover,
     translation: Translation,
     nat_keeper: NatKeeper,
+    obstacles: Obstacles,
     leaving: Leaving,
     events: Events,
     /// What the service manager was told last.
@@ -299,6 +303,7 @@ impl Controller {
                 }
                 () = removed(&mut removals) => self.keep_nat(),
                 kept = self.nat_keeper.kept() => self.kept_nat(kept),
+                found = self.obstacles.found() => self.found_obstacles(found),
                 done = self.translation.done() => self.looked_at_translation(done),
                 _ = refresh.tick() => {
                     egress::refresh_neighbours(&self.links, &self.egresses(), false).await;
@@ -409,6 +414,7 @@ impl Controller {
         egress::refresh_neighbours(&self.links, &self.egresses(), true).await;
         self.look_at_translation();
         self.look_at_leaving();
+        self.look_for_obstacles();
         self.tell_status();
     }
 

@@ -2,7 +2,7 @@
 
 use super::Controller;
 use crate::control::ProgramStatus;
-use crate::datapath::{Attachment, FILTER_PRIORITY, Hook};
+use crate::datapath::{Attachment, FILTER_PRIORITY, Hook, Side, has_tcx};
 
 /// Where a program of ours should be.
 enum Place {
@@ -71,7 +71,7 @@ impl Controller {
         let name = format!("{} program", hook(attachment.hook));
         match self.datapath.attach_again(attachment) {
             Ok(()) => {
-                if attachment.hook == Hook::Filter {
+                if attachment.hook != Hook::Xdp && !has_tcx() {
                     self.persistent.clsact.push(attachment.interface.clone());
                     self.persistent.clsact.dedup();
                     self.save("after a crash, a clsact qdisc may have to be removed by hand");
@@ -108,12 +108,14 @@ impl Controller {
                 found => found.is_some(),
             },
             // Others may be beside it.
-            Hook::Tcx => attachment.is_in_tcx()?,
+            Hook::Tc(side) if has_tcx() => attachment.is_in_tcx(side)?,
             // Of the filter it is only known that it is there.
-            Hook::Filter => {
+            Hook::Tc(side) => {
                 let index = attachment.index;
-                self.links
-                    .has_ingress_filter(index, FILTER_PRIORITY)
+                let of_outgoing = side == Side::Egress;
+                let links = &self.links;
+                links
+                    .has_filter(index, of_outgoing, FILTER_PRIORITY)
                     .await?
             }
         };
@@ -124,12 +126,22 @@ impl Controller {
 fn hook(hook: Hook) -> &'static str {
     match hook {
         Hook::Xdp => "xdp",
-        Hook::Tcx | Hook::Filter => "tc",
+        Hook::Tc(Side::Ingress) => "tc",
+        Hook::Tc(Side::Egress) => ANSWERS,
     }
 }
 
+/// What the hook is called of the program that notes answers.
+const ANSWERS: &str = "answers";
+
 /// What is said of a program that is not in place.
 pub(super) fn displaced(program: &ProgramStatus) -> String {
+    if program.hook == ANSWERS {
+        return format!(
+            "the program that notes answers on {} was detached by somebody else: it is not seen which flows are answered",
+            program.interface
+        );
+    }
     format!(
         "the {} program on {} was detached or replaced by somebody else: packets from there are not steered, or not by us. \
          Remove what is in its place; it is then put back within ten seconds",

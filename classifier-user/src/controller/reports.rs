@@ -204,6 +204,7 @@ impl Controller {
         alerts.extend(self.unsaved.as_ref().map(ToString::to_string));
         alerts.extend(self.sources.unsaved());
         alerts.extend(self.leaving.alert.clone());
+        alerts.extend(self.obstacles.alerts());
         alerts.extend(self.translation.alert().cloned());
         for program in self.programs.iter().filter(|program| !program.in_place) {
             alerts.push(displaced(program));

@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 
 use super::egress::EgressState;
+use super::passive::{PathTraffic, Watching};
 use crate::config::{Class, Config, Preference};
-use crate::datapath::{Clock, Paths};
+use crate::datapath::{Clock, Paths, TrafficView};
 use crate::health::{self, Judge, Measure, Probers, Standing, State, Target, Verdict};
 
 /// For how long an established flow that is silent keeps its place when the table of flows is full: less than the time
@@ -24,6 +25,10 @@ pub(super) struct Health {
     /// By egress and whether it is IPv6. A verdict is about the link that it was made on.
     judges: BTreeMap<(String, bool), (String, Judge)>,
     measures: BTreeMap<(String, bool), Measure>,
+    traffic: BTreeMap<(String, bool), PathTraffic>,
+    watching: Watching,
+    /// The state that was told last.
+    told: BTreeMap<(String, bool), State>,
     pub(super) probers: Probers,
 }
 
@@ -58,6 +63,9 @@ impl Health {
         Health {
             judges: BTreeMap::new(),
             measures: BTreeMap::new(),
+            traffic: BTreeMap::new(),
+            watching: Watching::default(),
+            told: BTreeMap::new(),
             probers: Probers::new(runtime),
         }
     }
@@ -112,8 +120,10 @@ impl Health {
             let is_same = |state: &EgressState| state.name == *egress && state.link(*v6) == *link;
             states.iter().any(is_same)
         });
-        // What other probes of the link have measured holds until these have measured something.
         let judges = &self.judges;
+        self.traffic.retain(|key, _| judges.contains_key(key));
+        self.told.retain(|key, _| judges.contains_key(key));
+        // What other probes of the link have measured holds until these have measured something.
         self.measures.retain(|key, _| {
             let is_same = |path: &health::Path| path.egress == key.0 && path.v6 == key.1;
             judges.contains_key(key) && paths.iter().any(is_same)
@@ -130,6 +140,7 @@ impl Health {
         for one in verdicts {
             let key = (one.egress.clone(), one.v6);
             let judge = Judge::resume(one.verdict);
+            self.told.insert(key.clone(), judge.standing().state);
             self.judges.insert(key, (one.link.clone(), judge));
         }
     }
@@ -170,15 +181,20 @@ impl Health {
                 let key = (state.name.clone(), v6);
                 let problem = state.problem(v6);
                 let measure = self.measures.get(&key);
+                let is_silent = measure.is_some_and(|measure| measure.alive == Some(false));
+                let traffic = self.traffic.entry(key.clone()).or_default();
+                let life = traffic.life(now, is_silent);
                 let new = || (state.link(v6), Judge::default());
-                let (_, judge) = self.judges.entry(key).or_insert_with(new);
-                let before = judge.look(now, &config.health, problem.as_deref(), measure);
-                if let Some(before) = before {
+                let (_, judge) = self.judges.entry(key.clone()).or_insert_with(new);
+                judge.look(now, &config.health, problem.as_deref(), measure, life);
+                let standing = traffic.standing(judge);
+                let before = self.told.insert(key, standing.state);
+                if before != Some(standing.state) {
                     changes.push(Changed {
                         egress: state.name.clone(),
                         v6,
-                        before,
-                        standing: judge.standing(),
+                        before: before.unwrap_or(State::Down),
+                        standing,
                     });
                 }
             }
@@ -188,13 +204,40 @@ impl Health {
 
     /// How an egress stands.
     pub(super) fn standing(&self, egress: &str, v6: bool) -> Option<Standing> {
-        let judge = self.judges.get(&(egress.to_owned(), v6));
-        judge.map(|(_, judge)| judge.standing())
+        let key = (egress.to_owned(), v6);
+        let (_, judge) = self.judges.get(&key)?;
+        let traffic = self.traffic.get(&key);
+        Some(traffic.map_or_else(|| judge.standing(), |traffic| traffic.standing(judge)))
     }
 
-    fn works(&self, state: &EgressState, v6: bool, class: Class) -> bool {
-        let judge = self.judges.get(&(state.name.clone(), v6));
-        judge.is_some_and(|(link, judge)| *link == state.link(v6) && judge.works(class))
+    /// What an egress may be used for.
+    fn uses(&self, state: &EgressState, v6: bool, class: Class) -> Uses {
+        let key = (state.name.clone(), v6);
+        let judge = self.judges.get(&key);
+        let Some((_, judge)) = judge.filter(|(link, _)| *link == state.link(v6)) else {
+            return Uses::default();
+        };
+        let traffic = self.traffic.get(&key);
+        let is_broken = traffic.is_some_and(|traffic| traffic.ahead.is_broken());
+        let is_answered = traffic.is_some_and(|traffic| traffic.is_recent);
+        Uses {
+            new_flows: judge.works(class) && !is_broken,
+            tries: judge.works(class) && traffic.is_some_and(|traffic| traffic.ahead.is_tried()),
+            old_flows: judge.keeps(class) && (!is_broken || is_answered),
+        }
+    }
+
+    /// Looks at what the programs have seen of flows since the last time, if that is long enough ago.
+    pub(super) fn observe(&mut self, states: &[EgressState], view: &TrafficView) {
+        let now = Instant::now();
+        if !self.watching.is_due(now) {
+            return;
+        }
+        let (measures, traffic) = (&self.measures, &mut self.traffic);
+        let observed = self.watching.observe(now, states, view, measures, traffic);
+        if let Err(error) = observed {
+            tracing::warn!("it is not seen which flows are answered: {error:#}");
+        }
     }
 
     /// The path table that fits how the egresses stand; the epoch and what is said of pins are left open.
@@ -221,19 +264,44 @@ impl Health {
         for (v6, class) in PLACES_OF {
             let place = place(v6, class == Class::Media);
             let named = |name: &str| states.iter().find(|state| state.name == name);
-            let works = |name: &&str| named(name).is_some_and(|state| self.works(state, v6, class));
+            let uses = |state: &EgressState| self.uses(state, v6, class);
+            let works = |name: &&str| named(name).is_some_and(|state| uses(state).new_flows);
+            let is_tried = |name: &&str| named(name).is_some_and(|state| uses(state).tries);
             let index = |name: &str| named(name).map(|state| state.index);
-            for state in states.iter().filter(|state| self.works(state, v6, class)) {
-                paths.table.working[place] |= 1 << state.index;
+            for state in states {
+                if uses(state).old_flows || uses(state).tries {
+                    paths.table.working[place] |= 1 << state.index;
+                }
             }
+            let is_any_tried = states.iter().any(|state| uses(state).tries);
             for (text, preference) in preferences {
-                let choices = choices(&Preference::from_text(text), works, index);
-                paths.table.set_choices(*preference, place, &choices);
+                let preference_of = Preference::from_text(text);
+                let mut chosen = choices(&preference_of, works, index);
+                if is_any_tried {
+                    let tried =
+                        choices(&preference_of, |name| works(name) || is_tried(name), index);
+                    chosen[..TRIAL].copy_from_slice(&tried[..TRIAL]);
+                }
+                paths.table.set_choices(*preference, place, &chosen);
             }
         }
         paths
     }
 }
+
+/// What an egress may be used for.
+#[derive(Clone, Copy, Default)]
+struct Uses {
+    /// By flows that begin now.
+    new_flows: bool,
+    /// By a share of those.
+    tries: bool,
+    /// By flows that have it.
+    old_flows: bool,
+}
+
+/// The buckets of flows that try what is broken ahead: about 6 % of them.
+const TRIAL: usize = BUCKETS / 16;
 
 const PLACES_OF: [(bool, Class); PLACES] = [
     (false, Class::Standard),

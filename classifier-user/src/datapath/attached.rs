@@ -1,10 +1,11 @@
 //! Whether the programs are still attached where they belong.
 
 use anyhow::{Context, Result};
+use aya::programs::TcAttachType;
 
-use super::program::TC;
+use super::DataPath;
+use super::program::{ANSWER, TC};
 use super::sys::tcx_programs;
-use super::{DataPath, has_tcx};
 
 /// A program of ours, and where it belongs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,10 +25,38 @@ pub struct Attachment {
 pub enum Hook {
     /// Before the network stack.
     Xdp,
-    /// At TC ingress, by TCX.
-    Tcx,
-    /// At TC ingress, by the filter of kernels before 6.6.
-    Filter,
+    /// At TC: by TCX, or by the filter of kernels before 6.6.
+    Tc(Side),
+}
+
+/// Which packets of an interface a TC program sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Those that come in.
+    Ingress,
+    /// Those that go out.
+    Egress,
+}
+
+impl Side {
+    /// Both, in the order in which programs are attached.
+    pub(super) const ALL: [Side; 2] = [Side::Ingress, Side::Egress];
+
+    /// The program that belongs there, on a LAN interface.
+    pub(super) fn program(self) -> &'static str {
+        match self {
+            Side::Ingress => TC,
+            Side::Egress => ANSWER,
+        }
+    }
+
+    /// What the loader calls it.
+    pub(super) fn attach_type(self) -> TcAttachType {
+        match self {
+            Side::Ingress => TcAttachType::Ingress,
+            Side::Egress => TcAttachType::Egress,
+        }
+    }
 }
 
 impl DataPath {
@@ -51,7 +80,9 @@ impl DataPath {
                 Ok(())
             };
             if !lan.is_egress {
-                add(if has_tcx() { Hook::Tcx } else { Hook::Filter }, TC)?;
+                for side in Side::ALL {
+                    add(Hook::Tc(side), side.program())?;
+                }
             }
             if lan.xdp.is_some() {
                 add(Hook::Xdp, lan.xdp_program())?;
@@ -78,13 +109,13 @@ impl DataPath {
 }
 
 impl Attachment {
-    /// Whether the program is among those that TCX runs for the interface's incoming packets.
+    /// Whether the program is among those that TCX runs on its side of the interface.
     ///
     /// # Errors
     ///
     /// When the kernel does not answer, for example because the interface is gone.
-    pub fn is_in_tcx(&self) -> Result<bool> {
-        let programs = tcx_programs(self.index)
+    pub fn is_in_tcx(&self, side: Side) -> Result<bool> {
+        let programs = tcx_programs(self.index, side.attach_type())
             .with_context(|| format!("cannot list the TC programs on {}", self.interface))?;
         Ok(programs.contains(&self.program))
     }

@@ -1,5 +1,7 @@
 //! The table of flows, seen from the controller: mapped into its memory, and shared with the programs.
 
+mod unanswered;
+
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::collections::hash_map::RandomState;
@@ -9,10 +11,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use anyhow::{Result, ensure};
 use aya::maps::MapData;
 use breakout_common::flows::{
-    ENTRIES, Facts, Kept, Key, Limits, MAGIC, PER_SET, SET_WORDS, Secret, Sets, State, facts_of,
-    keep, note_of, pin_of,
+    ANSWERED, ENTRIES, Facts, Kept, Key, Limits, MAGIC, PER_SET, SET_WORDS, Secret, Sets, State,
+    facts_of, keep, note_of, pin_of,
 };
 use breakout_common::path::{EPOCHS, Flow, Pin, PinKey};
+
+pub use unanswered::Unanswered;
 
 use super::mapped::MappedWords;
 use super::{Clock, sys};
@@ -195,7 +199,9 @@ impl FlowTable {
             return self.keep(&key, &pinned.pin);
         }
         let key = Key::from_words(pinned.first, pinned.second, &self.shape.secret.sets);
-        let slot = self.keep_words(&key, Facts::of(pinned.second), note_of(&pinned.pin));
+        let answered = other.note(pinned.slot).load(Ordering::Relaxed) & ANSWERED;
+        let note = note_of(&pinned.pin) | answered;
+        let slot = self.keep_words(&key, Facts::of(pinned.second), note);
         if let (Some(slot), Some(key), true) = (slot, pinned.key, Facts::of(pinned.second).is_v6())
         {
             self.set_addresses(slot, &key);

@@ -5,6 +5,7 @@
 //! [`PathMaps::publish`] replace a whole table of the set in force in one atomic store. Links are
 //! pinned, so the programs go on without a controller; counters and the pins of flows are too, so they go on.
 
+mod answers;
 mod asker;
 mod attached;
 mod bench;
@@ -38,19 +39,20 @@ use kept::Kept;
 use program::{Added, Options, Programs};
 use tables::TableMap;
 
+pub use answers::TrafficView;
 pub use asker::Asker;
-pub use attached::{Attachment, Hook};
+pub use attached::{Attachment, Hook, Side};
 pub use bench::{Bench, Run, Size};
 pub use clock::Clock;
 pub use counters::{Count, Counters};
-pub use flows::{FlowTable, Pinned};
+pub use flows::{FlowTable, Pinned, Unanswered};
 pub use object::object;
 pub use paths::PathMaps;
 pub use plan::{LanPlan, Paths, Plan};
 pub use program::{FILTER_PRIORITY, has_tcx};
 
 /// The maps that all programs of one installation share, as the eBPF object names them.
-const MAPS: [&str; 13] = [
+const MAPS: [&str; 14] = [
     "RULESET",
     "PATHS",
     "DEVICES",
@@ -64,9 +66,10 @@ const MAPS: [&str; 13] = [
     pins::EVENTS,
     "LANS",
     "REPLIES",
+    answers::ANSWERS,
 ];
 /// Those of them that later installations go on using.
-const LASTING_MAPS: [&str; 7] = [
+const LASTING_MAPS: [&str; 8] = [
     "REASONS",
     "SETS",
     "REPLIES",
@@ -74,6 +77,7 @@ const LASTING_MAPS: [&str; 7] = [
     NOTES,
     ADDRESSES,
     pins::EVENTS,
+    answers::ANSWERS,
 ];
 
 /// Another controller's program is on a LAN interface.
@@ -240,7 +244,7 @@ impl DataPath {
         }
         let is_gone = |name: &&String| lans.iter().all(|lan| lan.name != **name);
         for name in former.iter().filter(is_gone) {
-            if let Err(error) = program::remove_filter(name) {
+            if let Err(error) = program::remove_filters(name) {
                 tracing::warn!("a filter is left on {name}: {error:#}");
             }
         }
@@ -317,7 +321,7 @@ impl DataPath {
             ruleset,
             kept: None,
         };
-        let paths = PathMaps::open(&self.pins, paths, plan.paths)?;
+        let mut paths = PathMaps::open(&self.pins, paths, plan.paths)?;
         let mut lans: DevMapHash<MapData> = open_map(&self.pins.path("LANS"))?.try_into()?;
         for lan in plan.lans.iter().filter(|lan| lan.takes_replies) {
             lans.insert(lan.index, lan.index, None, 0)
@@ -325,6 +329,9 @@ impl DataPath {
         }
         let table = self.carry_over(flows, &carried)?;
         table.keep_all(&(plan.pinned)());
+        if pins.is_some() {
+            paths.view = Some(TrafficView::open(&self.pins, table)?);
+        }
         Ok((live, paths))
     }
 
@@ -430,7 +437,7 @@ impl DataPath {
     pub fn uninstall(mut self, filters: &BTreeSet<String>) -> Result<()> {
         let mut outcome = Ok(());
         for interface in filters {
-            outcome = outcome.and(program::remove_filter(interface));
+            outcome = outcome.and(program::remove_filters(interface));
         }
         for name in self.pins.names()? {
             outcome = outcome.and(self.pins.remove(&name));
@@ -444,7 +451,7 @@ impl DataPath {
         let mut wanted: Vec<String> = lans
             .iter()
             .filter(|lan| !lan.is_egress)
-            .map(LanPlan::tc_pin)
+            .flat_map(|lan| Side::ALL.map(|side| lan.pin_at(side)))
             .collect();
         wanted.extend(
             lans.iter()

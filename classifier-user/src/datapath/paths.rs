@@ -7,13 +7,15 @@ use aya::maps::{DevMap, MapData};
 
 use super::bpffs::PinDirectory;
 use super::tables::TableMap;
-use super::{Paths, open_map};
+use super::{Paths, TrafficView, open_map};
 
 /// The maps that a [`Paths`] is published in.
 pub struct PathMaps {
     table: TableMap,
     /// Those that XDP redirects to, and those that TC does: the same.
     devices: [DevMap<MapData>; 2],
+    /// What the programs see of flows, if they keep them.
+    pub view: Option<TrafficView>,
 }
 
 impl PathMaps {
@@ -32,6 +34,7 @@ impl PathMaps {
                 open_map(&pins.path("DEVICES"))?.try_into()?,
                 open_map(&pins.path("TC_DEVICES"))?.try_into()?,
             ],
+            view: None,
         };
         maps.set_devices(paths);
         Ok(maps)

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use breakout_common::path::{PATH_WORDS, PathTable, Pin, PinKey};
 
-use super::program;
+use super::{Side, program};
 use crate::config::XdpAttach;
 use crate::ruleset::Image;
 
@@ -32,8 +32,13 @@ pub struct LanPlan {
 }
 
 impl LanPlan {
-    pub(super) fn tc_pin(&self) -> String {
-        format!("tc-{}-{}", self.namespace, self.index)
+    /// The pin of the TC program on one side.
+    pub(super) fn pin_at(&self, side: Side) -> String {
+        let what = match side {
+            Side::Ingress => "tc",
+            Side::Egress => "tc-answer",
+        };
+        format!("{what}-{}-{}", self.namespace, self.index)
     }
 
     /// The XDP program that belongs on it.

@@ -20,13 +20,14 @@ use super::clock::Clock;
 use super::flows::Shape;
 use super::object::object;
 use super::sys::{self, open_pin};
-use super::{Hook, LanPlan, MAPS, XdpRefused};
+use super::{Hook, LanPlan, MAPS, Side, XdpRefused};
 use crate::config::XdpAttach;
 use crate::exit::{Code, WithCode};
 
 pub(super) const TC: &str = "breakout_tc";
 pub(super) const XDP: &str = "breakout_xdp";
 pub(super) const REPLY: &str = "breakout_reply";
+pub(super) const ANSWER: &str = "breakout_note";
 
 /// Where the TC filter stands on kernels before 6.6, which have no TCX. Fixed, so that a
 /// later controller finds and replaces it.
@@ -56,7 +57,7 @@ pub(super) struct Programs {
 #[derive(Debug, Default)]
 pub(super) struct Added {
     pins: Vec<String>,
-    filters: Vec<String>,
+    filters: Vec<(String, Side)>,
     /// Interfaces that got a clsact qdisc.
     pub(super) clsact: Vec<String>,
 }
@@ -67,8 +68,8 @@ impl Added {
         for name in &self.pins {
             let _ = pins.remove(name);
         }
-        for interface in &self.filters {
-            let _ = remove_filter(interface);
+        for (interface, side) in &self.filters {
+            let _ = remove_filter_at(interface, *side);
         }
     }
 }
@@ -122,8 +123,10 @@ impl Programs {
             .load(object()?)
             .context("cannot load the eBPF object")?;
         if !lan.is_egress {
-            let tc: &mut SchedClassifier = program(&mut ebpf, TC)?;
-            tc.load().map_err(|error| verifier(TC, error))?;
+            for name in Side::ALL.map(Side::program) {
+                let tc: &mut SchedClassifier = program(&mut ebpf, name)?;
+                tc.load().map_err(|error| verifier(name, error))?;
+            }
         }
         if lan.xdp.is_some() {
             let name = lan.xdp_program();
@@ -164,13 +167,29 @@ impl Programs {
         if self.lan.is_egress {
             return Ok(());
         }
-        if has_tcx() && !is_attached(pins, &self.lan.tc_pin()) {
-            self.attach_tcx(pins, added)?;
-        }
-        if !has_tcx() {
-            self.attach_filter(added)?;
+        for side in Side::ALL {
+            let attached = if !has_tcx() {
+                self.attach_filter(side, added)
+            } else if is_attached(pins, &self.lan.pin_at(side)) {
+                Ok(())
+            } else {
+                self.attach_tcx(side, pins, added)
+            };
+            self.needed(side, attached)?;
         }
         Ok(())
+    }
+
+    /// What only notes answers is no reason to steer nothing: as where somebody has an ingress qdisc, which has no egress side.
+    fn needed(&self, side: Side, attached: Result<()>) -> Result<()> {
+        if let (Side::Egress, Err(error)) = (side, &attached) {
+            tracing::warn!(
+                "it is not seen which flows are answered by {}: {error:#}",
+                self.lan.name
+            );
+            return Ok(());
+        }
+        attached
     }
 
     /// Lets the programs take over from those that are attached, each in one atomic replacement.
@@ -195,24 +214,35 @@ impl Programs {
         if lan.is_egress {
             return Ok(());
         }
-        let tc: &mut SchedClassifier = program(&mut self.ebpf, TC)?;
-        let failed = || format!("cannot replace the TC program on {}", lan.name);
-        if has_tcx() {
-            if let Some(link) = pinned_link(pins, &lan.tc_pin())? {
-                match tc.attach_to_link(link.try_into()?) {
-                    Err(error) if is_defunct(&error) => {
-                        pins.remove(&lan.tc_pin())?;
-                        self.attach_tcx(pins, &mut Added::default())?;
-                    }
-                    other => {
-                        other.with_context(failed)?;
-                    }
-                }
-            }
-        } else {
-            let id = tc.attach_to_link(filter(&lan.name)?).with_context(failed)?;
+        for side in Side::ALL {
+            let taken = self.take_over_tc(side, pins);
+            self.needed(side, taken)?;
+        }
+        Ok(())
+    }
+
+    fn take_over_tc(&mut self, side: Side, pins: &PinDirectory) -> Result<()> {
+        let (name, pin) = (self.lan.name.clone(), self.lan.pin_at(side));
+        let tc: &mut SchedClassifier = program(&mut self.ebpf, side.program())?;
+        let failed = || format!("cannot replace the TC program on {name}");
+        if !has_tcx() {
+            let filter = filter(&name, side)?;
+            let id = tc.attach_to_link(filter).with_context(failed)?;
             // Dropping the link would remove the filter; it must outlive this process and be replaceable.
             mem::forget(tc.take_link(id)?);
+            return Ok(());
+        }
+        let Some(link) = pinned_link(pins, &pin)? else {
+            return Ok(());
+        };
+        match tc.attach_to_link(link.try_into()?) {
+            Err(error) if is_defunct(&error) => {
+                pins.remove(&pin)?;
+                self.attach_tcx(side, pins, &mut Added::default())?;
+            }
+            other => {
+                other.with_context(failed)?;
+            }
         }
         Ok(())
     }
@@ -225,11 +255,11 @@ impl Programs {
                 pins.remove(&self.lan.xdp_pin())?;
                 self.attach_xdp(pins, added)
             }
-            Hook::Tcx => {
-                pins.remove(&self.lan.tc_pin())?;
-                self.attach_tcx(pins, added)
+            Hook::Tc(side) if has_tcx() => {
+                pins.remove(&self.lan.pin_at(side))?;
+                self.attach_tcx(side, pins, added)
             }
-            Hook::Filter => self.attach_filter(added),
+            Hook::Tc(side) => self.attach_filter(side, added),
         }
     }
 
@@ -256,15 +286,15 @@ impl Programs {
         Ok(())
     }
 
-    fn attach_tcx(&mut self, pins: &PinDirectory, added: &mut Added) -> Result<()> {
+    fn attach_tcx(&mut self, side: Side, pins: &PinDirectory, added: &mut Added) -> Result<()> {
         let lan = self.lan.clone();
-        let tc: &mut SchedClassifier = program(&mut self.ebpf, TC)?;
+        let tc: &mut SchedClassifier = program(&mut self.ebpf, side.program())?;
         let order = TcAttachOptions::TcxOrder(LinkOrder::default());
         let id = tc
-            .attach_with_options(&lan.name, TcAttachType::Ingress, order)
+            .attach_with_options(&lan.name, side.attach_type(), order)
             .with_context(|| format!("cannot attach the TC program to {}", lan.name))?;
         let link: FdLink = tc.take_link(id)?.try_into()?;
-        let pin = lan.tc_pin();
+        let pin = lan.pin_at(side);
         link.pin(pins.path(&pin))
             .context("cannot pin the TC link")?;
         added.pins.push(pin);
@@ -272,7 +302,7 @@ impl Programs {
     }
 
     /// Adds the filter of kernels before 6.6, unless an earlier controller's is there.
-    fn attach_filter(&mut self, added: &mut Added) -> Result<()> {
+    fn attach_filter(&mut self, side: Side, added: &mut Added) -> Result<()> {
         let name = self.lan.name.clone();
         if qdisc_add_clsact(&name).is_ok() {
             added.clsact.push(name.clone());
@@ -282,11 +312,11 @@ impl Programs {
             handle: FILTER_HANDLE,
             classid: None,
         });
-        let tc: &mut SchedClassifier = program(&mut self.ebpf, TC)?;
-        match tc.attach_with_options(&name, TcAttachType::Ingress, options) {
+        let tc: &mut SchedClassifier = program(&mut self.ebpf, side.program())?;
+        match tc.attach_with_options(&name, side.attach_type(), options) {
             Ok(id) => {
                 mem::forget(tc.take_link(id)?);
-                added.filters.push(name);
+                added.filters.push((name, side));
                 Ok(())
             }
             // The place is taken; `take_over` replaces what is there.
@@ -298,14 +328,20 @@ impl Programs {
     }
 }
 
-/// Removes the TC filter of kernels before 6.6 from an interface.
-pub(super) fn remove_filter(interface: &str) -> Result<()> {
+/// Removes the TC filters of kernels before 6.6 from an interface.
+pub(super) fn remove_filters(interface: &str) -> Result<()> {
+    Side::ALL
+        .into_iter()
+        .try_for_each(|side| remove_filter_at(interface, side))
+}
+
+fn remove_filter_at(interface: &str, side: Side) -> Result<()> {
     // With an interface its filters are gone.
     if has_tcx() || nix::net::if_::if_nametoindex(interface).is_err() {
         return Ok(());
     }
     // Dropping the link removes the filter.
-    drop(filter(interface)?);
+    drop(filter(interface, side)?);
     Ok(())
 }
 
@@ -314,7 +350,7 @@ pub(super) fn refuse_foreign(lan: &LanPlan, pins: &PinDirectory) -> Result<()> {
     if !has_tcx() {
         return Ok(());
     }
-    let own = match PinnedLink::from_pin(pins.path(&lan.tc_pin())) {
+    let own = match PinnedLink::from_pin(pins.path(&lan.pin_at(Side::Ingress))) {
         Ok(link) => Some(FdLink::from(link).info()?.program_id()),
         Err(_) => None,
     };
@@ -342,10 +378,10 @@ pub fn has_tcx() -> bool {
     KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 6, 0))
 }
 
-fn filter(interface: &str) -> Result<SchedClassifierLink> {
+fn filter(interface: &str, side: Side) -> Result<SchedClassifierLink> {
     SchedClassifierLink::attached(
         interface,
-        TcAttachType::Ingress,
+        side.attach_type(),
         FILTER_PRIORITY,
         FILTER_HANDLE,
         None,

@@ -11,6 +11,7 @@ use std::path::Path;
 use anyhow::{Result, ensure};
 use aya::Pod;
 use aya::maps::MapData;
+use aya::programs::TcAttachType;
 use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_map_type};
 
 /// An array map with one entry of a whole number of 32-bit words.
@@ -141,6 +142,22 @@ pub(super) fn set<K: Pod, V: Pod>(map: &MapData, key: &K, value: &V) -> Result<(
     Ok(())
 }
 
+/// An entry of a map, if there is one.
+pub(super) fn get<K: Pod, V: Pod + Default>(map: &MapData, key: &K) -> Result<Option<V>> {
+    fit::<K, V>(map)?;
+    let mut value = V::default();
+    let mut attr = empty_attr();
+    attr.__bindgen_anon_2.map_fd = map.fd().as_fd().as_raw_fd().cast_unsigned();
+    attr.__bindgen_anon_2.key = std::ptr::from_ref(key) as u64;
+    attr.__bindgen_anon_2.__bindgen_anon_1.value = (&raw mut value) as u64;
+    // SAFETY: the kernel reads a key and writes a value, which are as large as the map's (`fit`) and outlive the call.
+    match unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut attr) } {
+        Ok(_) => Ok(Some(value)),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Removes an entry of a map.
 pub(super) fn remove<K: Pod, V: Pod>(map: &MapData, key: &K) -> Result<()> {
     fit::<K, V>(map)?;
@@ -182,11 +199,15 @@ pub(super) fn detach(link: BorrowedFd<'_>) -> io::Result<()> {
 }
 
 /// The numbers of the programs at TCX ingress of an interface, at most 64 as the kernel has it (`BPF_MPROG_MAX`).
-pub(super) fn tcx_programs(index: u32) -> io::Result<Vec<u32>> {
+pub(super) fn tcx_programs(index: u32, side: TcAttachType) -> io::Result<Vec<u32>> {
     let mut ids = [0u32; 64];
     let mut attr = empty_attr();
     attr.query.__bindgen_anon_1.target_ifindex = index;
-    attr.query.attach_type = bpf_attach_type::BPF_TCX_INGRESS as u32;
+    let side = match side {
+        TcAttachType::Egress => bpf_attach_type::BPF_TCX_EGRESS,
+        _ => bpf_attach_type::BPF_TCX_INGRESS,
+    };
+    attr.query.attach_type = side as u32;
     attr.query.prog_ids = ids.as_mut_ptr() as u64;
     attr.query.__bindgen_anon_2.count = 64;
     // SAFETY: the kernel writes at most `count` numbers at `prog_ids`, which is how many there is room for.

@@ -1,7 +1,9 @@
 //! What on this machine stands in Breakout's way, or in whose way Breakout stands; and what to do about it.
 
+mod forward;
 mod kernel;
 mod netfilter;
+mod packet_way;
 mod routing;
 
 use std::fmt;
@@ -64,7 +66,7 @@ pub async fn examine(config: &Config, ruleset: &Ruleset) -> Result<Vec<Finding>>
     let links = Links::open()?;
     let mut findings = kernel::examine(config).await;
     findings.extend(routing::examine(&links, config, ruleset).await?);
-    findings.extend(netfilter::examine(&links, config).await);
+    findings.extend(netfilter::examine(&links, config, ruleset).await);
     let lans = config.lan.iter();
     let lans = lans.map(|lan| ("[[lan]]".to_owned(), lan.interface.as_str()));
     findings.extend(missing(&links, lans.collect()).await?);
@@ -87,6 +89,15 @@ pub async fn examine(config: &Config, ruleset: &Ruleset) -> Result<Vec<Finding>>
     }
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.level));
     Ok(findings)
+}
+
+/// Looks at the rules of the gateway's own firewall alone, which may change at any time. Changes nothing.
+///
+/// # Errors
+///
+/// When the kernel does not answer.
+pub async fn examine_firewall(config: &Config, ruleset: &Ruleset) -> Result<Vec<Finding>> {
+    Ok(netfilter::examine(&Links::open()?, config, ruleset).await)
 }
 
 /// Finds the interfaces that are not there. Beside others that are it may be a modem that is not plugged in; without any nothing is

@@ -5,28 +5,29 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde_json::Value;
 
-use super::{Finding, Level};
+use super::{Finding, Level, forward};
 use crate::config::{Config, EgressConfig, Mode};
 use crate::links::Links;
+use crate::ruleset::Ruleset;
 use crate::{nat, private};
 
-pub(super) async fn examine(links: &Links, config: &Config) -> Vec<Finding> {
-    if config
-        .egress
-        .values()
-        .all(|egress| egress.mode == Mode::Redirect)
-    {
-        // XDP comes before all of netfilter.
-        return Vec::new();
-    }
+pub(super) async fn examine(links: &Links, config: &Config, ruleset: &Ruleset) -> Vec<Finding> {
     match nat::ruleset().await {
-        Ok(ruleset) => {
-            let mut findings = rules(&ruleset, config);
-            findings.extend(untranslated(
-                &ruleset,
-                config,
-                &private_lans(links, config).await,
-            ));
+        Ok(nft) => {
+            let mut findings = forward::examine(links, config, ruleset, &nft).await;
+            if config
+                .egress
+                .values()
+                .any(|egress| egress.mode == Mode::Route)
+            {
+                // Redirected packets do not come to netfilter.
+                findings.extend(rules(&nft, config));
+                findings.extend(untranslated(
+                    &nft,
+                    config,
+                    &private_lans(links, config).await,
+                ));
+            }
             findings
         }
         Err(error) => vec![Finding::new(

@@ -5,7 +5,7 @@ use std::time::Instant;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Measure;
+use super::{Answers, Life, Measure};
 use crate::config::{Class, HealthConfig};
 use crate::timestamp::Timestamp;
 
@@ -17,7 +17,7 @@ use crate::timestamp::Timestamp;
 pub enum State {
     /// Everything may use it.
     Up,
-    /// Media must not, everything else may; or the other way round.
+    /// Media must not, everything else may; or the other way round; or only those flows may that are there and answered.
     Degraded,
     /// Nothing may use it.
     Down,
@@ -43,6 +43,9 @@ pub struct Standing {
     pub standard: bool,
     /// Whether media may use it.
     pub media: bool,
+    /// Whether it is full: answers take much longer than they did while less was sent, and flows are answered all the same.
+    #[serde(default)]
+    pub congested: bool,
     /// 0 for a dead one, 10 for one without loss and delay.
     pub score: f64,
     /// Since when the state is as it is.
@@ -51,12 +54,17 @@ pub struct Standing {
     pub why: Option<String>,
     /// What the probes measure; without any if there are none.
     pub measure: Option<Measure>,
+    /// The answers to flows there; none if flows are not remembered.
+    #[serde(default)]
+    pub answers: Option<Answers>,
 }
 
 /// What is known of one class.
 #[derive(Clone, Debug, Default)]
 struct Seat {
     works: bool,
+    /// Whether flows that have begun there may stay, though no new ones shall come.
+    keeps: bool,
     /// Whether it has ever been judged. A new one that is good works at once.
     is_judged: bool,
     /// Since when it has been good without a break.
@@ -83,6 +91,7 @@ pub struct Judge {
     state: State,
     since: Timestamp,
     score: f64,
+    is_congested: bool,
     measure: Option<Measure>,
 }
 
@@ -96,6 +105,7 @@ impl Default for Judge {
             state: State::Down,
             since: Timestamp::default(),
             score: 0.0,
+            is_congested: false,
             measure: None,
         }
     }
@@ -133,8 +143,11 @@ impl Judge {
         self.since = self.since.moved_by(step);
     }
 
-    /// Looks at what is known now. `problem` is what is wrong with the link itself. Returns the state before, if there is
-    /// another one now.
+    /// Looks at what is known now. `problem` is what is wrong with the link itself; `life` is what the traffic tells, which overrules
+    /// the probes. Returns the state before, if there is another one now.
+    ///
+    /// Established flows of standard traffic stay on a link that is bad, as long as they are answered: to move them is to end
+    /// them. Media moves, which lives on.
     ///
     /// A new egress works as soon as it is known to be good; one that has been bad only after the hold-down.
     pub fn look(
@@ -143,19 +156,31 @@ impl Judge {
         limits: &HealthConfig,
         problem: Option<&str>,
         measure: Option<&Measure>,
+        life: Life,
     ) -> Option<State> {
         let before = self.state;
+        self.is_congested = problem.is_none()
+            && measure.is_some_and(|measure| life.is_recent && measure.is_slowed());
         for (seat, class) in self.seats.iter_mut().zip(CLASSES) {
             let fault = match (problem, measure) {
                 (Some(problem), _) => Some(problem.to_owned()),
-                (None, Some(measure)) => fault(measure, limits, class, seat.works),
+                (None, Some(measure)) => fault(measure, limits, class, seat.works, life),
                 (None, None) => None,
             };
             match fault {
                 Some(fault) => {
                     let is_untried = problem.is_none() && measure.is_some_and(Measure::is_untried);
+                    let is_silent = measure.is_some_and(|measure| measure.alive == Some(false));
+                    let is_answered = if is_silent {
+                        life.is_alive
+                    } else {
+                        life.is_recent
+                    };
+                    let keeps = problem.is_none() && class == Class::Standard && is_answered;
+                    let congested = if self.is_congested { "congested: " } else { "" };
                     *seat = Seat {
-                        why: Some(fault),
+                        keeps: keeps && (seat.works || seat.keeps),
+                        why: Some(format!("{congested}{fault}")),
                         is_judged: seat.is_judged || !is_untried,
                         ..Seat::default()
                     };
@@ -165,6 +190,7 @@ impl Judge {
                     let since = *seat.good_since.get_or_insert(now);
                     seat.works = !seat.is_judged || now.duration_since(since) >= limits.hold_down.0;
                     seat.is_judged = true;
+                    seat.keeps &= !seat.works;
                     let hold = format!(
                         "good again, used after {} without a fault",
                         String::from(limits.hold_down)
@@ -195,6 +221,16 @@ impl Judge {
         }
     }
 
+    /// Whether established flows of a class may stay there.
+    pub fn keeps(&self, class: Class) -> bool {
+        let [standard, media] = &self.seats;
+        let seat = match class {
+            Class::Standard => standard,
+            Class::Media => media,
+        };
+        seat.works || seat.keeps
+    }
+
     /// How it stands.
     pub fn standing(&self) -> Standing {
         let mut why = self.seats.iter().filter_map(|seat| seat.why.clone());
@@ -202,10 +238,12 @@ impl Judge {
             state: self.state,
             standard: self.seats[0].works,
             media: self.seats[1].works,
+            congested: self.is_congested,
             score: (self.score * 10.0).round() / 10.0,
             since: self.since,
             why: why.next(),
             measure: self.measure.clone(),
+            answers: None,
         }
     }
 }
@@ -213,19 +251,30 @@ impl Judge {
 fn state_of(seats: &[Seat; 2]) -> State {
     match (seats[0].works, seats[1].works) {
         (true, true) => State::Up,
-        (false, false) => State::Down,
+        (false, false) if !seats[0].keeps => State::Down,
         _ => State::Degraded,
     }
 }
 
 /// What makes an egress too bad for a class, if anything.
-fn fault(measure: &Measure, limits: &HealthConfig, class: Class, works: bool) -> Option<String> {
+fn fault(
+    measure: &Measure,
+    limits: &HealthConfig,
+    class: Class,
+    works: bool,
+    life: Life,
+) -> Option<String> {
     let (loss, latency) = match class {
         Class::Media => (limits.media_loss, limits.media_latency),
         Class::Standard => (limits.loss, limits.latency),
     };
     // To come back it must be twice as good as it had to be to stay.
     let scale = if works { 1.0 } else { 0.5 };
+    // Where flows are answered, it is the probes that are not.
+    let is_proved = works && life.is_alive && class == Class::Standard;
+    if measure.alive == Some(false) && is_proved {
+        return None;
+    }
     if measure.alive == Some(false) {
         let errors = measure.targets.iter().find_map(|target| {
             let error = target.last_error.as_ref()?;
@@ -253,7 +302,7 @@ fn fault(measure: &Measure, limits: &HealthConfig, class: Class, works: bool) ->
     if let Some(time) = measure.latency_ms.filter(|time| *time >= limit) {
         return Some(format!("answers take {time:.0} ms"));
     }
-    if class == Class::Standard && measure.doors == Some(false) {
+    if class == Class::Standard && measure.doors == Some(false) && !is_proved {
         return Some("no front door answers over TCP".to_owned());
     }
     None

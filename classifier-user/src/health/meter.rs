@@ -26,6 +26,8 @@ pub(super) struct Meter {
     latency: Option<f64>,
     /// By how much the latency varies.
     variation: f64,
+    /// The latency of a link that is not full: the least one, which follows others slowly.
+    idle: Option<f64>,
     why: Option<String>,
 }
 
@@ -39,6 +41,7 @@ impl Meter {
             loss_before: 0.0,
             latency: None,
             variation: 0.0,
+            idle: None,
             why: None,
         }
     }
@@ -55,6 +58,10 @@ impl Meter {
         match outcome {
             Ok(time) => {
                 let time = time.as_secs_f64() * 1000.0;
+                self.idle = Some(match self.idle {
+                    Some(idle) if time > idle => idle + (time - idle) * 0.001,
+                    _ => time,
+                });
                 (self.latency, self.variation) = match self.latency {
                     Some(before) => {
                         let further = (time - before).abs() - self.variation;
@@ -79,6 +86,21 @@ impl Meter {
                 self.why = Some(why);
             }
         }
+    }
+
+    /// Takes in an answer that has come after it was no longer waited for, and was taken for lost. A queue has it late, so the
+    /// link is alive.
+    pub(super) fn note_late(&mut self, time: Duration) {
+        let loss = self.loss;
+        self.note(Ok(time));
+        let weight = if self.target.kind.is_quick() {
+            0.01
+        } else {
+            0.3
+        };
+        // What is left by rounding is nothing.
+        let loss = (loss - weight) / (1.0 - weight);
+        self.loss = if loss < 1e-9 { 0.0 } else { loss };
     }
 
     /// A dead link is no lossy one: that it was dead is not held against it once it answers again.
@@ -155,6 +177,9 @@ pub struct Measure {
     pub loss: f64,
     /// How long answers take, in milliseconds.
     pub latency_ms: Option<f64>,
+    /// How long they take while the link is not full.
+    #[serde(default)]
+    pub idle_latency_ms: Option<f64>,
     /// Each target.
     pub targets: Vec<TargetReport>,
 }
@@ -209,8 +234,17 @@ impl Measure {
             doors,
             loss: best.map_or(0.0, |meter| meter.loss),
             latency_ms: best.and_then(|meter| meter.latency),
+            idle_latency_ms: best.and_then(|meter| meter.idle),
             targets: meters.iter().map(Meter::report).collect(),
         }
+    }
+
+    /// Whether answers take so much longer than on an idle link that a queue before it must be full: 100 ms, as Microsoft's
+    /// connectivity test has it.
+    pub fn is_slowed(&self) -> bool {
+        const ADDED: f64 = 100.0;
+        let slowed = self.latency_ms.zip(self.idle_latency_ms);
+        slowed.is_some_and(|(now, idle)| now >= idle + ADDED)
     }
 
     /// Whether there is something to ask, and nothing is known yet.

@@ -8,6 +8,7 @@
 //!
 //! Nothing here knows of routes or of the data path; [`crate::controller`] brings them together.
 
+mod ahead;
 mod defaults;
 mod judge;
 mod meter;
@@ -15,9 +16,12 @@ mod probe;
 mod prober;
 mod stun;
 mod target;
+mod traffic;
 
+pub use ahead::{Ahead, Silent};
 pub use defaults::default_targets;
 pub use judge::{Judge, Standing, State, Verdict};
 pub use meter::{Measure, TargetReport};
 pub use prober::{Path, Probers, Report, Reports};
 pub use target::{Kind, Target};
+pub use traffic::{Answers, Life, Traffic};

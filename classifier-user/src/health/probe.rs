@@ -36,7 +36,8 @@ pub(super) struct Answered {
     pub(super) method: Option<Method>,
 }
 
-/// Probes a target once; a relay by the method that it answers, if that is known. Returns the answer, or why there was none.
+/// Probes a target once; a relay by the method that it answers, if that is known. Returns the answer, or why there is none. Where
+/// nothing comes back it waits for ever; the caller has `patience`.
 pub(super) async fn probe(
     target: &Target,
     address: SocketAddr,
@@ -59,11 +60,7 @@ pub(super) async fn probe(
             method: None,
         })
     };
-    match timeout(patience, attempt).await {
-        Ok(Ok(answered)) => Ok(answered),
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err(format!("no answer within {} ms", patience.as_millis())),
-    }
+    attempt.await.map_err(|error: io::Error| error.to_string())
 }
 
 fn socket(

@@ -11,6 +11,7 @@ use routes::ProbeRoutes;
 use tokio::net::lookup_host;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -33,6 +34,8 @@ const UNPROVEN: u64 = 20;
 const LOOKUP: Duration = Duration::from_secs(600);
 /// How soon a name is looked up again that could not be.
 const LOOKUP_AGAIN: Duration = Duration::from_secs(30);
+/// For how long an answer to a quick probe is heard that was taken for lost: longer than most queues of modems and mobile networks.
+const LATE: Duration = Duration::from_secs(5);
 /// How long a resolver may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// What is probed, and how.
@@ -171,6 +174,8 @@ struct Outcome {
     index: usize,
     /// Whether the target was silent when it was sent.
     was_silent: bool,
+    /// Whether it had been taken for lost.
+    is_late: bool,
     answer: Result<Answered, String>,
 }
 
@@ -196,6 +201,8 @@ struct Prober {
     silence: u32,
     /// Whether a slow target has answered in that silence.
     door_opened: bool,
+    /// What the tries come to.
+    outcomes: (UnboundedSender<Outcome>, UnboundedReceiver<Outcome>),
     reports: Arc<Reports>,
 }
 
@@ -226,6 +233,7 @@ impl Prober {
             burst: 0,
             silence: 0,
             door_opened: false,
+            outcomes: unbounded_channel(),
             meters,
             path,
             reports,
@@ -233,10 +241,11 @@ impl Prober {
     }
 
     async fn run(mut self) {
-        let mut tries: JoinSet<Outcome> = JoinSet::new();
+        let mut tries: JoinSet<()> = JoinSet::new();
         let mut lookups = JoinSet::new();
         loop {
             let now = Instant::now();
+            while tries.try_join_next().is_some() {}
             if self.next_lookup <= now {
                 self.look_up(&mut lookups);
                 if lookups.is_empty() {
@@ -269,7 +278,7 @@ impl Prober {
                     }
                     self.retain_routes();
                 }
-                Some(Ok(outcome)) = tries.join_next(), if !tries.is_empty() => self.note(outcome),
+                Some(outcome) = self.outcomes.1.recv() => self.note(outcome),
             }
             self.reports.put(Report {
                 path: Arc::clone(&self.path),
@@ -325,7 +334,7 @@ impl Prober {
     }
 
     /// Sends the next quick probe, to the targets in turn.
-    fn quick(&mut self, tries: &mut JoinSet<Outcome>) {
+    fn quick(&mut self, tries: &mut JoinSet<()>) {
         let interval = if self.burst > 0 {
             BURST
         } else {
@@ -355,7 +364,7 @@ impl Prober {
         quick.min_by_key(|index| (!is_due(index), self.asked[*index]))
     }
 
-    fn start(&self, index: usize, tries: &mut JoinSet<Outcome>) {
+    fn start(&self, index: usize, tries: &mut JoinSet<()>) {
         let Some(address) = self.addresses[index] else {
             return;
         };
@@ -366,19 +375,40 @@ impl Prober {
         let (bound, method) = (self.bound.clone(), self.methods[index]);
         let was_silent = self.meters[index].is_silent();
         let routes = self.routes.clone();
+        let outcomes = self.outcomes.0.clone();
+        let late = if target.kind.is_quick() {
+            LATE.saturating_sub(patience)
+        } else {
+            Duration::ZERO
+        };
         tries.spawn(async move {
+            let tell = |answer, is_late| {
+                // Who does not listen any more has left the path.
+                let _ = outcomes.send(Outcome {
+                    index,
+                    was_silent,
+                    is_late,
+                    answer,
+                });
+            };
             let led = match &routes {
                 Some(routes) => routes.lead(address.ip()).await,
                 None => Ok(()),
             };
-            let answer = match led {
-                Ok(()) => probe(&target, address, method, &bound, patience).await,
-                Err(error) => Err(format!("{error:#}")),
-            };
-            Outcome {
-                index,
-                was_silent,
-                answer,
+            if let Err(error) = led {
+                return tell(Err(format!("{error:#}")), false);
+            }
+            let attempt = probe(&target, address, method, &bound, patience);
+            tokio::pin!(attempt);
+            match timeout(patience, &mut attempt).await {
+                Ok(answer) => tell(answer, false),
+                Err(_) => {
+                    let why = format!("no answer within {} ms", patience.as_millis());
+                    tell(Err(why), false);
+                    if let Ok(Ok(answered)) = timeout(late, attempt).await {
+                        tell(Ok(answered), true);
+                    }
+                }
             }
         });
     }
@@ -387,6 +417,7 @@ impl Prober {
         let Outcome {
             index,
             was_silent,
+            is_late,
             answer,
         } = outcome;
         let is_answered = answer.is_ok();
@@ -410,7 +441,10 @@ impl Prober {
         {
             self.methods[index] = Some(*method);
         }
-        self.meters[index].note(answer.map(|answered| answered.took));
+        match answer {
+            Ok(answered) if is_late => self.meters[index].note_late(answered.took),
+            answer => self.meters[index].note(answer.map(|answered| answered.took)),
+        }
         if self.meters[index].is_silent() {
             // Another relay may have the name, or the address, by now.
             self.methods[index] = None;

@@ -3,6 +3,7 @@
 
 mod attributes;
 pub mod conntrack;
+mod device_counts;
 mod gateway;
 mod interface;
 mod neighbour;
@@ -19,6 +20,7 @@ use anyhow::{Context, Result};
 use rtnetlink::Handle;
 use rtnetlink::packet_core::ErrorMessage;
 
+pub use device_counts::DeviceCounts;
 pub use gateway::{Gateway, Gateways, NoWayOut};
 pub use interface::{Interface, NoRedirect, network_namespace};
 pub use neighbour::Neighbour;

@@ -12,12 +12,13 @@ impl Links {
     /// # Errors
     ///
     /// When the kernel does not answer.
-    pub async fn has_ingress_filter(&self, index: u32, priority: u16) -> Result<bool> {
-        let request = self
-            .handle
-            .traffic_filter(index.cast_signed())
-            .get()
-            .ingress();
+    pub async fn has_filter(&self, index: u32, of_outgoing: bool, priority: u16) -> Result<bool> {
+        let request = self.handle.traffic_filter(index.cast_signed()).get();
+        let request = if of_outgoing {
+            request.egress()
+        } else {
+            request.ingress()
+        };
         let filters: Vec<_> = match request.execute().try_collect().await {
             // There is no clsact qdisc that could have filters.
             Err(error) if is_errno(&error, libc::EINVAL) => return Ok(false),

@@ -21,7 +21,8 @@ pub const fn facts_of(kind: u32, pin: &Pin) -> Facts {
     Facts::new(kind, pin.seen, pin.epoch).with(pin.egress(), pin.state)
 }
 
-/// What stands beside the entry of a pin: when the flow began, and above that the slot of its endpoint set.
+/// What stands beside the entry of a pin: when the flow began, and above that the slot of its endpoint set, and when it
+/// was [answered](super::answered) last, which is not.
 #[inline(always)]
 pub const fn note_of(pin: &Pin) -> u64 {
     (pin.set() as u64) << 32 | pin.since as u64

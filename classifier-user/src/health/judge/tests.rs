@@ -17,6 +17,7 @@ struct Case {
     judge: Judge,
     now: Instant,
     limits: HealthConfig,
+    life: Life,
 }
 
 impl Case {
@@ -25,6 +26,7 @@ impl Case {
             judge: Judge::default(),
             now: Instant::now(),
             limits: HealthConfig::default(),
+            life: Life::default(),
         }
     }
 
@@ -32,7 +34,7 @@ impl Case {
     fn after(&mut self, seconds: u64, problem: Option<&str>, measure: &Measure) -> State {
         self.now += Duration::from_secs(seconds);
         self.judge
-            .look(self.now, &self.limits, problem, Some(measure));
+            .look(self.now, &self.limits, problem, Some(measure), self.life);
         self.judge.standing().state
     }
 }
@@ -146,14 +148,69 @@ fn without_probes_the_link_alone_decides() {
     let mut case = Case::new();
     let limits = HealthConfig::default();
     assert_eq!(
-        case.judge.look(case.now, &limits, None, None),
+        case.judge.look(case.now, &limits, None, None, case.life),
         Some(State::Down)
     );
-    assert_eq!(case.judge.look(case.now, &limits, None, None), None);
+    assert_eq!(
+        case.judge.look(case.now, &limits, None, None, case.life),
+        None
+    );
     assert_eq!(case.judge.standing().score, 10.0);
     assert_eq!(
-        case.judge.look(case.now, &limits, Some("gone"), None),
+        case.judge
+            .look(case.now, &limits, Some("gone"), None, case.life),
         Some(State::Up)
     );
     assert_eq!(case.judge.standing().score, 0.0);
+}
+
+#[test]
+fn what_is_answered_is_not_dead_whatever_the_probes_say() {
+    let mut case = Case::new();
+    let good = measure(0.0, 20.0);
+    let silent = Measure {
+        alive: Some(false),
+        ..measure(0.3, 20.0)
+    };
+    case.after(0, None, &good);
+    case.life = Life {
+        is_alive: true,
+        is_recent: true,
+    };
+    assert_eq!(case.after(1, None, &silent), State::Degraded);
+    assert!(case.judge.works(Class::Standard) && !case.judge.works(Class::Media));
+    // A lost carrier is no question.
+    assert_eq!(case.after(1, Some("no carrier"), &silent), State::Down);
+    assert!(!case.judge.keeps(Class::Standard));
+    // What has been left comes back by probes alone.
+    assert_eq!(case.after(1, None, &silent), State::Down);
+    case.after(1, None, &good);
+    assert_eq!(case.after(10, None, &good), State::Up);
+    // Without an answer just now it is dead at once.
+    case.life.is_alive = false;
+    assert_eq!(case.after(1, None, &silent), State::Down);
+    assert!(!case.judge.keeps(Class::Standard));
+}
+
+#[test]
+fn a_full_link_keeps_the_flows_that_it_has() {
+    let mut case = Case::new();
+    let full = Measure {
+        idle_latency_ms: Some(20.0),
+        ..measure(0.0, 1900.0)
+    };
+    case.after(0, None, &measure(0.0, 20.0));
+    case.life.is_recent = true;
+    assert_eq!(case.after(1, None, &full), State::Degraded);
+    assert!(!case.judge.works(Class::Standard) && case.judge.keeps(Class::Standard));
+    assert!(!case.judge.keeps(Class::Media));
+    let standing = case.judge.standing();
+    assert!(standing.congested && standing.why.unwrap().starts_with("congested: answers"));
+    // Nobody is answered there any more.
+    case.life.is_recent = false;
+    assert_eq!(case.after(1, None, &full), State::Down);
+    assert!(!case.judge.standing().congested);
+    case.life.is_recent = true;
+    case.after(1, None, &full);
+    assert!(!case.judge.keeps(Class::Standard));
 }

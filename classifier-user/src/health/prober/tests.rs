@@ -23,6 +23,7 @@ fn note(prober: &mut Prober, index: usize, answer: Result<Duration, String>) {
     prober.note(Outcome {
         index,
         was_silent: false,
+        is_late: false,
         answer: answer.map(|took| Answered { took, method: None }),
     });
 }
@@ -111,6 +112,7 @@ fn what_was_sent_into_the_silence_is_no_loss_once_it_is_over() {
         prober.note(Outcome {
             index: 0,
             was_silent: true,
+            is_late: false,
             answer: Err("no answer".to_owned()),
         });
     }

@@ -1,0 +1,148 @@
+//! What is known of a path by its traffic: whether flows are answered there. Seen by the programs, and looked at a few times a
+//! second, without anything that waits.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use super::egress::EgressState;
+use crate::datapath::{TrafficView, Unanswered};
+use crate::health::{Ahead, Answers, Judge, Life, Measure, Silent, Standing, State, Traffic};
+use crate::links::DeviceCounts;
+
+/// Between two looks.
+const INTERVAL: Duration = Duration::from_millis(200);
+
+/// An egress and address family.
+pub(super) type Key = (String, bool);
+
+/// What is known of one path.
+#[derive(Clone, Default)]
+pub(super) struct PathTraffic {
+    traffic: Traffic,
+    pub(super) ahead: Ahead<Unanswered>,
+    /// Since when no probe is answered.
+    silent: Option<Instant>,
+    /// Whether flows were answered lately.
+    pub(super) is_recent: bool,
+}
+
+impl PathTraffic {
+    /// What the traffic tells now; `is_silent` says whether probes find the link dead.
+    pub(super) fn life(&mut self, now: Instant, is_silent: bool) -> Life {
+        self.silent = is_silent.then(|| self.silent.unwrap_or(now));
+        let life = self.traffic.life(now, self.silent);
+        self.is_recent = life.is_recent;
+        life
+    }
+
+    /// How the path stands: as it is judged by its probes, unless it is broken ahead.
+    pub(super) fn standing(&self, judge: &Judge) -> Standing {
+        let standing = Standing {
+            answers: self.traffic.answers(),
+            ..judge.standing()
+        };
+        if !self.ahead.is_broken() || standing.state == State::Down {
+            return standing;
+        }
+        Standing {
+            state: if self.is_recent {
+                State::Degraded
+            } else {
+                State::Down
+            },
+            standard: false,
+            media: false,
+            score: 0.0,
+            since: self.ahead.since(),
+            why: Some(
+                "its probes are answered, but what clients begin there is not: something drops it on the way, as a rule for forwarded \
+                 packets, missing translation, or a filter upstream; a few new flows try it again at growing intervals; see: \
+                 breakout doctor"
+                    .to_owned(),
+            ),
+            ..standing
+        }
+    }
+}
+
+/// When was looked, and what was seen then.
+#[derive(Default)]
+pub(super) struct Watching {
+    at: Option<Instant>,
+    /// How many flows had begun.
+    begun: Option<u64>,
+    /// Whether flows have begun that were not looked at.
+    has_new: bool,
+}
+
+impl Watching {
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        self.at.is_none_or(|at| now >= at + INTERVAL)
+    }
+
+    /// Looks at the flows of all paths.
+    pub(super) fn observe(
+        &mut self,
+        now: Instant,
+        states: &[EgressState],
+        view: &TrafficView,
+        measures: &BTreeMap<Key, Measure>,
+        paths: &mut BTreeMap<Key, PathTraffic>,
+    ) -> Result<()> {
+        self.at = Some(now);
+        let devices = DeviceCounts::read()?;
+        let begun = view.begun()?;
+        self.has_new |= self.begun.is_some_and(|before| before != begun);
+        self.begun = Some(begun);
+        // Of these it is to be seen whether what begins is answered.
+        let mut waiting = Vec::new();
+        for state in states {
+            let interface = &state.config.interface;
+            let is_shared = |other: &EgressState| {
+                other.name != state.name && other.config.interface == *interface
+            };
+            let is_shared = states.iter().any(is_shared);
+            for v6 in [false, true] {
+                let key = (state.name.clone(), v6);
+                let is_silent = measures
+                    .get(&key)
+                    .is_some_and(|measure| measure.alive == Some(false));
+                let path = paths.entry(key.clone()).or_default();
+                let [packets, flows] = view.answers(state.index, v6)?;
+                path.traffic.note_answers(now, Answers { packets, flows });
+                if let (false, Some(received)) = (is_shared, devices.received_packets(interface)) {
+                    path.traffic.note_received(now, received);
+                }
+                let is_answered = path.ahead.note_answered(flows);
+                path.ahead.look(now, |flow| view.is_unanswered(flow));
+                if path.ahead.wants_flows() && !is_answered && !is_silent {
+                    waiting.push((key, state.index));
+                }
+            }
+        }
+        if !self.has_new || waiting.is_empty() {
+            return Ok(());
+        }
+        self.has_new = false;
+        let flows = view.unanswered()?;
+        for ((egress, v6), index) in waiting {
+            let its = flows
+                .iter()
+                .filter(|flow| (flow.egress, flow.v6) == (index, v6));
+            let its = its.map(|flow| (flow.clone(), silent(flow))).collect();
+            let path = paths.entry((egress, v6)).or_default();
+            path.ahead.watch(now, its);
+        }
+        Ok(())
+    }
+}
+
+fn silent(flow: &Unanswered) -> Silent {
+    Silent {
+        client: flow.client,
+        destination: flow.destination,
+        opens_tcp: flow.opens_tcp,
+    }
+}

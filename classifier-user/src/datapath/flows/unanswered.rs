@@ -1,0 +1,100 @@
+//! Flows that have begun and that nobody has answered yet.
+
+use std::sync::atomic::Ordering;
+
+use anyhow::Result;
+use breakout_common::flows::{Facts, State, answered};
+use breakout_common::path::{ORDINARY, PinKey};
+
+use super::{Clock, FlowTable, sys};
+
+/// How many are looked at.
+const MOST: usize = 1024;
+/// How long ago they may have begun, in ticks.
+const NEW: u32 = 2;
+
+/// A flow that has begun lately and is not answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unanswered {
+    slot: u32,
+    first: u64,
+    /// The index of its egress.
+    pub egress: u8,
+    /// Whether it is IPv6.
+    pub v6: bool,
+    /// Whether it is TCP, and none of its packets but SYNs have come.
+    pub opens_tcp: bool,
+    /// The address of its client, in halves.
+    pub client: (u64, u64),
+    /// The address of its destination.
+    pub destination: (u64, u64),
+}
+
+impl FlowTable {
+    /// Some of those flows. Who has sent more than SYNs on a TCP connection has been answered, by whichever way that came.
+    ///
+    /// # Errors
+    ///
+    /// When the addresses of flows over IPv6 cannot be read.
+    pub fn unanswered(&self) -> Result<Vec<Unanswered>> {
+        let now = Clock::of_kernel().now();
+        let mut found = Vec::new();
+        for (slot, second) in (0u32..).zip(self.seconds()) {
+            let facts = Facts::of(second.load(Ordering::Relaxed));
+            let is_candidate = facts.is_live()
+                && facts.state() != State::Client as u32
+                && facts.egress() != ORDINARY
+                && facts.silent(now) <= NEW;
+            if is_candidate && let Some(flow) = self.unanswered_in(slot, now)? {
+                found.push(flow);
+            }
+            if found.len() == MOST {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    /// Whether a flow is there still, on the same way, and not answered.
+    pub fn is_unanswered(&self, flow: &Unanswered) -> bool {
+        self.words(flow.slot).is_some_and(|(first, second)| {
+            let facts = Facts::of(second);
+            first == flow.first
+                && facts.egress() == flow.egress
+                && is_open(facts)
+                && answered(self.note(flow.slot).load(Ordering::Relaxed)) == 0
+        })
+    }
+
+    fn unanswered_in(&self, slot: u32, now: u32) -> Result<Option<Unanswered>> {
+        let note = self.note(slot).load(Ordering::Relaxed);
+        let since = (note & 0xffff_ffff) as u32;
+        let Some((first, second)) = self.words(slot) else {
+            return Ok(None);
+        };
+        let facts = Facts::of(second);
+        if answered(note) != 0 || now.wrapping_sub(since) > NEW || !is_open(facts) {
+            return Ok(None);
+        }
+        let addresses = if facts.is_v6() {
+            sys::get::<u32, PinKey>(&self.addresses, &slot)?
+        } else {
+            None
+        };
+        let key = self.pin_key(addresses.as_ref(), first, second);
+        Ok(key.map(|[a, b, c, d, _]| Unanswered {
+            slot,
+            first,
+            egress: facts.egress(),
+            v6: facts.is_v6(),
+            opens_tcp: facts.is_tcp(),
+            client: (a, b),
+            destination: (c, d),
+        }))
+    }
+}
+
+/// Whether it is not known of a flow by its own packets that it is answered.
+fn is_open(facts: Facts) -> bool {
+    !facts.is_tcp() || facts.state() == State::Opening as u32
+}
