@@ -8,7 +8,7 @@ use aya_ebpf::bindings::{__sk_buff, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::info;
-use breakout_common::egress::{marked, redirects};
+use breakout_common::egress::{marked, mtu, redirects};
 use breakout_common::frame::TAG_PRESENT;
 use breakout_common::packet::{PLAIN_V4_LEN, PLAIN_V6_LEN, plain_v4, plain_v6};
 use breakout_common::verdict::{Decision, Reason};
@@ -20,6 +20,8 @@ use crate::globals;
 use crate::maps::{egress, paths};
 use crate::reader::Packet;
 
+/// What clients' segments fit into, so that only narrower egresses need a look at them.
+const ETHERNET_MTU: u32 = 1500;
 /// Bytes to make directly readable: all headers but unusually long chains of extension headers.
 const PULL: u32 = 128;
 
@@ -105,6 +107,9 @@ fn finish(ctx: &TcContext, decision: &mut Decision) -> i32 {
                 action = too_big::breakout_answer(skb, u32::from(index));
             }
         } else {
+            if mtu(egress) < ETHERNET_MTU {
+                redirect::breakout_hold_size(skb, u32::from(index));
+            }
             // SAFETY: the context is the live socket buffer's; the verifier rewrites the access to its field.
             let mark = unsafe { (*skb).mark };
             ctx.skb.set_mark(marked(egress, mark));

@@ -19,6 +19,10 @@ pub(crate) const TESTS: &[Test] = &[
     ("redirect_by_xdp_answers_what_is_too_long", || {
         answers("lan")
     }),
+    (
+        "downloads_by_a_narrow_egress_in_route_mode_go_on",
+        downloads,
+    ),
     ("redirect_by_tc_answers_what_is_too_long", || answers("br1")),
     (
         "redirect_by_tc_carries_aggregates_of_any_length",
@@ -27,6 +31,31 @@ pub(crate) const TESTS: &[Test] = &[
 ];
 
 const NARROW: u16 = 1400;
+
+/// Whatever is too long for the egress is lost without a word, in either direction.
+fn downloads() -> Result<()> {
+    let lab = Lab::build()?;
+    let flows = [
+        Flow::new(Transport::Tcp, "52.98.1.1", 443),
+        Flow::new(Transport::Tcp, "2603:1006::1", 443),
+    ];
+    lab.own(flows.iter().map(|flow| flow.destination.ip()))?;
+    let _servers = Servers::start(&lab.internet, "internet", &flows)?;
+    lab.gateway.ip(&format!("link set inet mtu {NARROW}"))?;
+    // What is merged would pass.
+    for far in [&lab.internet, &lab.client] {
+        far.exec("ethtool -K eth0 tso off gso off")?;
+    }
+    let site = Site::new(&CONFIG.replace("MODE", "route"))?;
+    let mut daemon = Daemon::start(&site, &lab.gateway)?;
+    daemon.wait_until(|_| site.next_hops_known(&lab.gateway))?;
+    for flow in &flows {
+        let identity = bulk(&lab.client, flow.destination, 500_000)?;
+        ensure!(identity == "internet", "{identity}");
+    }
+    daemon.stop()?;
+    Ok(())
+}
 
 /// The kernel forwards nothing to the egress here, and has no route by which it could answer.
 fn answers(lan: &str) -> Result<()> {

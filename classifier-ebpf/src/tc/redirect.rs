@@ -4,7 +4,7 @@ use aya_ebpf::bindings::{__sk_buff, BPF_F_RECOMPUTE_CSUM, TC_ACT_UNSPEC, bpf_red
 use aya_ebpf::helpers::generated::{
     bpf_redirect_neigh, bpf_skb_change_tail, bpf_skb_store_bytes, bpf_skb_vlan_pop,
 };
-use breakout_common::egress::{EgressWords, gateway_v4, gateway_v6, link_header};
+use breakout_common::egress::{EgressWords, gateway_v4, gateway_v6, link_header, mtu};
 use breakout_common::forward;
 use breakout_common::frame::Frame;
 use breakout_common::network::{JUMBO, Network, TCP, network};
@@ -115,7 +115,7 @@ fn send(
         mss::breakout_clamp(
             skb,
             transport,
-            breakout_common::mss::largest(breakout_common::egress::mtu(egress), network.is_v6()),
+            breakout_common::mss::largest(mtu(egress), network.is_v6()),
         );
     }
     // The change of the TTL and that of its checksum make none in the packet's sum; that of the hop limit does.
@@ -150,6 +150,27 @@ fn send(
     // SAFETY: the helper reads that many bytes of the next hop, which is laid out as it expects.
     let action = unsafe { bpf_redirect_neigh(device, (&raw mut next_hop).cast(), NEXT_HOP_LEN, 0) };
     Ok((action & 0xff) as u32)
+}
+
+/// Holds the segment size of a packet that opens a TCP connection to what fits through an egress in route mode: the kernel only does
+/// so where a rule of the firewall says it, and the message that a packet is too long is often lost.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn breakout_hold_size(skb: *mut __sk_buff, index: u32) -> u32 {
+    // SAFETY: the context is the live socket buffer's; the verifier rewrites the accesses to its fields.
+    let (start, end, len) = unsafe { ((*skb).data as usize, (*skb).data_end as usize, (*skb).len) };
+    let packet = Packet::new(start, end, len).with_tag(super::tag(skb));
+    let Some(egress) = paths().and_then(|paths| egress(paths, (index & 0xff) as u8)) else {
+        return 0;
+    };
+    let Some(network) = network(&packet) else {
+        return 0;
+    };
+    let Some(transport) = opens(&packet, &network) else {
+        return 0;
+    };
+    let largest = breakout_common::mss::largest(mtu(egress), network.is_v6());
+    mss::breakout_clamp(skb, transport, largest)
 }
 
 /// Where the TCP header of a packet is that opens a connection.
