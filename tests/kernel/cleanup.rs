@@ -37,6 +37,7 @@ pub(crate) fn inventory(lab: &Lab) -> Result<String> {
         "ip -6 route show table all",
         "tc qdisc show",
         "tc filter show dev lan ingress",
+        "tc filter show dev lan egress",
         "nft list ruleset",
         "bpftool net show",
     ] {
@@ -52,11 +53,12 @@ pub(crate) fn inventory(lab: &Lab) -> Result<String> {
     // Debian 12's bpftool does not know TCX yet. Kernels before 6.6 have a TC filter, which is listed above.
     if kernel_at_least(6, 6)? {
         let tcx = lab.gateway.enter(|| {
-            let (_, programs) = SchedClassifier::query_tcx("lan", TcAttachType::Ingress)?;
-            Ok(programs
-                .iter()
-                .map(|program| program.id())
-                .collect::<Vec<_>>())
+            let mut all = Vec::new();
+            for side in [TcAttachType::Ingress, TcAttachType::Egress] {
+                let (_, programs) = SchedClassifier::query_tcx("lan", side)?;
+                all.extend(programs.iter().map(|program| program.id()));
+            }
+            Ok(all)
         })?;
         for id in tcx {
             writeln!(all, "breakout_tc or another TCX program {id} on lan")?;

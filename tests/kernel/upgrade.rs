@@ -201,7 +201,15 @@ fn without_clsact() -> Result<()> {
         })?;
         ensure!(office.new_way()? == "internet");
     }
+    // On that one, both sides are one.
+    site.json(&lab.gateway, &["reload"])?;
+    ensure!(office.new_way()? == "internet", "after a reload");
+    daemon.kill()?;
+    let daemon = Daemon::start(site, &lab.gateway)?;
+    ensure!(office.new_way()? == "internet", "after a restart");
     daemon.stop()?;
+    let filters = lab.gateway.exec("tc filter show dev lan ingress")?;
+    ensure!(!filters.contains("breakout"), "{filters}");
     Ok(())
 }
 

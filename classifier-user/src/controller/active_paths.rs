@@ -197,9 +197,8 @@ impl ActivePaths {
 
     /// Evaluates the egresses by what is known of them, and publishes what follows from that.
     pub(super) fn settle(&mut self) {
-        if let Some(view) = self.maps.as_ref().and_then(|maps| maps.view.as_ref()) {
-            self.health.observe(&self.egresses, view);
-        }
+        let view = self.maps.as_ref().and_then(|maps| maps.view.as_ref());
+        self.health.observe(&self.egresses, view);
         let changes = self.health.look(&self.intent.config, &self.egresses);
         self.news.changes.extend(changes);
         match self.publish(false) {
@@ -310,6 +309,7 @@ impl ActivePaths {
         if let Some(knowledge) = next.knowledge {
             self.health.know(knowledge);
         }
+        self.health.unwatch();
         // What has happened since it was staged.
         self.set_egresses(next.egresses, next.since);
         let changes = self.health.look(&self.intent.config, &self.egresses);

@@ -26,7 +26,7 @@ use super::ways::EgressVerdict;
 use super::{Controller, Options, clock, faults};
 use crate::config::{self, Config, Routing, XdpAttach};
 use crate::datapath::{
-    DataPath, FILTER_PRIORITY, Foreign, LanPlan, Plan, Prepared, XdpRefused, has_tcx, object,
+    DataPath, Foreign, LanPlan, Plan, Prepared, Side, XdpRefused, has_tcx, object,
 };
 use crate::events::Events;
 use crate::exit::{Code, WithCode, coded};
@@ -455,7 +455,11 @@ pub(super) fn pins(config: &Config) -> Option<u32> {
 /// Fails if another controller's TC filter is on one of the interfaces, on kernels that have no TCX.
 async fn refuse_foreign_filters(links: &Links, lans: &[LanPlan]) -> Result<()> {
     for lan in lans {
-        if !has_tcx() && links.has_filter(lan.index, false, FILTER_PRIORITY).await? {
+        if !has_tcx()
+            && links
+                .has_filter(lan.index, false, Side::Ingress.filter_priority())
+                .await?
+        {
             let interface = lan.name.clone();
             return Err(Foreign { interface }).code(Code::Busy);
         }

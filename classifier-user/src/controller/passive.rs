@@ -13,6 +13,8 @@ use crate::links::DeviceCounts;
 
 /// Between two looks.
 const INTERVAL: Duration = Duration::from_millis(200);
+/// Between two searches for new flows of a path where the first one found none.
+const EMPTY: Duration = Duration::from_secs(2);
 
 /// An egress and address family.
 pub(super) type Key = (String, bool);
@@ -22,6 +24,10 @@ pub(super) type Key = (String, bool);
 pub(super) struct PathTraffic {
     traffic: Traffic,
     pub(super) ahead: Ahead<Unanswered>,
+    /// Whether flows have begun, on any path, since flows of this one were looked for.
+    has_new: bool,
+    /// Before that they are not looked for again.
+    next_scan: Option<Instant>,
     /// Since when no probe is answered.
     silent: Option<Instant>,
     /// Whether flows were answered lately.
@@ -73,17 +79,44 @@ pub(super) struct Watching {
     at: Option<Instant>,
     /// How many flows had begun.
     begun: Option<u64>,
-    /// Whether flows have begun that were not looked at.
-    has_new: bool,
+    /// Why nothing could be seen last.
+    problem: Option<String>,
 }
 
 impl Watching {
-    pub(super) fn is_due(&self, now: Instant) -> bool {
-        self.at.is_none_or(|at| now >= at + INTERVAL)
+    /// Looks at the flows of all paths, if the last look is long enough ago. Without a view nothing is known of any.
+    pub(super) fn observe(
+        &mut self,
+        states: &[EgressState],
+        view: Option<&TrafficView>,
+        measures: &BTreeMap<Key, Measure>,
+        paths: &mut BTreeMap<Key, PathTraffic>,
+    ) {
+        let now = Instant::now();
+        if self.at.is_some_and(|at| now < at + INTERVAL) {
+            return;
+        }
+        self.at = Some(now);
+        let Some(view) = view else {
+            paths.clear();
+            return;
+        };
+        let problem = match self.look(now, states, view, measures, paths) {
+            Ok(()) => None,
+            Err(error) => {
+                paths.clear();
+                Some(format!("{error:#}"))
+            }
+        };
+        if problem != self.problem {
+            if let Some(problem) = &problem {
+                tracing::warn!("cannot see which flows are answered: {problem}");
+            }
+            self.problem = problem;
+        }
     }
 
-    /// Looks at the flows of all paths.
-    pub(super) fn observe(
+    fn look(
         &mut self,
         now: Instant,
         states: &[EgressState],
@@ -91,10 +124,9 @@ impl Watching {
         measures: &BTreeMap<Key, Measure>,
         paths: &mut BTreeMap<Key, PathTraffic>,
     ) -> Result<()> {
-        self.at = Some(now);
         let devices = DeviceCounts::read()?;
         let begun = view.begun()?;
-        self.has_new |= self.begun.is_some_and(|before| before != begun);
+        let have_begun = self.begun.is_some_and(|before| before != begun);
         self.begun = Some(begun);
         // Of these it is to be seen whether what begins is answered.
         let mut waiting = Vec::new();
@@ -103,36 +135,45 @@ impl Watching {
             let is_shared = |other: &EgressState| {
                 other.name != state.name && other.config.interface == *interface
             };
-            let is_shared = states.iter().any(is_shared);
+            let received = devices
+                .received_packets(interface)
+                .filter(|_| !states.iter().any(is_shared));
             for v6 in [false, true] {
                 let key = (state.name.clone(), v6);
-                let is_silent = measures
-                    .get(&key)
-                    .is_some_and(|measure| measure.alive == Some(false));
+                let measure = measures.get(&key);
+                let is_silent = measure.is_some_and(|measure| measure.alive == Some(false));
                 let path = paths.entry(key.clone()).or_default();
+                path.has_new |= have_begun;
                 let [packets, flows] = view.answers(state.index, v6)?;
                 path.traffic.note_answers(now, Answers { packets, flows });
-                if let (false, Some(received)) = (is_shared, devices.received_packets(interface)) {
+                if let Some(received) = received {
                     path.traffic.note_received(now, received);
                 }
                 let is_answered = path.ahead.note_answered(flows);
-                path.ahead.look(now, |flow| view.is_unanswered(flow));
-                if path.ahead.wants_flows() && !is_answered && !is_silent {
+                if state.problem(v6).is_some() || is_silent && !path.life(now, is_silent).is_alive {
+                    path.ahead.give_up();
+                    continue;
+                }
+                path.ahead.look(now, |flow| view.is_answered(flow));
+                let is_due = path.next_scan.is_none_or(|next| now >= next);
+                if path.has_new && path.ahead.wants_flows() && !is_answered && is_due {
                     waiting.push((key, state.index));
                 }
             }
         }
-        if !self.has_new || waiting.is_empty() {
+        if waiting.is_empty() {
             return Ok(());
         }
-        self.has_new = false;
         let flows = view.unanswered()?;
         for ((egress, v6), index) in waiting {
             let its = flows
                 .iter()
                 .filter(|flow| (flow.egress, flow.v6) == (index, v6));
-            let its = its.map(|flow| (flow.clone(), silent(flow))).collect();
+            let its: Vec<_> = its.map(|flow| (flow.clone(), silent(flow))).collect();
             let path = paths.entry((egress, v6)).or_default();
+            path.has_new = false;
+            // Others may have many new flows while there are none here.
+            path.next_scan = its.is_empty().then(|| now + EMPTY);
             path.ahead.watch(now, its);
         }
         Ok(())

@@ -2,7 +2,7 @@
 
 use super::Controller;
 use crate::control::ProgramStatus;
-use crate::datapath::{Attachment, FILTER_PRIORITY, Hook, Side, has_tcx};
+use crate::datapath::{Attachment, Hook, Side, has_tcx};
 
 /// Where a program of ours should be.
 enum Place {
@@ -115,7 +115,7 @@ impl Controller {
                 let of_outgoing = side == Side::Egress;
                 let links = &self.links;
                 links
-                    .has_filter(index, of_outgoing, FILTER_PRIORITY)
+                    .has_filter(index, of_outgoing, side.filter_priority())
                     .await?
             }
         };

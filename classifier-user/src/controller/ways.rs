@@ -220,23 +220,25 @@ impl Health {
         let traffic = self.traffic.get(&key);
         let is_broken = traffic.is_some_and(|traffic| traffic.ahead.is_broken());
         let is_answered = traffic.is_some_and(|traffic| traffic.is_recent);
+        // To move a TCP connection is to end it, and the verdict is about those that begin.
+        let stays = !is_broken || is_answered || class == Class::Standard;
         Uses {
             new_flows: judge.works(class) && !is_broken,
             tries: judge.works(class) && traffic.is_some_and(|traffic| traffic.ahead.is_tried()),
-            old_flows: judge.keeps(class) && (!is_broken || is_answered),
+            old_flows: judge.keeps(class) && stays,
         }
     }
 
     /// Looks at what the programs have seen of flows since the last time, if that is long enough ago.
-    pub(super) fn observe(&mut self, states: &[EgressState], view: &TrafficView) {
-        let now = Instant::now();
-        if !self.watching.is_due(now) {
-            return;
-        }
-        let (measures, traffic) = (&self.measures, &mut self.traffic);
-        let observed = self.watching.observe(now, states, view, measures, traffic);
-        if let Err(error) = observed {
-            tracing::warn!("it is not seen which flows are answered: {error:#}");
+    pub(super) fn observe(&mut self, states: &[EgressState], view: Option<&TrafficView>) {
+        self.watching
+            .observe(states, view, &self.measures, &mut self.traffic);
+    }
+
+    /// Forgets which flows were watched, which may be in another table now.
+    pub(super) fn unwatch(&mut self) {
+        for path in self.traffic.values_mut() {
+            path.ahead.unwatch();
         }
     }
 
@@ -273,16 +275,9 @@ impl Health {
                     paths.table.working[place] |= 1 << state.index;
                 }
             }
-            let is_any_tried = states.iter().any(|state| uses(state).tries);
             for (text, preference) in preferences {
-                let preference_of = Preference::from_text(text);
-                let mut chosen = choices(&preference_of, works, index);
-                if is_any_tried {
-                    let tried =
-                        choices(&preference_of, |name| works(name) || is_tried(name), index);
-                    chosen[..TRIAL].copy_from_slice(&tried[..TRIAL]);
-                }
-                paths.table.set_choices(*preference, place, &chosen);
+                let choices = choices(&Preference::from_text(text), works, is_tried, index);
+                paths.table.set_choices(*preference, place, &choices);
             }
         }
         paths
@@ -310,14 +305,35 @@ const PLACES_OF: [(bool, Class); PLACES] = [
     (true, Class::Media),
 ];
 
-/// The choice of each bucket: the most preferred egress that works, or a share of the buckets for each.
+/// The choice of each bucket: the most preferred egress that works, or a share of the buckets for each. Those that are tried get
+/// a few of the first buckets each, where they are preferred to what works.
 fn choices(
     preference: &Preference,
     works: impl Fn(&&str) -> bool,
+    is_tried: impl Fn(&&str) -> bool,
     index: impl Fn(&str) -> Option<u8>,
 ) -> [u8; BUCKETS] {
     let mut egresses = preference.egresses();
     egresses.retain(|name| index(name).is_some());
+    let mut choices = working_choices(preference, &egresses, &works, &index);
+    let is_ordered = !matches!(preference, Preference::Weighted(_));
+    let preferred = egresses
+        .iter()
+        .take_while(|name| !(is_ordered && works(name)));
+    let tried = preferred.filter(|name| is_tried(name));
+    for (share, name) in choices.chunks_exact_mut(TRIAL).zip(tried) {
+        share.fill(index(name).unwrap_or(ORDINARY));
+    }
+    choices
+}
+
+/// The choice of each bucket among those that work.
+fn working_choices(
+    preference: &Preference,
+    egresses: &[&str],
+    works: impl Fn(&&str) -> bool,
+    index: impl Fn(&str) -> Option<u8>,
+) -> [u8; BUCKETS] {
     let mut choices = [ORDINARY; BUCKETS];
     let Preference::Weighted(weights) = preference else {
         let first = egresses.iter().find(|name| works(name));
@@ -331,7 +347,7 @@ fn choices(
         .copied()
         .filter(|name| works(name))
         .collect();
-    let shared = share_out(&egresses, weights, BUCKETS);
+    let shared = share_out(egresses, weights, BUCKETS);
     // Buckets of those that do not work go to the others; no other bucket changes.
     let lost = shared.iter().filter(|name| !working.contains(name)).count();
     let mut replacements = share_out(&working, weights, lost).into_iter();
@@ -391,13 +407,16 @@ mod tests {
     #[test]
     fn the_first_one_that_works_is_chosen() {
         let preference = Preference::from_text("local > lte > gone");
-        assert_eq!(choices(&preference, |_| true, index), [0; BUCKETS]);
         assert_eq!(
-            choices(&preference, |name| *name != "local", index),
+            choices(&preference, |_| true, |_| false, index),
+            [0; BUCKETS]
+        );
+        assert_eq!(
+            choices(&preference, |name| *name != "local", |_| false, index),
             [1; BUCKETS]
         );
         assert_eq!(
-            choices(&preference, |name| *name == "gone", index),
+            choices(&preference, |name| *name == "gone", |_| false, index),
             [ORDINARY; BUCKETS]
         );
     }
@@ -405,13 +424,45 @@ mod tests {
     #[test]
     fn weights_share_out_and_only_the_failed_ones_move() {
         let preference = Preference::from_text("dsl 20, local 60, lte 20");
-        let all = choices(&preference, |_| true, index);
+        let all = choices(&preference, |_| true, |_| false, index);
         let count = |index: u8| all.iter().filter(|choice| **choice == index).count();
         assert_eq!([count(0), count(1), count(2)], [38, 13, 13]);
-        let without = choices(&preference, |name| *name != "lte", index);
+        let without = choices(&preference, |name| *name != "lte", |_| false, index);
         for (before, after) in all.iter().zip(without) {
             assert!(*before == after || *before == 1 && after != 1);
         }
         assert_eq!(without.iter().filter(|choice| **choice == 0).count(), 48);
+    }
+
+    #[test]
+    fn what_is_tried_gets_a_few_buckets_whatever_its_rank() {
+        let count = |choices: &[u8], index: u8| choices.iter().filter(|it| **it == index).count();
+        for tried in ["dsl", "local", "lte"] {
+            let preference = Preference::from_text("dsl 20, local 60, lte 20");
+            let works = |name: &&str| *name != tried;
+            let chosen = choices(&preference, works, |name| *name == tried, index);
+            assert_eq!(count(&chosen, index(tried).unwrap()), TRIAL, "{tried}");
+        }
+        let ordered = Preference::from_text("local > lte > dsl");
+        let without = |gone: &'static str| {
+            choices(
+                &ordered,
+                move |name| *name != gone,
+                move |name| *name == gone,
+                index,
+            )
+        };
+        assert_eq!(
+            [0, 1].map(|way| count(&without("local"), way)),
+            [TRIAL, BUCKETS - TRIAL]
+        );
+        // Nobody tries what would not be taken.
+        assert_eq!(without("lte"), [0; BUCKETS]);
+        let alone = Preference::from_text("local");
+        let tried = choices(&alone, |_| false, |_| true, index);
+        assert_eq!(
+            [0, ORDINARY].map(|way| count(&tried, way)),
+            [TRIAL, BUCKETS - TRIAL]
+        );
     }
 }

@@ -63,8 +63,8 @@ impl TrafficView {
         self.flows.unanswered()
     }
 
-    /// Whether a flow is there still, on the same way, and not answered.
-    pub fn is_unanswered(&self, flow: &Unanswered) -> bool {
-        self.flows.is_unanswered(flow)
+    /// Whether a flow has been answered meanwhile; none if it is gone, or goes another way.
+    pub fn is_answered(&self, flow: &Unanswered) -> Option<bool> {
+        self.flows.is_answered(flow)
     }
 }

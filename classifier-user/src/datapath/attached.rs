@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use aya::programs::TcAttachType;
 
 use super::DataPath;
-use super::program::{ANSWER, TC};
+use super::program::{ANSWER, FILTER_PRIORITY, TC};
 use super::sys::tcx_programs;
 
 /// A program of ours, and where it belongs.
@@ -47,6 +47,15 @@ impl Side {
         match self {
             Side::Ingress => TC,
             Side::Egress => ANSWER,
+        }
+    }
+
+    /// The priority of its filter on kernels before 6.6. Each side has its own: on an ingress qdisc, which somebody may have in the place
+    /// of a clsact qdisc, both sides are one, and one filter would replace the other.
+    pub fn filter_priority(self) -> u16 {
+        match self {
+            Side::Ingress => FILTER_PRIORITY,
+            Side::Egress => FILTER_PRIORITY + 1,
         }
     }
 

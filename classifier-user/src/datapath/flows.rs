@@ -156,11 +156,12 @@ impl FlowTable {
 
     /// The words of an entry that is a flow's, or a client's.
     fn words(&self, slot: u32) -> Option<(u64, u64)> {
-        let entry = &self.flows.words()[slot as usize * 2..][..2];
-        let second = entry[1].load(Ordering::Acquire);
-        let first = entry[0].load(Ordering::Acquire);
+        let [first, second] = self.flows.words().get(slot as usize * 2..)?.first_chunk()?;
+        let (first_word, second_word) = (first, second);
+        let second = second_word.load(Ordering::Acquire);
+        let first = first_word.load(Ordering::Acquire);
         // Whoever takes an entry over changes its second word first.
-        let is_whole = entry[1].load(Ordering::Acquire) == second;
+        let is_whole = second_word.load(Ordering::Acquire) == second;
         (is_whole && Facts::of(second).is_live()).then_some((first, second))
     }
 

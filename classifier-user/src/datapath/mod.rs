@@ -49,7 +49,7 @@ pub use flows::{FlowTable, Pinned, Unanswered};
 pub use object::object;
 pub use paths::PathMaps;
 pub use plan::{LanPlan, Paths, Plan};
-pub use program::{FILTER_PRIORITY, has_tcx};
+pub use program::has_tcx;
 
 /// The maps that all programs of one installation share, as the eBPF object names them.
 const MAPS: [&str; 14] = [

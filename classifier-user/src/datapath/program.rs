@@ -31,7 +31,7 @@ pub(super) const ANSWER: &str = "breakout_note";
 
 /// Where the TC filter stands on kernels before 6.6, which have no TCX. Fixed, so that a
 /// later controller finds and replaces it.
-pub const FILTER_PRIORITY: u16 = 0x4252;
+pub(super) const FILTER_PRIORITY: u16 = 0x4252;
 const FILTER_HANDLE: TcHandle = TcHandle::new(0, 1);
 
 /// What programs do beside their work.
@@ -180,7 +180,7 @@ impl Programs {
         Ok(())
     }
 
-    /// What only notes answers is no reason to steer nothing: as where somebody has an ingress qdisc, which has no egress side.
+    /// What only notes answers is no reason to steer nothing.
     fn needed(&self, side: Side, attached: Result<()>) -> Result<()> {
         if let (Side::Egress, Err(error)) = (side, &attached) {
             tracing::warn!(
@@ -308,7 +308,7 @@ impl Programs {
             added.clsact.push(name.clone());
         }
         let options = TcAttachOptions::Netlink(NlOptions {
-            priority: FILTER_PRIORITY,
+            priority: side.filter_priority(),
             handle: FILTER_HANDLE,
             classid: None,
         });
@@ -382,7 +382,7 @@ fn filter(interface: &str, side: Side) -> Result<SchedClassifierLink> {
     SchedClassifierLink::attached(
         interface,
         side.attach_type(),
-        FILTER_PRIORITY,
+        side.filter_priority(),
         FILTER_HANDLE,
         None,
     )

@@ -8,7 +8,8 @@
 //! scans breaks nothing while anybody else's flow is answered; where nobody else begins one, its own packets take the next
 //! choice until a flow tries the path again.
 //!
-//! What was found broken gets a small share of new flows again after a pause, and is whole with the first answer to one.
+//! What was found broken gets a small share of new flows again after a pause, and is whole with the first answer to one, or if nobody
+//! tries it for a minute.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -22,6 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const FEW: Duration = Duration::from_secs(6);
 /// How many unanswered flows of a single client are enough.
 const FROM_ONE: usize = 4;
+/// For how long nobody may try it until it is taken for whole, as nobody knows: where what is preferred works, nobody tries it.
+const UNTRIED: Duration = Duration::from_secs(60);
 /// The first pause, and the longest; each is twice the one before.
 const PAUSES: [Duration; 2] = [Duration::from_secs(10), Duration::from_secs(60)];
 
@@ -56,6 +59,7 @@ enum State {
     },
     /// A share of new flows tries it.
     Tried {
+        since: Instant,
         pause: Duration,
     },
 }
@@ -99,27 +103,57 @@ impl<F> Ahead<F> {
         let is_news = answered != self.answered;
         self.answered = answered;
         if is_news {
-            self.watch = None;
-            if self.is_tried() {
-                self.turn(State::Whole);
-            }
+            self.answer();
         }
         is_news
     }
 
-    /// Looks whether a pause is over, or those who were watched are still not answered. `is_silent` finds a flow again.
-    pub fn look(&mut self, now: Instant, is_silent: impl Fn(&F) -> bool) {
+    /// A flow was answered.
+    fn answer(&mut self) {
+        self.watch = None;
+        if self.is_tried() {
+            self.turn(State::Whole);
+        }
+    }
+
+    /// Forgets which flows were watched: they cannot be found again.
+    pub fn unwatch(&mut self) {
+        self.watch = None;
+    }
+
+    /// The link itself, or its probes, are not well, which says all there is to say.
+    pub fn give_up(&mut self) {
+        self.watch = None;
+        self.state = State::Whole;
+    }
+
+    /// Looks whether a pause is over, or those who were watched are still not answered. `is_answered` finds a flow again, if it is
+    /// still there.
+    pub fn look(&mut self, now: Instant, is_answered: impl Fn(&F) -> Option<bool>) {
         if let State::Broken { until, pause } = self.state
             && now >= until
         {
-            self.state = State::Tried { pause };
+            self.state = State::Tried { since: now, pause };
+        }
+        if let State::Tried { since, .. } = self.state
+            && now.saturating_duration_since(since) >= UNTRIED
+            && self.watch.is_none()
+        {
+            self.turn(State::Whole);
         }
         let is_due = |watch: &Watch<F>| now.saturating_duration_since(watch.since) >= PATIENCE;
         let Some(watch) = self.watch.take_if(|watch| is_due(watch)) else {
             return;
         };
-        let flows = watch.flows.iter().filter(|(flow, _)| is_silent(flow));
-        let silent: Vec<Silent> = flows.map(|(_, silent)| *silent).collect();
+        let mut silent = Vec::new();
+        for (flow, facts) in &watch.flows {
+            match is_answered(flow) {
+                Some(false) => silent.push(*facts),
+                // By its own packets, where answers come by ways that nobody sees here.
+                Some(true) => return self.answer(),
+                None => {}
+            }
+        }
         match self.state {
             State::Whole if says_broken(&silent) => {
                 let age = now.saturating_duration_since(watch.since);
@@ -131,8 +165,8 @@ impl<F> Ahead<F> {
                 let until = now + pause;
                 self.turn(State::Broken { until, pause });
             }
-            // One that tries is enough to go on as before.
-            State::Tried { pause } if !silent.is_empty() => {
+            // One connection that tries is enough to go on as before.
+            State::Tried { pause, .. } if silent.iter().any(|flow| flow.opens_tcp) => {
                 let pause = (pause * 2).min(PAUSES[1]);
                 let until = now + pause;
                 self.state = State::Broken { until, pause };

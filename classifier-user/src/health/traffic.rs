@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 const FRESH: Duration = Duration::from_millis(400);
 /// An answer that is no older says that established flows get on, however badly.
 const RECENT: Duration = Duration::from_secs(5);
-/// For how long after the last answer packets of any kind may say that the link is full and not dead.
+/// For how long after the last answers to a flow and to a probe packets of any kind may say that the link is full and not dead.
 const PATIENCE: Duration = Duration::from_secs(4);
 /// As many packets between two looks are more than the few that come by a link that leads nowhere.
 const MANY: u64 = 10;
@@ -73,7 +73,8 @@ impl Traffic {
         let within = |time: Option<Instant>, span| {
             time.is_some_and(|time| now.saturating_duration_since(time) <= span)
         };
-        let is_full = within(self.busy, FRESH) && within(silent, PATIENCE);
+        let is_full =
+            within(self.busy, FRESH) && within(silent, PATIENCE) && within(self.answered, PATIENCE);
         Life {
             is_alive: within(self.answered, FRESH) || is_full,
             is_recent: within(self.answered, RECENT),
@@ -108,11 +109,17 @@ mod tests {
     fn many_packets_give_a_full_link_some_seconds() {
         let start = Instant::now();
         let mut traffic = Traffic::default();
+        traffic.note_answers(start, Answers::default());
+        let answers = Answers {
+            packets: 1,
+            flows: 1,
+        };
+        traffic.note_answers(start, answers);
         for step in 0..40u64 {
             let now = after(start, 250 * step);
             traffic.note_received(now, 30 * step);
             let life = traffic.life(now, Some(start));
-            assert_eq!(life.is_alive, (1..=16).contains(&step), "{step}");
+            assert_eq!(life.is_alive, step <= 16, "{step}");
         }
         // A few packets are no load.
         let mut traffic = Traffic::default();

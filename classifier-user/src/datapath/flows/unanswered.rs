@@ -18,6 +18,7 @@ const NEW: u32 = 2;
 pub struct Unanswered {
     slot: u32,
     first: u64,
+    second: u64,
     /// The index of its egress.
     pub egress: u8,
     /// Whether it is IPv6.
@@ -55,15 +56,14 @@ impl FlowTable {
         Ok(found)
     }
 
-    /// Whether a flow is there still, on the same way, and not answered.
-    pub fn is_unanswered(&self, flow: &Unanswered) -> bool {
-        self.words(flow.slot).is_some_and(|(first, second)| {
-            let facts = Facts::of(second);
-            first == flow.first
-                && facts.egress() == flow.egress
-                && is_open(facts)
-                && answered(self.note(flow.slot).load(Ordering::Relaxed)) == 0
-        })
+    /// Whether a flow has been answered meanwhile; none if it is gone, or goes another way.
+    pub fn is_answered(&self, flow: &Unanswered) -> Option<bool> {
+        let (first, second) = self.words(flow.slot)?;
+        let facts = Facts::of(second);
+        let is_same =
+            first == flow.first && second >> 32 == flow.second && facts.egress() == flow.egress;
+        let note = self.note(flow.slot).load(Ordering::Relaxed);
+        is_same.then(|| answered(note) != 0 || facts.is_tcp() && has_gone_on(facts))
     }
 
     fn unanswered_in(&self, slot: u32, now: u32) -> Result<Option<Unanswered>> {
@@ -85,6 +85,7 @@ impl FlowTable {
         Ok(key.map(|[a, b, c, d, _]| Unanswered {
             slot,
             first,
+            second: second >> 32,
             egress: facts.egress(),
             v6: facts.is_v6(),
             opens_tcp: facts.is_tcp(),
@@ -92,6 +93,11 @@ impl FlowTable {
             destination: (c, d),
         }))
     }
+}
+
+/// Whether more of a TCP connection has come than its SYN and its end.
+fn has_gone_on(facts: Facts) -> bool {
+    facts.state() == State::Established as u32
 }
 
 /// Whether it is not known of a flow by its own packets that it is answered.

@@ -17,10 +17,10 @@ fn judged(flows: &[(u32, Silent)], answered: u64) -> bool {
     let (mut ahead, start) = (Ahead::default(), Instant::now());
     assert!(ahead.wants_flows());
     ahead.watch(start, flows.to_vec());
-    ahead.look(start + PATIENCE - Duration::from_millis(1), |_| true);
+    ahead.look(start + PATIENCE - Duration::from_millis(1), |_| Some(false));
     assert!(!ahead.is_broken());
     ahead.note_answered(answered);
-    ahead.look(start + PATIENCE, |_| true);
+    ahead.look(start + PATIENCE, |_| Some(false));
     ahead.is_broken()
 }
 
@@ -36,10 +36,10 @@ fn several_clients_without_an_answer_from_several_destinations_break_it() {
     let (mut ahead, start) = (Ahead::default(), Instant::now());
     ahead.watch(start, one[1..].to_vec());
     for millis in (0..6000).step_by(250) {
-        ahead.look(start + Duration::from_millis(millis), |_| true);
+        ahead.look(start + Duration::from_millis(millis), |_| Some(false));
         assert!(!ahead.is_broken());
     }
-    ahead.look(start + FEW, |_| true);
+    ahead.look(start + FEW, |_| Some(false));
     assert!(ahead.is_broken());
 }
 
@@ -73,7 +73,11 @@ fn what_is_answered_late_or_gone_does_not_count() {
     let (mut ahead, start) = (Ahead::default(), Instant::now());
     let flows = [8, 9, 10, 11].map(|to| flow(to, u64::from(to), u64::from(to), true));
     ahead.watch(start, flows.to_vec());
-    ahead.look(start + PATIENCE, |number| *number == 8);
+    ahead.look(start + PATIENCE, |number| (*number == 8).then_some(false));
+    assert!(!ahead.is_broken() && ahead.wants_flows());
+    // One that goes on has been answered, whoever has seen that.
+    ahead.watch(start, flows.to_vec());
+    ahead.look(start + PATIENCE, |number| Some(*number == 8));
     assert!(!ahead.is_broken() && ahead.wants_flows());
 }
 
@@ -83,26 +87,49 @@ fn it_is_tried_again_ever_more_rarely_and_whole_with_the_first_answer() {
     let flows = [flow(1, 1, 8, true), flow(2, 2, 9, true)];
     ahead.watch(now, flows.to_vec());
     now += PATIENCE;
-    ahead.look(now, |_| true);
+    ahead.look(now, |_| Some(false));
     assert!(ahead.is_broken() && !ahead.is_tried() && !ahead.wants_flows());
     for pause in [10, 20, 40, 60, 60] {
         let pause = Duration::from_secs(pause);
-        ahead.look(now + pause - Duration::from_millis(1), |_| true);
+        ahead.look(now + pause - Duration::from_millis(1), |_| Some(false));
         assert!(!ahead.is_tried(), "{pause:?}");
         now += pause;
-        ahead.look(now, |_| true);
+        ahead.look(now, |_| Some(false));
         assert!(ahead.is_broken() && ahead.is_tried() && ahead.wants_flows());
-        // As long as nobody tries, it stays so.
-        now += Duration::from_secs(100);
-        ahead.look(now, |_| true);
+        // Datagrams that nobody answers do not count.
+        now += UNTRIED / 2;
+        ahead.watch(now, vec![flow(3, 1, 8, false)]);
+        ahead.look(now + PATIENCE, |_| Some(false));
         assert!(ahead.is_tried());
         ahead.watch(now, vec![flow(3, 1, 8, true)]);
         now += PATIENCE;
-        ahead.look(now, |_| true);
+        ahead.look(now, |_| Some(false));
         assert!(ahead.is_broken() && !ahead.is_tried());
     }
     now += Duration::from_secs(60);
-    ahead.look(now, |_| true);
+    ahead.look(now, |_| Some(false));
     assert!(ahead.note_answered(1));
     assert!(!ahead.is_broken() && ahead.wants_flows() && !ahead.note_answered(1));
+}
+
+#[test]
+fn what_nobody_tries_and_what_is_dead_is_not_said_to_be_broken() {
+    let broken = |now: Instant| {
+        let mut ahead = Ahead::default();
+        ahead.watch(now, vec![flow(1, 1, 8, true), flow(2, 2, 9, true)]);
+        ahead.look(now + PATIENCE, |_| Some(false));
+        assert!(ahead.is_broken());
+        ahead
+    };
+    let start = Instant::now();
+    let mut ahead = broken(start);
+    let tried = start + PATIENCE + PAUSES[0];
+    ahead.look(tried, |_| None);
+    ahead.look(tried + UNTRIED - Duration::from_millis(1), |_| None);
+    assert!(ahead.is_tried());
+    ahead.look(tried + UNTRIED, |_| None);
+    assert!(!ahead.is_broken());
+    let mut ahead = broken(start);
+    ahead.give_up();
+    assert!(!ahead.is_broken() && ahead.wants_flows());
 }
