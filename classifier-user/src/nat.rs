@@ -172,6 +172,16 @@ pub async fn ruleset() -> Result<Value> {
     )?)
 }
 
+/// The same as text, with the numbers of rules: it tells more of what iptables has made.
+///
+/// # Errors
+///
+/// As [`ruleset`].
+pub async fn listing() -> Result<String> {
+    let listing = nft(tool::LIMIT, &["-a", "list", "ruleset"]).await?;
+    Ok(String::from_utf8_lossy(&listing).into_owned())
+}
+
 async fn nft(limit: Duration, arguments: &[&str]) -> Result<Vec<u8>> {
     let output = tool::output_within(limit, "nft", arguments).await?;
     if !output.status.success() {

@@ -2,13 +2,13 @@
 //! address they leave. Probes are the gateway's own traffic, which the chains for forwarded packets never see.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use breakout_common::table::Transport;
 use ipnet::IpNet;
-use serde_json::Value;
+use nix::ifaddrs::getifaddrs;
 
-use super::packet_way::{Fate, Packet, Rules, Stop, Translated};
+use super::packet_way::{Packet, Rules, Stop, Translated};
 use super::{Finding, Level};
 use crate::config::{Config, Mode};
 use crate::links::{Interface, Links};
@@ -17,25 +17,27 @@ use crate::ruleset::Ruleset;
 
 /// A port that a client may have.
 const CLIENT_PORT: u16 = 50_004;
+/// What matters most of TCP, and of UDP.
+const PORTS: [(Transport, &str, u16); 2] =
+    [(Transport::Tcp, "tcp", 443), (Transport::Udp, "udp", 3478)];
 
 /// A LAN and an egress, and addresses of one family on both sides.
 struct Passage<'a> {
     lan: &'a Interface,
     egress: &'a Interface,
     name: &'a str,
-    client: IpAddr,
-    destination: IpAddr,
+    /// The interface by which the same packet leaves where it is not steered, if there is one.
+    ordinary: Option<&'a str>,
 }
 
-/// Goes through everybody's rules with a packet of each kind.
+/// Goes through everybody's rules with a packet of each kind. Says nothing where it depends on what cannot be read.
 pub(super) async fn examine(
     links: &Links,
     config: &Config,
     ruleset: &Ruleset,
-    nft: &Value,
+    rules: &Rules<'_>,
 ) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let rules = Rules(nft);
     let mask = config.routing.mark_mask;
     // That of the first egress; rules seldom ask which one it is.
     let mark = mask & mask.wrapping_neg();
@@ -54,33 +56,31 @@ pub(super) async fn examine(
                 let mut stopped = BTreeSet::new();
                 let mut source = None;
                 for (destination, protocol, port) in destinations(ruleset, v6) {
+                    let ordinary = ordinary_egress(destination).filter(|name| *name != out.name);
                     let passage = Passage {
                         lan: &lan,
                         egress: &out,
                         name,
-                        client,
-                        destination,
+                        ordinary: ordinary.as_deref(),
                     };
-                    let packet = passage.there(protocol, port, mark);
-                    if egress.mode == Mode::Route {
-                        let fate = rules.fate(&packet, "filter", "forward");
-                        if let Some(finding) = passage.stops(&fate, &packet, &mut stopped) {
-                            findings.push(finding);
+                    let packet = passage.there(client, destination, protocol, port, mark);
+                    let is_routed = egress.mode == Mode::Route;
+                    if is_routed {
+                        let found = passage.stops(rules, &packet, &mut stopped);
+                        let is_lost = found.is_some();
+                        findings.extend(found);
+                        if is_lost {
                             continue;
                         }
-                        let fate = rules.fate(&packet, "nat", "postrouting");
-                        source.get_or_insert((fate, packet.clone()));
+                        let foreign = || passage.foreign_source(rules, &packet);
+                        source = source.or_else(|| Some(foreign()).filter(|_| !egress.masquerade));
                     }
-                    let is_tracked = egress.mode == Mode::Route;
-                    if is_tracked || !egress.returns {
-                        let back = passage.back(&packet, is_tracked);
-                        let fate = rules.fate(&back, "filter", "forward");
-                        findings.extend(passage.stops(&fate, &back, &mut stopped));
+                    if is_routed || !egress.returns {
+                        let back = answer_to(&packet, is_routed);
+                        findings.extend(passage.stops(rules, &back, &mut stopped));
                     }
                 }
-                if let Some((fate, packet)) = source.filter(|_| !egress.masquerade) {
-                    findings.extend(foreign_source(&fate, &packet, name, &out, &rules));
-                }
+                findings.extend(source.flatten());
             }
         }
     }
@@ -89,130 +89,179 @@ pub(super) async fn examine(
 
 impl Passage<'_> {
     /// The first packet of a connection.
-    fn there(&self, protocol: &'static str, port: u16, mark: u32) -> Packet {
+    fn there(
+        &self,
+        source: IpAddr,
+        destination: IpAddr,
+        protocol: &'static str,
+        port: u16,
+        mark: u32,
+    ) -> Packet {
         Packet {
             from: self.lan.name.clone(),
             to: self.egress.name.clone(),
-            source: self.client,
-            destination: self.destination,
+            source,
+            destination,
             protocol,
             source_port: CLIENT_PORT,
             port,
             mark,
             state: "new",
+            is_answer: false,
         }
     }
 
-    /// The answer to it. What left past the stack is not known to connection tracking.
-    fn back(&self, packet: &Packet, is_tracked: bool) -> Packet {
-        Packet {
-            from: packet.to.clone(),
-            to: packet.from.clone(),
-            source: packet.destination,
-            destination: packet.source,
-            source_port: packet.port,
-            port: packet.source_port,
+    /// The same packet, or answer, by the ordinary egress.
+    fn ordinarily(&self, packet: &Packet) -> Option<Packet> {
+        let ordinary = self.ordinary?.to_owned();
+        let mut other = Packet {
             mark: 0,
-            state: match (is_tracked, packet.protocol) {
-                (true, _) => "established",
-                (false, "tcp") => "invalid",
-                (false, _) => "new",
-            },
             ..packet.clone()
+        };
+        if packet.is_answer {
+            other.from = ordinary;
+            other.state = "established";
+        } else {
+            other.to = ordinary;
         }
+        Some(other)
     }
 
-    /// What there is to say of a packet that does not get through, once for each place.
+    /// What there is to say of a packet that does not get through, once for each place. What is dropped on the ordinary path as well
+    /// is meant so, as where QUIC is not let out.
     fn stops(
         &self,
-        fate: &Fate,
+        rules: &Rules<'_>,
         packet: &Packet,
         stopped: &mut BTreeSet<(Stop, String)>,
     ) -> Option<Finding> {
-        let stop = fate.dropped.as_ref()?;
-        if !stopped.insert((stop.clone(), packet.from.clone())) {
+        let dropped = |packet: &Packet| {
+            let fate = rules.fate(packet, "filter", "forward");
+            fate.dropped.filter(|_| fate.is_certain)
+        };
+        let stop = dropped(packet)?;
+        let is_meant = self
+            .ordinarily(packet)
+            .is_some_and(|other| dropped(&other).is_some());
+        if is_meant || !stopped.insert((stop.clone(), packet.from.clone())) {
             return None;
         }
-        let is_answer = packet.from == self.egress.name;
-        let what = if is_answer {
+        let what = if packet.is_answer {
             "answers to steered"
         } else {
             "steered"
         };
-        let level = if fate.is_certain {
-            Level::Error
-        } else {
-            Level::Warning
-        };
-        let unless = if fate.is_certain {
-            ""
-        } else {
-            ", unless a rule before it that cannot be read from here lets them through"
-        };
         let (from, to) = (&packet.from, &packet.to);
-        let protocol = packet.protocol.to_uppercase();
-        let state = if is_answer && packet.state == "established" {
+        let state = if packet.is_answer && packet.state == "established" {
             " ct state established,related"
         } else {
             ""
         };
         Some(Finding::new(
-            level,
+            Level::Error,
             format!(
-                "{what} packets from {from} to {to} are dropped by {stop}, as {protocol} between {} and {}{unless}: egress {} looks up to its \
-                 probes, and clients get nothing through",
-                packet.source, packet.destination, self.name
+                "{what} packets from {from} to {to} are dropped by {stop}, as {} between {} and {}: probes of egress {} do not pass there, so \
+                 they are answered all the same",
+                packet.protocol.to_uppercase(),
+                packet.source,
+                packet.destination,
+                self.name
             ),
             format!(
-                "Let them pass before that, as by: nft insert rule {} iifname \"{from}\" oifname \"{to}\"{state} accept",
+                "Let them pass in that firewall's own configuration; or, for now: nft 'insert rule {} iifname \"{from}\" oifname \
+                 \"{to}\"{state} accept'",
                 stop.chain
             ),
         ))
     }
+
+    /// What there is to say where clients' packets leave with a source that no answer finds back to.
+    fn foreign_source(&self, rules: &Rules<'_>, packet: &Packet) -> Option<Finding> {
+        let translated = |packet: &Packet| rules.fate(packet, "nat", "postrouting");
+        let is_own = |address: &IpAddr| {
+            let addresses = &self.egress.addresses;
+            addresses.iter().any(|net| net.addr() == *address)
+        };
+        let (out, name) = (&self.egress.name, self.name);
+        let fate = translated(packet);
+        match &fate.translated {
+            Some(Translated::To(Some(address))) if fate.is_certain && !is_own(address) => {
+                Some(Finding::new(
+                    Level::Warning,
+                    format!(
+                        "packets of clients leave by {out} with the source address {address}, which {out} does not have: answers may \
+                         never come back"
+                    ),
+                    format!(
+                        "Have that rule match what leaves by other interfaces, and set masquerade = true in [egress.{name}]"
+                    ),
+                ))
+            }
+            None if fate.is_certain && is_private(&packet.source) => {
+                // Where the egress has local addresses of IPv6 alone, they may be all that is used behind it.
+                let is_public = |net: &IpNet| !is_private(&net.addr());
+                if !packet.source.is_ipv4()
+                    && !of_family(self.egress, true).any(|net| is_public(&net))
+                {
+                    return None;
+                }
+                let is_elsewhere = self
+                    .ordinarily(packet)
+                    .is_some_and(|other| translated(&other).translated.is_some());
+                let (level, unless) = if is_elsewhere {
+                    (Level::Warning, "")
+                } else {
+                    (Level::Note, ", unless a router behind it does that")
+                };
+                Some(Finding::new(
+                    level,
+                    format!(
+                        "clients behind {} have private addresses, such as {}, and no rule here translates what leaves by {out}",
+                        packet.from, packet.source
+                    ),
+                    format!("Set masquerade = true in [egress.{name}]{unless}"),
+                ))
+            }
+            _ => None,
+        }
+    }
 }
 
-/// What there is to say where clients' packets would leave with a source that no answer finds back to.
-fn foreign_source(
-    fate: &Fate,
-    packet: &Packet,
-    name: &str,
-    egress: &Interface,
-    rules: &Rules<'_>,
-) -> Option<Finding> {
-    let is_own = |address: &IpAddr| egress.addresses.iter().any(|net| net.addr() == *address);
-    // Where the egress has local addresses of IPv6 alone, they may be all that is used behind it.
-    let is_global =
-        |net: &IpNet| matches!(net.addr(), IpAddr::V6(address) if address.segments()[0] >> 13 == 1);
-    let is_public_v6 = packet.source.is_ipv4() || egress.addresses.iter().any(is_global);
-    let out = &egress.name;
-    let advice = format!(
-        "Set masquerade = true in [egress.{name}], or have the rule match what leaves by {out}"
-    );
-    match &fate.translated {
-        Some(Translated::To(Some(address))) if !is_own(address) => Some(Finding::new(
-            Level::Warning,
-            format!(
-                "packets of clients leave by {out} with the source address {address}, which {out} does not have: answers may never come back"
-            ),
-            advice,
-        )),
-        None if fate.is_certain
-            && is_private(&packet.source)
-            && rules.translate_anything(packet)
-            && is_public_v6 =>
-        {
-            Some(Finding::new(
-                Level::Warning,
-                format!(
-                    "packets of clients behind {} leave by {out} with their private addresses, such as {}: rules here translate what leaves \
-                     otherwise, and nothing translates these",
-                    packet.from, packet.source
-                ),
-                advice,
-            ))
-        }
-        _ => None,
+/// The answer to a packet. What left past the stack is not known to connection tracking.
+fn answer_to(packet: &Packet, is_tracked: bool) -> Packet {
+    Packet {
+        from: packet.to.clone(),
+        to: packet.from.clone(),
+        source: packet.destination,
+        destination: packet.source,
+        source_port: packet.port,
+        port: packet.source_port,
+        mark: 0,
+        state: match (is_tracked, packet.protocol) {
+            (true, _) => "established",
+            (false, "tcp") => "invalid",
+            (false, _) => "new",
+        },
+        is_answer: true,
+        ..packet.clone()
     }
+}
+
+/// The interface by which the gateway itself reaches an address: that of the source address which the kernel takes. Nothing is sent.
+fn ordinary_egress(destination: IpAddr) -> Option<String> {
+    let any: SocketAddr = match destination {
+        IpAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+        IpAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+    };
+    let socket = UdpSocket::bind(any).ok()?;
+    socket.connect((destination, 443)).ok()?;
+    let source = socket.local_addr().ok()?.ip();
+    getifaddrs().ok()?.find_map(|interface| {
+        let address = interface.address?;
+        let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+        let own = v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())));
+        (own == Some(source)).then_some(interface.interface_name)
+    })
 }
 
 fn is_private(address: &IpAddr) -> bool {
@@ -242,24 +291,25 @@ fn client_of(interface: &Interface, v6: bool) -> Option<IpAddr> {
     })
 }
 
-/// A destination of steered traffic for each protocol.
+/// Destinations of steered traffic: of TCP and of UDP, by the ports that matter most where any set has them.
 fn destinations(ruleset: &Ruleset, v6: bool) -> Vec<(IpAddr, &'static str, u16)> {
-    let mut found = Vec::new();
-    for (transport, name) in [(Transport::Tcp, "tcp"), (Transport::Udp, "udp")] {
-        let steered = ruleset.rules.iter().filter(|rule| rule.is_steered());
-        found.extend({
-            let mut steered = steered;
-            steered.find_map(|rule| {
-                let ports = rule
-                    .ports
-                    .iter()
-                    .find(|range| range.transport == transport)?;
-                let is_v6 = |net: &&IpNet| matches!(net, IpNet::V6(_)) == v6;
-                let net = rule.prefixes.iter().find(is_v6)?;
-                let host = net.hosts().find(|host| *host != net.network())?;
-                Some((host, name, ports.first))
-            })
-        });
-    }
-    found
+    let steered = || ruleset.rules.iter().filter(|rule| rule.is_steered());
+    let find = |transport: Transport, wanted: Option<u16>| {
+        steered().find_map(|rule| {
+            let mut ports = rule.ports.iter();
+            let range = ports.find(|range| {
+                range.transport == transport
+                    && wanted.is_none_or(|port| (range.first..=range.last).contains(&port))
+            })?;
+            let mut prefixes = rule.prefixes.iter();
+            let net = prefixes.find(|net| matches!(net, IpNet::V6(_)) == v6)?;
+            let host = net.hosts().find(|host| *host != net.network());
+            Some((host.unwrap_or(net.addr()), wanted.unwrap_or(range.first)))
+        })
+    };
+    let found = PORTS.into_iter().filter_map(|(transport, name, port)| {
+        let (address, port) = find(transport, Some(port)).or_else(|| find(transport, None))?;
+        Some((address, name, port))
+    });
+    found.collect()
 }

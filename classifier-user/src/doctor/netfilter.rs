@@ -1,32 +1,28 @@
 //! Rules of nftables and iptables that take steered packets away, or their mark.
 
-use std::net::IpAddr;
-
-use ipnet::IpNet;
 use serde_json::Value;
 
+use super::packet_way::Rules;
 use super::{Finding, Level, forward};
 use crate::config::{Config, EgressConfig, Mode};
 use crate::links::Links;
+use crate::nat;
 use crate::ruleset::Ruleset;
-use crate::{nat, private};
 
 pub(super) async fn examine(links: &Links, config: &Config, ruleset: &Ruleset) -> Vec<Finding> {
     match nat::ruleset().await {
         Ok(nft) => {
-            let mut findings = forward::examine(links, config, ruleset, &nft).await;
-            if config
-                .egress
-                .values()
-                .any(|egress| egress.mode == Mode::Route)
-            {
+            // Only for what iptables has made.
+            let text = if nft.to_string().contains("\"xt\"") {
+                nat::listing().await.unwrap_or_default()
+            } else {
+                String::new()
+            };
+            let walked = Rules::new(&nft, &text);
+            let mut findings = forward::examine(links, config, ruleset, &walked).await;
+            if (config.egress.values()).any(|egress| egress.mode == Mode::Route) {
                 // Redirected packets do not come to netfilter.
                 findings.extend(rules(&nft, config));
-                findings.extend(untranslated(
-                    &nft,
-                    config,
-                    &private_lans(links, config).await,
-                ));
             }
             findings
         }
@@ -36,46 +32,6 @@ pub(super) async fn examine(links: &Links, config: &Config, ruleset: &Ruleset) -
             "Install nftables to have them looked at, those of iptables too",
         )],
     }
-}
-
-/// The LAN interfaces with an address of RFC 1918 or RFC 6598: their clients have such ones too.
-async fn private_lans(links: &Links, config: &Config) -> Vec<String> {
-    let mut private = Vec::new();
-    for lan in &config.lan {
-        let interface = links.interface(&lan.interface).await.ok().flatten();
-        let addresses = interface
-            .map(|interface| interface.addresses)
-            .unwrap_or_default();
-        let own = addresses.iter().map(IpNet::addr);
-        let is_private = (own.filter(IpAddr::is_ipv4))
-            .any(|address| private::networks().any(|net| net.contains(&address)));
-        private.extend(is_private.then(|| lan.interface.clone()));
-    }
-    private
-}
-
-/// Egresses by which packets from private addresses may leave as they are.
-fn untranslated(ruleset: &Value, config: &Config, private: &[String]) -> Option<Finding> {
-    let all = ruleset["nftables"].as_array().into_iter().flatten();
-    let mut rules = all.filter_map(|entry| entry["rule"]["expr"].as_array());
-    let is_translated = rules.any(|expressions| {
-        has(expressions, "masquerade", "MASQUERADE") || has(expressions, "snat", "SNAT")
-    });
-    let without = routed(config, |egress| !egress.masquerade);
-    let is_found = !is_translated && !without.is_empty() && !private.is_empty();
-    is_found.then(|| {
-        Finding::new(
-            Level::Note,
-            format!(
-                "clients behind {} have private addresses, and no rule here translates them",
-                private.join(" and ")
-            ),
-            format!(
-                "Set masquerade = true in {}, unless a router behind it does that",
-                without.join(" and ")
-            ),
-        )
-    })
 }
 
 /// The sections of those egresses in route mode of which something is so.
@@ -288,31 +244,6 @@ mod tests {
                 .contains("skip_dnat = true in [egress.local]")
         );
         assert!(found(&[redirect], "masquerade = true\n").is_empty());
-    }
-
-    #[test]
-    fn private_addresses_that_nobody_translates_are_told() {
-        let config = |more: &str| parse(&format!("{CONFIG}{more}"), "c").unwrap();
-        let lans = ["lan".to_owned()];
-        let none = json!({ "nftables": [] });
-        let finding = untranslated(&none, &config(""), &lans).unwrap();
-        assert!(
-            finding
-                .what
-                .contains("clients behind lan have private addresses")
-        );
-        assert!(
-            finding
-                .advice
-                .contains("masquerade = true in [egress.local]")
-        );
-        assert_eq!(
-            untranslated(&none, &config("masquerade = true\n"), &lans),
-            None
-        );
-        assert_eq!(untranslated(&none, &config(""), &[]), None);
-        let rule = json!({ "nftables": [{ "rule": { "expr": [{ "masquerade": null }] } }] });
-        assert_eq!(untranslated(&rule, &config(""), &lans), None);
     }
 
     #[test]

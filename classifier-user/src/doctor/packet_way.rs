@@ -1,16 +1,17 @@
 //! What nftables would do with a packet: its chains are gone through as the kernel does, by the JSON that `nft` prints
 //! (libnftables-json(5)).
 //!
-//! What an expression asks that is not known of the packet, such as a limit or a match of iptables, may match or not. Then
-//! [`Fate::is_certain`] says that the outcome depends on it.
+//! Where an expression asks what is not known of the packet, both may be. Then [`Fate::is_certain`] says whether the packet could come
+//! to another end than the one that is told.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use serde_json::Value;
 
-/// A packet that is forwarded, of a connection that it opens.
+/// A packet that is forwarded, of a connection that it opens, or the answer to it.
 #[derive(Clone, Debug)]
 pub(super) struct Packet {
     pub(super) from: String,
@@ -22,8 +23,10 @@ pub(super) struct Packet {
     pub(super) source_port: u16,
     pub(super) port: u16,
     pub(super) mark: u32,
-    /// What connection tracking says of it: `new` or `invalid`.
+    /// What connection tracking says of it: `new`, `established` or `invalid`.
     pub(super) state: &'static str,
+    /// Whether it is the answer.
+    pub(super) is_answer: bool,
 }
 
 /// What becomes of it in the chains of one hook.
@@ -31,9 +34,9 @@ pub(super) struct Packet {
 pub(super) struct Fate {
     /// Where it is dropped, if it is.
     pub(super) dropped: Option<Stop>,
-    /// What translates its source, if anything does: `masquerade`, or the addresses that it may get.
+    /// What translates its source, if anything does.
     pub(super) translated: Option<Translated>,
-    /// Whether nothing that is not known decides that.
+    /// Whether no rule that cannot be read could have let it through, or translated it, before that.
     pub(super) is_certain: bool,
 }
 
@@ -57,11 +60,12 @@ impl fmt::Display for Stop {
     }
 }
 
+/// What a source address becomes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Translated {
-    /// To an address of the interface.
+    /// An address of the interface.
     Masquerade,
-    /// To what the rule says, where that is one address.
+    /// What the rule says, where that is one address.
     To(Option<IpAddr>),
 }
 
@@ -71,6 +75,8 @@ enum Truth {
     Yes,
     No,
     Unknown,
+    /// The packet has nothing of what is asked for, so the rule does not match, whatever it compares.
+    Absent,
 }
 
 /// What a rule or chain comes to.
@@ -84,25 +90,96 @@ enum Verdict {
     Translate(Translated),
 }
 
+/// One walk.
+struct Walk {
+    /// Whether nothing that is not known could have ended it before.
+    is_certain: bool,
+    /// How many more rules are gone through.
+    left: u32,
+}
+
 /// How deep chains may call each other: the kernel's own limit (NFT_JUMP_STACK_SIZE).
 const DEPTH: u32 = 16;
+/// How many rules are gone through for one packet. Behind that nothing is certain.
+const RULES: u32 = 100_000;
 
-/// Everybody's rules, as `nft -j list ruleset` prints them.
-pub(super) struct Rules<'a>(pub(super) &'a Value);
+/// Everybody's rules, by what they are found by: family, table and name.
+pub(super) struct Rules<'a> {
+    chains: BTreeMap<[&'a str; 3], &'a Value>,
+    rules: BTreeMap<[&'a str; 3], Vec<&'a Value>>,
+    sets: BTreeMap<[&'a str; 3], &'a Value>,
+    maps: BTreeMap<[&'a str; 3], &'a Value>,
+    /// Tables that do nothing for now.
+    dormant: Vec<[&'a str; 2]>,
+    /// How `nft` writes rules that it cannot print in JSON: by family, table and handle.
+    texts: BTreeMap<(String, String, u64), String>,
+    /// Whether any rule sets marks of packets or connections.
+    sets_marks: bool,
+    /// Whether any rule keeps packets from connection tracking.
+    untracks: bool,
+}
 
 impl<'a> Rules<'a> {
-    fn entries(&self, kind: &'a str) -> impl Iterator<Item = &'a Value> {
-        let all = self.0["nftables"].as_array().into_iter().flatten();
-        all.filter_map(move |entry| entry.get(kind))
+    /// Rules as `nft -j list ruleset` prints them, and as `nft -a list ruleset` does.
+    pub(super) fn new(json: &'a Value, text: &str) -> Self {
+        let mut rules = Rules {
+            chains: BTreeMap::new(),
+            rules: BTreeMap::new(),
+            sets: BTreeMap::new(),
+            maps: BTreeMap::new(),
+            dormant: Vec::new(),
+            texts: texts(text),
+            sets_marks: false,
+            untracks: false,
+        };
+        for entry in json["nftables"].as_array().into_iter().flatten() {
+            let Some((kind, value)) = entry.as_object().and_then(|entry| entry.iter().next())
+            else {
+                continue;
+            };
+            match kind.as_str() {
+                "chain" => drop(rules.chains.insert(key(value, "name"), value)),
+                "set" => drop(rules.sets.insert(key(value, "name"), value)),
+                "map" => drop(rules.maps.insert(key(value, "name"), value)),
+                "table" if names(&value["flags"], "dormant") => {
+                    let [family, _, name] = key(value, "name");
+                    rules.dormant.push([family, name]);
+                }
+                "rule" => {
+                    for expression in expressions(value) {
+                        let target = target_of(expression).unwrap_or_default();
+                        let set = &expression["mangle"]["key"];
+                        let is_mark = set["meta"]["key"] == "mark" || set["ct"]["key"] == "mark";
+                        rules.sets_marks |= is_mark || ["MARK", "CONNMARK"].contains(&target);
+                        rules.untracks |= expression.get("notrack").is_some()
+                            || ["CT", "NOTRACK"].contains(&target);
+                    }
+                    let chain = rules.rules.entry(key(value, "chain"));
+                    chain.or_default().push(value);
+                }
+                _ => {}
+            }
+        }
+        rules
     }
 
     /// What becomes of a packet in the chains of a hook that have this type, in the order of their priorities.
     pub(super) fn fate(&self, packet: &Packet, kind: &str, hook: &str) -> Fate {
+        let mut walk = Walk {
+            is_certain: true,
+            left: RULES,
+        };
         let family = family_of(packet);
         let mut bases: Vec<&Value> = self
-            .entries("chain")
+            .chains
+            .values()
+            .copied()
             .filter(|chain| chain["hook"] == hook && chain["type"] == kind)
             .filter(|chain| chain["family"] == family || chain["family"] == "inet")
+            .filter(|chain| {
+                let [family, table, _] = key(chain, "name");
+                !self.dormant.contains(&[family, table])
+            })
             .collect();
         bases.sort_by_key(|chain| chain["prio"].as_i64().unwrap_or_default());
         let mut fate = Fate {
@@ -111,7 +188,9 @@ impl<'a> Rules<'a> {
             is_certain: true,
         };
         for base in bases {
-            let verdict = self.chain(base, packet, &mut fate.is_certain, DEPTH);
+            // What lets a packet through one base chain does not spare it the next.
+            walk.is_certain = true;
+            let verdict = self.chain(base, packet, &mut walk, DEPTH);
             let dropped = match verdict {
                 Verdict::Drop(stop) => Some(stop),
                 Verdict::Continue | Verdict::Return if base["policy"] == "drop" => Some(Stop {
@@ -120,44 +199,30 @@ impl<'a> Rules<'a> {
                 }),
                 Verdict::Translate(translated) => {
                     fate.translated = Some(translated);
+                    fate.is_certain = walk.is_certain;
                     return fate;
                 }
                 _ => None,
             };
             if dropped.is_some() {
                 fate.dropped = dropped;
+                fate.is_certain = walk.is_certain;
                 return fate;
             }
+            fate.is_certain &= walk.is_certain;
         }
         fate
     }
 
-    /// Whether there is a rule that translates sources of anything of a packet's family.
-    pub(super) fn translate_anything(&self, packet: &Packet) -> bool {
-        let family = family_of(packet);
-        let rules = self.entries("rule");
-        let mut rules = rules.filter(|rule| rule["family"] == family || rule["family"] == "inet");
-        rules.any(|rule| {
-            let expressions = rule["expr"].as_array().into_iter().flatten();
-            expressions.into_iter().any(|expression| {
-                let target = expression["xt"]["name"].as_str().unwrap_or_default();
-                ["masquerade", "snat"]
-                    .iter()
-                    .any(|name| expression.get(name).is_some())
-                    || ["MASQUERADE", "SNAT"].contains(&target)
-            })
-        })
-    }
-
     /// Goes through the rules of a chain.
-    fn chain(&self, chain: &Value, packet: &Packet, is_certain: &mut bool, depth: u32) -> Verdict {
-        let rules = self.entries("rule").filter(|rule| {
-            rule["family"] == chain["family"]
-                && rule["table"] == chain["table"]
-                && rule["chain"] == chain["name"]
-        });
-        for rule in rules {
-            match self.rule(rule, packet, is_certain, depth) {
+    fn chain(&self, chain: &'a Value, packet: &Packet, walk: &mut Walk, depth: u32) -> Verdict {
+        for rule in self.rules.get(&key(chain, "name")).into_iter().flatten() {
+            let Some(left) = walk.left.checked_sub(1) else {
+                walk.is_certain = false;
+                return Verdict::Continue;
+            };
+            walk.left = left;
+            match self.rule(rule, packet, walk, depth) {
                 Verdict::Continue => {}
                 verdict => return verdict,
             }
@@ -165,80 +230,140 @@ impl<'a> Rules<'a> {
         Verdict::Continue
     }
 
-    fn rule(&self, rule: &Value, packet: &Packet, is_certain: &mut bool, depth: u32) -> Verdict {
-        let mut matches = Truth::Yes;
-        for expression in rule["expr"].as_array().into_iter().flatten() {
-            if let Some(compared) = expression.get("match") {
-                match self.compare(compared, rule, packet) {
-                    Truth::Yes => {}
-                    Truth::No => return Verdict::Continue,
-                    Truth::Unknown => matches = Truth::Unknown,
-                }
-                continue;
-            }
+    fn rule(&self, rule: &'a Value, packet: &Packet, walk: &mut Walk, depth: u32) -> Verdict {
+        let mut is_known = true;
+        for expression in expressions(rule) {
             if is_idle(expression) {
                 continue;
             }
+            match self.condition(expression, rule, packet) {
+                Some(Truth::Yes) => continue,
+                Some(Truth::No | Truth::Absent) => return Verdict::Continue,
+                Some(Truth::Unknown) => {
+                    is_known = false;
+                    continue;
+                }
+                None => {}
+            }
             let verdict = match expression.get("vmap") {
                 Some(map) => match self.mapped(map, rule, packet) {
-                    Ok(Some(verdict)) => verdict.clone(),
+                    Ok(Some(verdict)) => verdict,
                     Ok(None) => continue,
                     Err(()) => {
-                        matches = Truth::Unknown;
-                        continue;
+                        walk.is_certain = false;
+                        return Verdict::Continue;
                     }
                 },
-                None => expression.clone(),
+                None => expression,
             };
-            if matches == Truth::Unknown {
-                // It may end here otherwise than what follows says.
-                *is_certain &= verdict.get("continue").is_some();
+            if !is_known {
+                // Whether it comes to this is not known. What only drops could make it worse, not better.
+                walk.is_certain &= is_drop(verdict) || verdict.get("continue").is_some();
                 return Verdict::Continue;
             }
-            match self.verdict(&verdict, rule, packet, is_certain, depth) {
+            match self.verdict(verdict, rule, packet, walk, depth) {
                 Some(Verdict::Continue) => {}
                 Some(verdict) => return verdict,
-                None => matches = Truth::Unknown,
+                None => {
+                    walk.is_certain = false;
+                    return Verdict::Continue;
+                }
             }
         }
         Verdict::Continue
     }
 
+    /// Whether an expression that is a condition holds; none if it is none.
+    fn condition(&self, expression: &'a Value, rule: &'a Value, packet: &Packet) -> Option<Truth> {
+        if let Some(compared) = expression.get("match") {
+            return Some(self.compare(compared, rule, packet));
+        }
+        if let Some(limit) = expression.get("limit") {
+            // It is the first packet.
+            let is_over = limit["inv"] == true;
+            return Some(if is_over { Truth::No } else { Truth::Yes });
+        }
+        if expression["xt"]["type"] == "match" {
+            return Some(match expression["xt"]["name"].as_str() {
+                Some("comment") => Truth::Yes,
+                Some("conntrack" | "state") => self.state_by_text(rule, packet),
+                _ => Truth::Unknown,
+            });
+        }
+        ["quota", "ct count", "socket", "meter"]
+            .iter()
+            .any(|name| expression.get(name).is_some())
+            .then_some(Truth::Unknown)
+    }
+
+    /// What a rule of iptables asks of the connection's state, by the text of the rule.
+    fn state_by_text(&self, rule: &'a Value, packet: &Packet) -> Truth {
+        let [family, table, _] = key(rule, "chain");
+        let handle = rule["handle"].as_u64().unwrap_or_default();
+        let text = self
+            .texts
+            .get(&(family.to_owned(), table.to_owned(), handle));
+        let mut after = text
+            .and_then(|text| text.split_once("ct state "))
+            .into_iter()
+            .flat_map(|(_, after)| after.split_whitespace());
+        let (first, second) = (after.next(), after.next());
+        let (states, is_negated) = match (first, second) {
+            (Some("!" | "!="), Some(states)) => (states, true),
+            (Some(states), _) => (states, false),
+            _ => return Truth::Unknown,
+        };
+        let is_plain =
+            |state: &str| !state.is_empty() && state.chars().all(|c| c.is_ascii_lowercase());
+        if self.untracks || !states.split(',').all(is_plain) {
+            return Truth::Unknown;
+        }
+        let is_in = states.split(',').any(|state| state == packet.state);
+        if is_in == is_negated {
+            Truth::No
+        } else {
+            Truth::Yes
+        }
+    }
+
     /// What a statement does; none if that is not known.
     fn verdict(
         &self,
-        statement: &Value,
-        rule: &Value,
+        statement: &'a Value,
+        rule: &'a Value,
         packet: &Packet,
-        is_certain: &mut bool,
+        walk: &mut Walk,
         depth: u32,
     ) -> Option<Verdict> {
-        let (name, argument) = statement.as_object()?.iter().next()?;
-        let xt = (name == "xt" && argument["type"] == "target")
-            .then(|| argument["name"].as_str().unwrap_or_default());
-        Some(match (name.as_str(), xt) {
-            ("accept", _) => Verdict::Accept,
-            ("drop" | "reject", _) | (_, Some("REJECT" | "DROP")) => Verdict::Drop(Stop {
+        if is_drop(statement) {
+            return Some(Verdict::Drop(Stop {
                 is_policy: false,
                 chain: place_of(rule, "chain"),
-            }),
+            }));
+        }
+        let (name, argument) = statement.as_object()?.iter().next()?;
+        Some(match (name.as_str(), target_of(statement)) {
+            ("accept", _) => Verdict::Accept,
             ("return", _) => Verdict::Return,
             ("continue", _) => Verdict::Continue,
             ("masquerade", _) | (_, Some("MASQUERADE")) => {
                 Verdict::Translate(Translated::Masquerade)
             }
             (_, Some("SNAT")) => Verdict::Translate(Translated::To(None)),
-            ("snat", _) => {
-                let address = argument["addr"].as_str().and_then(|text| text.parse().ok());
-                Verdict::Translate(Translated::To(address))
-            }
+            ("snat", _) => match argument["addr"].get("map") {
+                Some(map) => match self.mapped(map, rule, packet) {
+                    Ok(Some(address)) => Verdict::Translate(Translated::To(parsed(address))),
+                    Ok(None) => Verdict::Continue,
+                    Err(()) => return None,
+                },
+                None => Verdict::Translate(Translated::To(parsed(&argument["addr"]))),
+            },
             ("jump" | "goto", _) => {
-                let chain = self.entries("chain").find(|chain| {
-                    chain["family"] == rule["family"]
-                        && chain["table"] == rule["table"]
-                        && chain["name"] == argument["target"]
-                })?;
-                let verdict = self.chain(chain, packet, is_certain, depth.checked_sub(1)?);
+                let [family, table, _] = key(rule, "chain");
+                let chain = self
+                    .chains
+                    .get(&[family, table, argument["target"].as_str()?])?;
+                let verdict = self.chain(chain, packet, walk, depth.checked_sub(1)?);
                 match verdict {
                     Verdict::Return | Verdict::Continue if name == "jump" => Verdict::Continue,
                     Verdict::Continue => Verdict::Return,
@@ -249,36 +374,32 @@ impl<'a> Rules<'a> {
         })
     }
 
-    /// The verdict that a map has for the packet; an error if it is not known what it is asked.
+    /// What a map has for the packet; an error if it is not known what it is asked.
     fn mapped(
         &self,
         map: &'a Value,
-        rule: &Value,
+        rule: &'a Value,
         packet: &Packet,
     ) -> Result<Option<&'a Value>, ()> {
         let elements = match map["data"].as_str().and_then(|name| name.strip_prefix('@')) {
-            Some(name) => &self.named("map", name, rule).ok_or(())?["elem"],
+            Some(name) => &named(&self.maps, name, rule).ok_or(())?["elem"],
             None => &map["data"]["set"],
         };
         for element in elements.as_array().into_iter().flatten() {
             match self.is_in(&map["key"], &element[0], rule, packet) {
                 Truth::Yes => return Ok(Some(&element[1])),
                 Truth::No => {}
+                Truth::Absent => return Ok(None),
                 Truth::Unknown => return Err(()),
             }
         }
         Ok(None)
     }
 
-    fn named(&self, kind: &'a str, name: &str, rule: &Value) -> Option<&'a Value> {
-        self.entries(kind).find(|set| {
-            set["family"] == rule["family"] && set["table"] == rule["table"] && set["name"] == name
-        })
-    }
-
-    fn compare(&self, compared: &Value, rule: &Value, packet: &Packet) -> Truth {
+    fn compare(&self, compared: &'a Value, rule: &'a Value, packet: &Packet) -> Truth {
         let truth = self.is_in(&compared["left"], &compared["right"], rule, packet);
         match (compared["op"].as_str(), truth) {
+            (_, Truth::Absent) => Truth::Absent,
             (Some("==" | "in"), truth) => truth,
             (Some("!="), Truth::Yes) => Truth::No,
             (Some("!="), Truth::No) => Truth::Yes,
@@ -287,7 +408,7 @@ impl<'a> Rules<'a> {
     }
 
     /// Whether what an expression asks is the value, or among the values.
-    fn is_in(&self, left: &Value, right: &Value, rule: &Value, packet: &Packet) -> Truth {
+    fn is_in(&self, left: &'a Value, right: &'a Value, rule: &'a Value, packet: &Packet) -> Truth {
         if let (Some(left), Some(right)) = (left["concat"].as_array(), right["concat"].as_array()) {
             return all(left
                 .iter()
@@ -295,8 +416,12 @@ impl<'a> Rules<'a> {
                 .map(|(l, r)| self.is_in(l, r, rule, packet)));
         }
         if let Some(name) = right.as_str().and_then(|text| text.strip_prefix('@')) {
-            return match self.named("set", name, rule) {
-                Some(set) => self.is_among(left, &set["elem"], rule, packet),
+            return match named(&self.sets, name, rule) {
+                Some(set) => match self.is_among(left, &set["elem"], rule, packet) {
+                    // Packets put elements there.
+                    Truth::No if names(&set["flags"], "dynamic") => Truth::Unknown,
+                    truth => truth,
+                },
                 None => Truth::Unknown,
             };
         }
@@ -312,23 +437,80 @@ impl<'a> Rules<'a> {
         if right == "*" {
             return Truth::Yes;
         }
-        match asked(left, packet) {
-            Some(known) => is_value(&known, right),
-            None => Truth::Unknown,
+        self.asked(left, packet).is(right)
+    }
+
+    fn is_among(
+        &self,
+        left: &'a Value,
+        values: &'a Value,
+        rule: &'a Value,
+        packet: &Packet,
+    ) -> Truth {
+        let mut among = Truth::No;
+        for value in values.as_array().into_iter().flatten() {
+            match self.is_in(left, value, rule, packet) {
+                Truth::No => {}
+                Truth::Unknown => among = Truth::Unknown,
+                certain => return certain,
+            }
+        }
+        match (among, self.asked(left, packet)) {
+            (Truth::No, Known::Absent) => Truth::Absent,
+            _ => among,
         }
     }
 
-    fn is_among(&self, left: &Value, values: &Value, rule: &Value, packet: &Packet) -> Truth {
-        let truths = values.as_array().into_iter().flatten();
-        let truths = truths.map(|value| self.is_in(left, value, rule, packet));
-        match all(truths.map(|truth| match truth {
-            Truth::Yes => Truth::No,
-            Truth::No => Truth::Yes,
-            Truth::Unknown => Truth::Unknown,
-        })) {
-            Truth::Yes => Truth::No,
-            Truth::No => Truth::Yes,
-            Truth::Unknown => Truth::Unknown,
+    /// What the packet has where an expression asks.
+    fn asked(&self, left: &Value, packet: &Packet) -> Known {
+        let text = |text: &str| Known::Text(text.to_owned());
+        if let Some([inner, mask]) = left["&"].as_array().map(Vec::as_slice) {
+            return match (self.asked(inner, packet), mask.as_u64()) {
+                (Known::Number(value), Some(mask)) => Known::Number(value & mask),
+                (Known::Absent, _) => Known::Absent,
+                _ => Known::Nothing,
+            };
+        }
+        if let Some(key) = left["meta"]["key"].as_str() {
+            return match key {
+                "iifname" | "iif" => text(&packet.from),
+                "oifname" | "oif" => text(&packet.to),
+                "mark" if !self.sets_marks => Known::Number(packet.mark.into()),
+                "l4proto" => text(packet.protocol),
+                "nfproto" if packet.source.is_ipv4() => text("ipv4"),
+                "nfproto" => text("ipv6"),
+                "protocol" => text(family_of(packet)),
+                _ => Known::Nothing,
+            };
+        }
+        if let Some(key) = left["ct"]["key"].as_str() {
+            return match key {
+                "state" if !self.untracks => text(packet.state),
+                "mark" if !self.sets_marks => Known::Number(0),
+                "direction" if packet.is_answer => text("reply"),
+                "direction" => text("original"),
+                _ => Known::Nothing,
+            };
+        }
+        let (Some(protocol), Some(field)) = (
+            left["payload"]["protocol"].as_str(),
+            left["payload"]["field"].as_str(),
+        ) else {
+            return Known::Nothing;
+        };
+        match (protocol, field) {
+            ("ip" | "ip6", _) if protocol != family_of(packet) => Known::Absent,
+            ("ip" | "ip6", "saddr") => Known::Address(packet.source),
+            ("ip" | "ip6", "daddr") => Known::Address(packet.destination),
+            ("ip", "protocol") | ("ip6", "nexthdr") => text(packet.protocol),
+            ("tcp" | "udp", _) if protocol != packet.protocol => Known::Absent,
+            ("tcp" | "udp" | "th", "dport") => Known::Number(packet.port.into()),
+            ("tcp" | "udp" | "th", "sport") => Known::Number(packet.source_port.into()),
+            (
+                "icmp" | "icmpv6" | "sctp" | "dccp" | "udplite" | "esp" | "ah" | "arp" | "igmp",
+                _,
+            ) => Known::Absent,
+            _ => Known::Nothing,
         }
     }
 }
@@ -338,7 +520,7 @@ fn all(truths: impl Iterator<Item = Truth>) -> Truth {
     let mut all = Truth::Yes;
     for truth in truths {
         match truth {
-            Truth::No => return Truth::No,
+            Truth::No | Truth::Absent => return truth,
             Truth::Unknown => all = Truth::Unknown,
             Truth::Yes => {}
         }
@@ -346,118 +528,99 @@ fn all(truths: impl Iterator<Item = Truth>) -> Truth {
     all
 }
 
-/// What the packet has where an expression asks.
+/// What is known of a packet.
 enum Known {
     Text(String),
     Number(u64),
     Address(IpAddr),
+    /// It has no such thing.
+    Absent,
+    Nothing,
 }
 
-fn asked(left: &Value, packet: &Packet) -> Option<Known> {
-    let text = |text: &str| Some(Known::Text(text.to_owned()));
-    let number = |number: u64| Some(Known::Number(number));
-    let family = if packet.source.is_ipv4() {
-        "ipv4"
-    } else {
-        "ipv6"
-    };
-    if let Some([inner, mask]) = left["&"].as_array().map(Vec::as_slice) {
-        return match asked(inner, packet)? {
-            Known::Number(value) => number(value & mask.as_u64()?),
-            _ => None,
-        };
-    }
-    if let Some(key) = left["meta"]["key"].as_str() {
-        return match key {
-            "iifname" | "iif" => text(&packet.from),
-            "oifname" | "oif" => text(&packet.to),
-            "mark" => number(packet.mark.into()),
-            "l4proto" => text(packet.protocol),
-            "nfproto" => text(family),
-            "protocol" => text(if packet.source.is_ipv4() { "ip" } else { "ip6" }),
-            _ => None,
-        };
-    }
-    if let Some(key) = left["ct"]["key"].as_str() {
-        return match key {
-            "state" => text(packet.state),
-            "status" => text("none"),
-            "mark" => number(0),
-            _ => None,
-        };
-    }
-    let (protocol, field) = (
-        left["payload"]["protocol"].as_str()?,
-        left["payload"]["field"].as_str()?,
-    );
-    match (protocol, field) {
-        ("ip" | "ip6", _) if protocol.len() == 2 && !packet.source.is_ipv4() => text("none"),
-        ("ip6", _) if packet.source.is_ipv4() => text("none"),
-        ("ip" | "ip6", "saddr") => Some(Known::Address(packet.source)),
-        ("ip" | "ip6", "daddr") => Some(Known::Address(packet.destination)),
-        ("ip", "protocol") | ("ip6", "nexthdr") => text(packet.protocol),
-        ("tcp" | "udp", _) if protocol != packet.protocol => text("none"),
-        ("tcp" | "udp" | "th", "dport") => number(packet.port.into()),
-        ("tcp" | "udp" | "th", "sport") => number(packet.source_port.into()),
-        ("icmp" | "icmpv6" | "sctp" | "dccp" | "udplite" | "esp" | "ah" | "arp" | "igmp", _) => {
-            text("none")
-        }
-        _ => None,
-    }
-}
-
-fn is_value(known: &Known, right: &Value) -> Truth {
-    let truth = |holds: bool| if holds { Truth::Yes } else { Truth::No };
-    let number_of = |value: &Value| value.as_u64();
-    match known {
-        Known::Text(text) => match right.as_str() {
-            Some(wanted) => truth(match wanted.strip_suffix('*') {
-                Some(start) => text.starts_with(start),
-                None => text == wanted,
-            }),
-            // A protocol or family by its number, or what this packet has nothing of.
-            None if text == "none" => Truth::No,
-            None => match (text.as_str(), number_of(right)) {
-                ("tcp", Some(number)) => truth(number == 6),
-                ("udp", Some(number)) => truth(number == 17),
-                _ => Truth::Unknown,
+impl Known {
+    fn is(&self, right: &Value) -> Truth {
+        let truth = |holds: bool| if holds { Truth::Yes } else { Truth::No };
+        match self {
+            Known::Absent => Truth::Absent,
+            Known::Nothing => Truth::Unknown,
+            Known::Text(text) => match right.as_str() {
+                Some(wanted) => truth(match wanted.strip_suffix('*') {
+                    Some(start) => text.starts_with(start),
+                    None => text == wanted,
+                }),
+                None => match (text.as_str(), right.as_u64()) {
+                    ("tcp", Some(number)) => truth(number == 6),
+                    ("udp", Some(number)) => truth(number == 17),
+                    _ => Truth::Unknown,
+                },
             },
-        },
-        Known::Number(number) => {
-            if let Some([low, high]) = right["range"].as_array().map(Vec::as_slice) {
-                return match (number_of(low), number_of(high)) {
-                    (Some(low), Some(high)) => truth((low..=high).contains(number)),
-                    _ => Truth::Unknown,
-                };
-            }
-            number_of(right).map_or(Truth::Unknown, |wanted| truth(wanted == *number))
-        }
-        Known::Address(address) => {
-            let parsed =
-                |value: &Value| value.as_str().and_then(|text| text.parse::<IpAddr>().ok());
-            if let Some([low, high]) = right["range"].as_array().map(Vec::as_slice) {
-                return match (parsed(low), parsed(high)) {
-                    (Some(low), Some(high)) => truth((low..=high).contains(address)),
-                    _ => Truth::Unknown,
-                };
-            }
-            if let Some(prefix) = right.get("prefix") {
-                let length = prefix["len"]
+            Known::Number(number) => {
+                if let Some([low, high]) = right["range"].as_array().map(Vec::as_slice) {
+                    return match (low.as_u64(), high.as_u64()) {
+                        (Some(low), Some(high)) => truth((low..=high).contains(number)),
+                        _ => Truth::Unknown,
+                    };
+                }
+                right
                     .as_u64()
-                    .and_then(|length| u8::try_from(length).ok());
-                let net = parsed(&prefix["addr"])
-                    .zip(length)
-                    .and_then(|(address, length)| IpNet::new(address, length).ok());
-                return net.map_or(Truth::Unknown, |net| truth(net.contains(address)));
+                    .map_or(Truth::Unknown, |wanted| truth(wanted == *number))
             }
-            parsed(right).map_or(Truth::Unknown, |wanted| truth(wanted == *address))
+            Known::Address(address) => {
+                if let Some([low, high]) = right["range"].as_array().map(Vec::as_slice) {
+                    return match (parsed(low), parsed(high)) {
+                        (Some(low), Some(high)) => truth((low..=high).contains(address)),
+                        _ => Truth::Unknown,
+                    };
+                }
+                if let Some(prefix) = right.get("prefix") {
+                    let length = prefix["len"]
+                        .as_u64()
+                        .and_then(|len| u8::try_from(len).ok());
+                    let net = parsed(&prefix["addr"])
+                        .zip(length)
+                        .and_then(|(address, length)| IpNet::new(address, length).ok());
+                    return net.map_or(Truth::Unknown, |net| truth(net.contains(address)));
+                }
+                parsed(right).map_or(Truth::Unknown, |wanted| truth(wanted == *address))
+            }
         }
     }
+}
+
+fn parsed(value: &Value) -> Option<IpAddr> {
+    value.as_str().and_then(|text| text.parse().ok())
+}
+
+/// Whether a flag is among flags, of which `nft` prints one as it is and several in an array.
+fn names(flags: &Value, flag: &str) -> bool {
+    flags == flag
+        || flags
+            .as_array()
+            .is_some_and(|flags| flags.iter().any(|one| one == flag))
+}
+
+fn expressions(rule: &Value) -> impl Iterator<Item = &Value> {
+    rule["expr"].as_array().into_iter().flatten()
+}
+
+/// The target of iptables that a statement is, if it is one.
+fn target_of(statement: &Value) -> Option<&str> {
+    let xt = statement.get("xt")?;
+    (xt["type"] == "target")
+        .then(|| xt["name"].as_str())
+        .flatten()
+}
+
+fn is_drop(statement: &Value) -> bool {
+    statement.get("drop").is_some()
+        || statement.get("reject").is_some()
+        || matches!(target_of(statement), Some("REJECT" | "DROP"))
 }
 
 /// Whether an expression neither asks nor decides anything.
 fn is_idle(expression: &Value) -> bool {
-    let idle = [
+    const STATEMENTS: [&str; 10] = [
         "counter",
         "comment",
         "log",
@@ -465,8 +628,49 @@ fn is_idle(expression: &Value) -> bool {
         "notrack",
         "ct helper",
         "flow",
+        "set",
+        "dup",
+        "ct timeout",
     ];
-    idle.iter().any(|name| expression.get(name).is_some())
+    const TARGETS: [&str; 10] = [
+        "LOG", "NFLOG", "MARK", "CONNMARK", "TCPMSS", "CT", "NOTRACK", "CLASSIFY", "DSCP", "TRACE",
+    ];
+    STATEMENTS.iter().any(|name| expression.get(name).is_some())
+        || target_of(expression).is_some_and(|target| TARGETS.contains(&target))
+}
+
+/// What an entry is found by: its family, its table (its own name, of a table), and what has this key.
+fn key<'a>(entry: &'a Value, name: &str) -> [&'a str; 3] {
+    ["family", "table", name].map(|key| entry[key].as_str().unwrap_or_default())
+}
+
+fn named<'a>(
+    all: &BTreeMap<[&'a str; 3], &'a Value>,
+    name: &'a str,
+    rule: &'a Value,
+) -> Option<&'a Value> {
+    let [family, table, _] = key(rule, "chain");
+    all.get(&[family, table, name]).copied()
+}
+
+/// The rules that `nft -a list ruleset` prints, by family, table and handle.
+fn texts(listing: &str) -> BTreeMap<(String, String, u64), String> {
+    let mut texts = BTreeMap::new();
+    let mut table = (String::new(), String::new());
+    for line in listing.lines() {
+        let mut words = line.split_whitespace();
+        if words.next() == Some("table") {
+            let mut word = || words.next().unwrap_or_default().to_owned();
+            table = (word(), word());
+        } else if let Some((rule, handle)) = line.rsplit_once("# handle ")
+            && let Ok(handle) = handle.trim().parse()
+            && rule.contains("ct state ")
+        {
+            let (family, name) = table.clone();
+            texts.insert((family, name, handle), rule.trim().to_owned());
+        }
+    }
+    texts
 }
 
 /// The family of its tables.
@@ -475,8 +679,7 @@ fn family_of(packet: &Packet) -> &'static str {
 }
 
 fn place_of(entry: &Value, chain: &str) -> String {
-    let text = |key: &str| entry[key].as_str().unwrap_or_default();
-    format!("{} {} {}", text("family"), text("table"), text(chain))
+    key(entry, chain).join(" ")
 }
 
 #[cfg(test)]

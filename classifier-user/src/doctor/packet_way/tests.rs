@@ -15,6 +15,7 @@ fn packet() -> Packet {
         port: 443,
         mark: 0x100_0000,
         state: "new",
+        is_answer: false,
     }
 }
 
@@ -44,7 +45,7 @@ fn fate_of(packet: &Packet, rules: &[Value], more: &[Value]) -> Fate {
     let rule = |expressions: &Value| json!({ "rule": { "family": "inet", "table": "fw", "chain": "forward", "expr": expressions } });
     entries.extend(rules.iter().map(rule));
     entries.extend(more.iter().cloned());
-    Rules(&json!({ "nftables": entries })).fate(packet, "filter", "forward")
+    Rules::new(&json!({ "nftables": entries }), "").fate(packet, "filter", "forward")
 }
 
 const ACCEPT: fn() -> Value = || json!({ "accept": null });
@@ -96,7 +97,7 @@ fn named_sets_maps_and_chains_are_followed() {
     let set = json!({ "set": { "family": "inet", "table": "fw", "name": "outside", "elem": ["wan", "inet"] } });
     let by_set = json!([meta("oifname", json!("@outside")), ACCEPT()]);
     assert_eq!(fate(std::slice::from_ref(&by_set), &[set]).dropped, None);
-    // Whose set is not there nobody knows.
+    // Nobody knows a set that is not there.
     assert!(!fate(&[by_set], &[]).is_certain);
     let chain = json!({ "chain": { "family": "inet", "table": "fw", "name": "zone" } });
     let of_zone = |expressions: Value| json!({ "rule": { "family": "inet", "table": "fw", "chain": "zone", "expr": expressions } });
@@ -124,17 +125,121 @@ fn named_sets_maps_and_chains_are_followed() {
 }
 
 #[test]
-fn what_cannot_be_read_makes_it_uncertain() {
-    let limited = json!([{ "limit": { "rate": 5, "per": "second" } }, ACCEPT()]);
-    let conntrack =
-        json!([{ "xt": { "type": "match", "name": "conntrack" } }, { "counter": null }, ACCEPT()]);
-    for rule in [limited, conntrack] {
-        let fate = fate(&[rule], &[]);
-        assert!(fate.dropped.is_some() && !fate.is_certain);
+fn only_what_may_let_it_through_makes_a_drop_uncertain() {
+    let unknown = || json!({ "xt": { "type": "match", "name": "x" } });
+    let queue = json!({ "queue": { "num": 0 } });
+    let by_group = json!({ "vmap": { "key": { "meta": { "key": "iifgroup" } }, "data": { "set": [[0, ACCEPT()]] } } });
+    let own_mark = json!([{ "mangle": { "key": { "ct": { "key": "mark" } }, "value": 5 } }]);
+    let ct_mark = json!([is(json!({ "ct": { "key": "mark" } }), json!(5)), ACCEPT()]);
+    for rules in [
+        vec![json!([unknown(), ACCEPT()])],
+        vec![json!([queue])],
+        vec![json!([by_group])],
+        vec![own_mark, ct_mark.clone()],
+    ] {
+        let fate = fate(&rules, &[]);
+        assert!(fate.dropped.is_some() && !fate.is_certain, "{rules:?}");
     }
-    // Not where it is about others.
-    let other = json!([meta("oifname", json!("wan")), { "xt": { "type": "match", "name": "x" } }, ACCEPT()]);
-    assert!(fate(&[other], &[]).is_certain);
+    let log = json!({ "xt": { "type": "target", "name": "LOG" } });
+    let comment = json!({ "xt": { "type": "match", "name": "comment" } });
+    for rules in [
+        vec![json!([unknown(), { "counter": null }, log])],
+        vec![json!([unknown(), { "drop": null }])],
+        vec![json!([meta("oifname", json!("wan")), unknown(), ACCEPT()])],
+        vec![json!([comment, { "xt": { "type": "target", "name": "DROP" } }])],
+        vec![ct_mark],
+    ] {
+        let fate = fate(&rules, &[]);
+        assert!(fate.dropped.is_some() && fate.is_certain, "{rules:?}");
+    }
+    // The first packet is within every limit.
+    let limit =
+        |over: bool| json!([{ "limit": { "rate": 5, "per": "second", "inv": over } }, ACCEPT()]);
+    assert_eq!(fate(&[limit(false)], &[]).dropped, None);
+    assert!(fate(&[limit(true)], &[]).dropped.is_some());
+}
+
+#[test]
+fn what_a_packet_does_not_have_matches_nothing_whatever_is_compared() {
+    let differs = |left: Value, right: Value| json!({ "match": { "op": "!=", "left": left, "right": right } });
+    let field = |protocol: &str, field: &str| json!({ "payload": { "protocol": protocol, "field": field } });
+    for condition in [
+        differs(field("icmp", "type"), json!("echo-request")),
+        differs(
+            field("ip6", "saddr"),
+            json!({ "prefix": { "addr": "fd00::", "len": 64 } }),
+        ),
+        differs(
+            field("udp", "dport"),
+            json!({ "set": [443, { "range": [3478, 3481] }] }),
+        ),
+        differs(field("udp", "dport"), json!({ "set": [] })),
+    ] {
+        assert!(!passes(condition));
+    }
+    assert!(passes(differs(
+        field("tcp", "dport"),
+        json!({ "set": [80, 22] })
+    )));
+}
+
+#[test]
+fn states_that_iptables_asks_for_are_read_from_the_text() {
+    let json = |verdict: &str| {
+        json!({ "nftables": [
+            { "chain": { "family": "ip", "table": "filter", "name": "FORWARD",
+                "type": "filter", "hook": "forward", "prio": 0, "policy": "drop" } },
+            { "rule": { "family": "ip", "table": "filter", "chain": "FORWARD", "handle": 7,
+                "expr": [{ "xt": { "type": "match", "name": "conntrack" } }, { verdict: null }] } },
+        ] })
+    };
+    let text = |states: &str| {
+        format!(
+            "table ip filter {{ # handle 1\n\tchain FORWARD {{ # handle 1\n\t\tct state {states} counter accept # handle 7\n\t}}\n}}\n"
+        )
+    };
+    for (states, passes) in [
+        ("related,established", false),
+        ("new", true),
+        ("! invalid ", true),
+        ("! new", false),
+    ] {
+        let json = json("accept");
+        let fate = Rules::new(&json, &text(states)).fate(&packet(), "filter", "forward");
+        assert_eq!(
+            (fate.dropped.is_none(), fate.is_certain),
+            (passes, true),
+            "{states}"
+        );
+    }
+    let json = json("accept");
+    assert!(
+        !Rules::new(&json, "")
+            .fate(&packet(), "filter", "forward")
+            .is_certain
+    );
+}
+
+#[test]
+fn sets_that_packets_fill_tables_that_sleep_and_long_walks_are_not_judged() {
+    let seen =
+        json!({ "set": { "family": "inet", "table": "fw", "name": "seen", "flags": ["dynamic"] } });
+    let rule = json!([field("ip", "saddr", json!("@seen")), ACCEPT()]);
+    assert!(!fate(&[rule], &[seen]).is_certain);
+    let dormant = json!({ "table": { "family": "inet", "name": "fw", "flags": "dormant" } });
+    assert_eq!(fate(&[], &[dormant]).dropped, None);
+    let chains = (0..2000).flat_map(|number| {
+        let name = format!("c{number}");
+        let next = json!([{ "jump": { "target": format!("c{}", number + 1) } }]);
+        let more = json!([{ "jump": { "target": format!("c{}", number + 2) } }]);
+        let rule = |expr: Value| json!({ "rule": { "family": "inet", "table": "fw", "chain": name, "expr": expr } });
+        [json!({ "chain": { "family": "inet", "table": "fw", "name": name } }), rule(next), rule(more)]
+    });
+    let chains: Vec<Value> = chains.collect();
+    let jumps: Vec<Value> = (0..1900)
+        .map(|number| json!([{ "jump": { "target": format!("c{number}") } }]))
+        .collect();
+    assert!(!fate(&jumps, &chains).is_certain);
 }
 
 #[test]
@@ -148,9 +253,8 @@ fn sources_are_translated_by_the_rule_that_matches() {
             json!({ "rule": { "family": "ip", "table": "nat", "chain": "post", "expr": expressions } })
         }));
         let nft = json!({ "nftables": entries });
-        let fate = Rules(&nft).fate(&packet(), "nat", "postrouting");
+        let fate = Rules::new(&nft, "").fate(&packet(), "nat", "postrouting");
         assert!(fate.is_certain && fate.dropped.is_none());
-        assert_eq!(Rules(&nft).translate_anything(&packet()), !rules.is_empty());
         fate.translated
     };
     let out = |name: &str| meta("oifname", json!(name));
