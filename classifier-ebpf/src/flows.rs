@@ -274,6 +274,9 @@ pub(crate) extern "C" fn breakout_keep(first: u64, second: u64, note: u64, now: 
     u64::from(slot) | new
 }
 
+/// Where the tick of the last answer is in a note, in units of its size.
+const TICK_OF_ANSWER: usize = if cfg!(target_endian = "little") { 3 } else { 0 };
+
 /// Notes that the flow with this key is answered, and counts that for its egress.
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -288,13 +291,13 @@ pub(crate) extern "C" fn breakout_note_answer(a: u64, b: u64, c: u64, d: u64, e:
     if found == 0 || facts.egress() == ORDINARY {
         return 0;
     }
-    // SAFETY: as for the words of a set. Should another CPU write at the same time, this answer may be forgotten; the next
-    // one is noted.
+    // SAFETY: as for the words of a set; the tick of the answer is an aligned part of the note. Nothing else of it is written, so
+    // another CPU that writes the note at the same time may have this answer forgotten, and nothing more.
     let is_first = unsafe {
         let before = ptr::read_volatile(note);
-        let after = with_answer(before, now());
-        if after != before {
-            ptr::write_volatile(note, after);
+        let tick = answered(with_answer(before, now()));
+        if tick != answered(before) {
+            ptr::write_volatile(note.cast::<u16>().wrapping_add(TICK_OF_ANSWER), tick);
         }
         answered(before) == 0
     };

@@ -32,7 +32,31 @@ pub(crate) const TESTS: &[Test] = &[
         "a_gateway_beyond_the_prefix_is_reached_by_its_route",
         beyond,
     ),
+    ("a_next_hop_is_learnt_from_every_kind_of_route", route_kinds),
 ];
+
+/// The operator names no gateway, and has a default route over the egress that is not the usual kind.
+fn route_kinds() -> Result<()> {
+    const ROUTES: [&str; 3] = [
+        "nexthop add id 7 via 10.3.0.2 dev inet\nroute add default nhid 7 metric 500",
+        "nexthop add id 7 via 10.3.0.2 dev inet\nnexthop add id 8 group 7\nroute add default nhid 8 metric 500",
+        // Everything is a neighbour then.
+        "route add default dev inet metric 500",
+    ];
+    for commands in ROUTES {
+        let office = Office::open("probes = []\n")?;
+        let (lab, site) = (&office.lab, &office.site);
+        site.configure(&config("probes = []\n").replace("gateway = \"10.3.0.2\"\n", ""))?;
+        for command in commands.lines() {
+            lab.gateway.ip(command)?;
+        }
+        let daemon = Daemon::start(site, &lab.gateway)?;
+        let way = office.new_way()?;
+        ensure!(way == "internet", "{commands}: {way}");
+        daemon.stop()?;
+    }
+    Ok(())
+}
 
 fn other_mac() -> Result<()> {
     for mode in ["route", "redirect"] {

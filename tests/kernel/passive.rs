@@ -237,7 +237,7 @@ const FIREWALLS: [(&str, &str); 9] = [
     ),
     (
         "chain n { type nat hook postrouting priority 100; ip saddr 10.0.0.0/8 snat ip to 10.2.0.1; }",
-        "with the source address 10.2.0.1, which inet does not have",
+        "with the source address 10.2.0.1, which is another interface's",
     ),
 ];
 

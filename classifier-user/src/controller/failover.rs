@@ -1,8 +1,8 @@
 //! Fail-over: takes traffic off a link that is gone, in a thread of its own, whatever else the controller is doing.
 //!
 //! The thread hears of links and next hops from the kernel and of probes from the probers, evaluates the egresses, and
-//! publishes the path table. It runs no program, writes no file, lists no table and waits for nobody: what follows a
-//! fail-over (events, connection tracking, routes) is the controller's, which is woken.
+//! publishes the path table. It runs no program, writes no file and waits for nobody; the flows that it looks at are in memory that the
+//! programs share. What follows a fail-over (events, connection tracking, routes) is the controller's, which is woken.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

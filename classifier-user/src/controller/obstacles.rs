@@ -11,7 +11,7 @@ use super::Controller;
 use crate::doctor::{Finding, Level, examine_firewall};
 
 /// Between two looks.
-const INTERVAL: Duration = Duration::from_secs(60);
+const INTERVAL: Duration = Duration::from_secs(300);
 /// How long a look may take.
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -58,7 +58,7 @@ impl Controller {
         let (config, ruleset) = (self.config.clone(), self.ruleset.clone());
         self.obstacles.running.spawn(async move {
             let examined = timeout(LIMIT, examine_firewall(&config, &ruleset));
-            examined.await.unwrap_or_else(|_| Ok(Vec::new()))
+            examined.await?
         });
     }
 

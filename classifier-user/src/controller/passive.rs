@@ -30,17 +30,13 @@ pub(super) struct PathTraffic {
     next_scan: Option<Instant>,
     /// Since when no probe is answered.
     silent: Option<Instant>,
-    /// Whether flows were answered lately.
-    pub(super) is_recent: bool,
 }
 
 impl PathTraffic {
     /// What the traffic tells now; `is_silent` says whether probes find the link dead.
     pub(super) fn life(&mut self, now: Instant, is_silent: bool) -> Life {
         self.silent = is_silent.then(|| self.silent.unwrap_or(now));
-        let life = self.traffic.life(now, self.silent);
-        self.is_recent = life.is_recent;
-        life
+        self.traffic.life(now, self.silent)
     }
 
     /// How the path stands: as it is judged by its probes, unless it is broken ahead.
@@ -49,19 +45,16 @@ impl PathTraffic {
             answers: self.traffic.answers(),
             ..judge.standing()
         };
+        let since = standing.since.max(self.ahead.since());
         if !self.ahead.is_broken() || standing.state == State::Down {
-            return standing;
+            return Standing { since, ..standing };
         }
         Standing {
-            state: if self.is_recent {
-                State::Degraded
-            } else {
-                State::Down
-            },
+            state: State::Down,
             standard: false,
             media: false,
             score: 0.0,
-            since: self.ahead.since(),
+            since,
             why: Some(
                 "its probes are answered, but what clients begin there is not: something drops it on the way, as a rule for forwarded \
                  packets, missing translation, or a filter upstream; a few new flows try it again at growing intervals; see: \
@@ -149,7 +142,7 @@ impl Watching {
                 if let Some(received) = received {
                     path.traffic.note_received(now, received);
                 }
-                let is_answered = path.ahead.note_answered(flows);
+                let is_answered = path.ahead.note_answered(now, flows);
                 if state.problem(v6).is_some() || is_silent && !path.life(now, is_silent).is_alive {
                     path.ahead.give_up();
                     continue;
@@ -164,14 +157,19 @@ impl Watching {
         if waiting.is_empty() {
             return Ok(());
         }
-        let flows = view.unanswered()?;
+        let begun = view.begun_lately()?;
         for ((egress, v6), index) in waiting {
-            let its = flows
+            let its = begun
+                .unanswered
                 .iter()
                 .filter(|flow| (flow.egress, flow.v6) == (index, v6));
             let its: Vec<_> = its.map(|flow| (flow.clone(), silent(flow))).collect();
             let path = paths.entry((egress, v6)).or_default();
             path.has_new = false;
+            if begun.going_on.contains(&(index, v6)) {
+                path.ahead.answer(now);
+                continue;
+            }
             // Others may have many new flows while there are none here.
             path.next_scan = its.is_empty().then(|| now + EMPTY);
             path.ahead.watch(now, its);

@@ -219,9 +219,8 @@ impl Health {
         };
         let traffic = self.traffic.get(&key);
         let is_broken = traffic.is_some_and(|traffic| traffic.ahead.is_broken());
-        let is_answered = traffic.is_some_and(|traffic| traffic.is_recent);
-        // To move a TCP connection is to end it, and the verdict is about those that begin.
-        let stays = !is_broken || is_answered || class == Class::Standard;
+        // To move a TCP connection is to end it, and the verdict is about those that begin. Media lives on, and would lead new media.
+        let stays = !is_broken || class == Class::Standard;
         Uses {
             new_flows: judge.works(class) && !is_broken,
             tries: judge.works(class) && traffic.is_some_and(|traffic| traffic.ahead.is_tried()),

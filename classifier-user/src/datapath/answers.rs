@@ -7,7 +7,7 @@ use breakout_common::path::PinEvent;
 
 use super::bpffs::PinDirectory;
 use super::flows::FlowTable;
-use super::{Unanswered, open_map, pins};
+use super::{BegunLately, Unanswered, open_map, pins};
 
 /// The map of answers by egress and address family.
 pub(super) const ANSWERS: &str = "ANSWERS";
@@ -54,13 +54,13 @@ impl TrafficView {
         Ok(self.events.get(&(PinEvent::New as u32), 0)?.iter().sum())
     }
 
-    /// Some flows that have begun lately and are not answered.
+    /// The flows that have begun lately.
     ///
     /// # Errors
     ///
     /// When they cannot be read.
-    pub fn unanswered(&self) -> Result<Vec<Unanswered>> {
-        self.flows.unanswered()
+    pub fn begun_lately(&self) -> Result<BegunLately> {
+        self.flows.begun_lately()
     }
 
     /// Whether a flow has been answered meanwhile; none if it is gone, or goes another way.

@@ -16,7 +16,7 @@ use breakout_common::flows::{
 };
 use breakout_common::path::{EPOCHS, Flow, Pin, PinKey};
 
-pub use unanswered::Unanswered;
+pub use unanswered::{BegunLately, Unanswered};
 
 use super::mapped::MappedWords;
 use super::{Clock, sys};

@@ -45,7 +45,7 @@ pub use attached::{Attachment, Hook, Side};
 pub use bench::{Bench, Run, Size};
 pub use clock::Clock;
 pub use counters::{Count, Counters};
-pub use flows::{FlowTable, Pinned, Unanswered};
+pub use flows::{BegunLately, FlowTable, Pinned, Unanswered};
 pub use object::object;
 pub use paths::PathMaps;
 pub use plan::{LanPlan, Paths, Plan};

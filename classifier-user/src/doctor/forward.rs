@@ -56,7 +56,7 @@ pub(super) async fn examine(
                 let mut stopped = BTreeSet::new();
                 let mut source = None;
                 for (destination, protocol, port) in destinations(ruleset, v6) {
-                    let ordinary = ordinary_egress(destination).filter(|name| *name != out.name);
+                    let ordinary = ordinary_egress(destination);
                     let passage = Passage {
                         lan: &lan,
                         egress: &out,
@@ -157,8 +157,13 @@ impl Passage<'_> {
         } else {
             ""
         };
+        // Without an ordinary path nobody knows what is meant.
+        let level = match self.ordinary {
+            Some(_) => Level::Error,
+            None => Level::Warning,
+        };
         Some(Finding::new(
-            Level::Error,
+            level,
             format!(
                 "{what} packets from {from} to {to} are dropped by {stop}, as {} between {} and {}: probes of egress {} do not pass there, so \
                  they are answered all the same",
@@ -178,18 +183,17 @@ impl Passage<'_> {
     /// What there is to say where clients' packets leave with a source that no answer finds back to.
     fn foreign_source(&self, rules: &Rules<'_>, packet: &Packet) -> Option<Finding> {
         let translated = |packet: &Packet| rules.fate(packet, "nat", "postrouting");
-        let is_own = |address: &IpAddr| {
-            let addresses = &self.egress.addresses;
-            addresses.iter().any(|net| net.addr() == *address)
-        };
+        // An address of no interface may be routed here.
+        let is_elsewhere =
+            |address: &IpAddr| owner_of(*address).is_some_and(|owner| owner != self.egress.name);
         let (out, name) = (&self.egress.name, self.name);
         let fate = translated(packet);
         match &fate.translated {
-            Some(Translated::To(Some(address))) if fate.is_certain && !is_own(address) => {
+            Some(Translated::To(Some(address))) if fate.is_certain && is_elsewhere(address) => {
                 Some(Finding::new(
                     Level::Warning,
                     format!(
-                        "packets of clients leave by {out} with the source address {address}, which {out} does not have: answers may \
+                        "packets of clients leave by {out} with the source address {address}, which is another interface's: answers may \
                          never come back"
                     ),
                     format!(
@@ -205,10 +209,10 @@ impl Passage<'_> {
                 {
                     return None;
                 }
-                let is_elsewhere = self
+                let is_usual = self
                     .ordinarily(packet)
                     .is_some_and(|other| translated(&other).translated.is_some());
-                let (level, unless) = if is_elsewhere {
+                let (level, unless) = if is_usual {
                     (Level::Warning, "")
                 } else {
                     (Level::Note, ", unless a router behind it does that")
@@ -255,12 +259,16 @@ fn ordinary_egress(destination: IpAddr) -> Option<String> {
     };
     let socket = UdpSocket::bind(any).ok()?;
     socket.connect((destination, 443)).ok()?;
-    let source = socket.local_addr().ok()?.ip();
+    owner_of(socket.local_addr().ok()?.ip())
+}
+
+/// The interface that has an address.
+fn owner_of(wanted: IpAddr) -> Option<String> {
     getifaddrs().ok()?.find_map(|interface| {
         let address = interface.address?;
         let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
         let own = v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())));
-        (own == Some(source)).then_some(interface.interface_name)
+        (own == Some(wanted)).then_some(interface.interface_name)
     })
 }
 

@@ -13,7 +13,7 @@ pub(super) async fn examine(links: &Links, config: &Config, ruleset: &Ruleset) -
     match nat::ruleset().await {
         Ok(nft) => {
             // Only for what iptables has made.
-            let text = if nft.to_string().contains("\"xt\"") {
+            let text = if Rules::need_text(&nft) {
                 nat::listing().await.unwrap_or_default()
             } else {
                 String::new()

@@ -120,6 +120,13 @@ pub(super) struct Rules<'a> {
 }
 
 impl<'a> Rules<'a> {
+    /// Whether some rules of these are only told by their text.
+    pub(super) fn need_text(json: &Value) -> bool {
+        let entries = json["nftables"].as_array().into_iter().flatten();
+        let mut expressions = entries.flat_map(|entry| expressions(&entry["rule"]));
+        expressions.any(|expression| expression["xt"]["type"] == "match")
+    }
+
     /// Rules as `nft -j list ruleset` prints them, and as `nft -a list ruleset` does.
     pub(super) fn new(json: &'a Value, text: &str) -> Self {
         let mut rules = Rules {
@@ -279,9 +286,12 @@ impl<'a> Rules<'a> {
             return Some(self.compare(compared, rule, packet));
         }
         if let Some(limit) = expression.get("limit") {
-            // It is the first packet.
-            let is_over = limit["inv"] == true;
-            return Some(if is_over { Truth::No } else { Truth::Yes });
+            // It is the first packet. A limit with a name stands elsewhere.
+            return Some(match (limit.is_object(), limit["inv"] == true) {
+                (false, _) => Truth::Unknown,
+                (true, true) => Truth::No,
+                (true, false) => Truth::Yes,
+            });
         }
         if expression["xt"]["type"] == "match" {
             return Some(match expression["xt"]["name"].as_str() {
@@ -289,6 +299,11 @@ impl<'a> Rules<'a> {
                 Some("conntrack" | "state") => self.state_by_text(rule, packet),
                 _ => Truth::Unknown,
             });
+        }
+        if let Some(set) = expression.get("set") {
+            // What is added may have a limit of its own.
+            let is_plain = set.get("stmt").is_none();
+            return Some(if is_plain { Truth::Yes } else { Truth::Unknown });
         }
         ["quota", "ct count", "socket", "meter"]
             .iter()
@@ -303,6 +318,8 @@ impl<'a> Rules<'a> {
         let text = self
             .texts
             .get(&(family.to_owned(), table.to_owned(), handle));
+        // The same match may ask for more.
+        let text = text.filter(|text| text.matches("ct ").count() == 1);
         let mut after = text
             .and_then(|text| text.split_once("ct state "))
             .into_iter()
@@ -620,7 +637,7 @@ fn is_drop(statement: &Value) -> bool {
 
 /// Whether an expression neither asks nor decides anything.
 fn is_idle(expression: &Value) -> bool {
-    const STATEMENTS: [&str; 10] = [
+    const STATEMENTS: [&str; 9] = [
         "counter",
         "comment",
         "log",
@@ -628,7 +645,6 @@ fn is_idle(expression: &Value) -> bool {
         "notrack",
         "ct helper",
         "flow",
-        "set",
         "dup",
         "ct timeout",
     ];

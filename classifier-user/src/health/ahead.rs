@@ -25,6 +25,8 @@ const FEW: Duration = Duration::from_secs(6);
 const FROM_ONE: usize = 4;
 /// For how long nobody may try it until it is taken for whole, as nobody knows: where what is preferred works, nobody tries it.
 const UNTRIED: Duration = Duration::from_secs(60);
+/// After this time the pauses before are forgotten.
+const FORGOTTEN: Duration = Duration::from_secs(300);
 /// The first pause, and the longest; each is twice the one before.
 const PAUSES: [Duration; 2] = [Duration::from_secs(10), Duration::from_secs(60)];
 
@@ -46,6 +48,8 @@ pub struct Ahead<F> {
     watch: Option<Watch<F>>,
     /// For how many flows there has been an answer.
     answered: u64,
+    /// When it was found whole last, and the pause before that.
+    healed: Option<(Instant, Duration)>,
     /// Since when it is as it is.
     since: Timestamp,
 }
@@ -76,6 +80,7 @@ impl<F> Default for Ahead<F> {
             state: State::Whole,
             watch: None,
             answered: 0,
+            healed: None,
             since: Timestamp::default(),
         }
     }
@@ -99,19 +104,20 @@ impl<F> Ahead<F> {
 
     /// Takes in for how many flows of the path there has been an answer until now. Returns whether it was the first one for any of
     /// them.
-    pub fn note_answered(&mut self, answered: u64) -> bool {
+    pub fn note_answered(&mut self, now: Instant, answered: u64) -> bool {
         let is_news = answered != self.answered;
         self.answered = answered;
         if is_news {
-            self.answer();
+            self.answer(now);
         }
         is_news
     }
 
     /// A flow was answered.
-    fn answer(&mut self) {
+    pub fn answer(&mut self, now: Instant) {
         self.watch = None;
-        if self.is_tried() {
+        if let State::Tried { pause, .. } = self.state {
+            self.healed = Some((now, pause));
             self.turn(State::Whole);
         }
     }
@@ -150,7 +156,7 @@ impl<F> Ahead<F> {
             match is_answered(flow) {
                 Some(false) => silent.push(*facts),
                 // By its own packets, where answers come by ways that nobody sees here.
-                Some(true) => return self.answer(),
+                Some(true) => return self.answer(now),
                 None => {}
             }
         }
@@ -161,13 +167,19 @@ impl<F> Ahead<F> {
                     self.watch = Some(watch);
                     return;
                 }
-                let pause = PAUSES[0];
+                // What heals and breaks again and again is not tried as often.
+                let pause = match self.healed {
+                    Some((at, pause)) if now.saturating_duration_since(at) < FORGOTTEN => {
+                        longer(pause)
+                    }
+                    _ => PAUSES[0],
+                };
                 let until = now + pause;
                 self.turn(State::Broken { until, pause });
             }
             // One connection that tries is enough to go on as before.
             State::Tried { pause, .. } if silent.iter().any(|flow| flow.opens_tcp) => {
-                let pause = (pause * 2).min(PAUSES[1]);
+                let pause = longer(pause);
                 let until = now + pause;
                 self.state = State::Broken { until, pause };
             }
@@ -191,6 +203,11 @@ impl<F> Ahead<F> {
         self.state = state;
         self.since = Timestamp::now();
     }
+}
+
+/// The pause after another one.
+fn longer(pause: Duration) -> Duration {
+    (pause * 2).min(PAUSES[1])
 }
 
 /// Whether they are so few, and of one client, that it may have its own reasons.

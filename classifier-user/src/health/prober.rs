@@ -452,7 +452,9 @@ impl Prober {
         let meter = &self.meters[index];
         if is_quick {
             if is_answered {
-                (self.silence, self.burst) = (0, 0);
+                // Behind a late answer the next miss is no alarm: a full queue would have one after each probe.
+                self.silence = if is_late { self.silence.min(1) } else { 0 };
+                self.burst = 0;
             } else if meter.is_proven {
                 self.silence = self.silence.saturating_add(1);
                 self.hear_silence();

@@ -17,7 +17,7 @@ pub enum Gateway {
     /// There is none.
     #[default]
     None,
-    /// The other end of a point-to-point link.
+    /// The other end of a point-to-point link, or the destination itself where all of them are neighbours.
     Peer,
     /// A neighbour.
     Address(IpAddr),
@@ -156,6 +156,8 @@ struct RoutesOver {
     /// Networks that are reached without a gateway.
     direct: Vec<IpNet>,
     gateways: Vec<Hop>,
+    /// Whether there is a default route without a gateway: everything is a neighbour.
+    is_direct_default: bool,
 }
 
 /// A gateway of a route.
@@ -196,6 +198,8 @@ impl RoutesOver {
         if index != Some(interface.index) {
             return;
         }
+        let is_default = length == 0 && route.header.kind == RouteType::Unicast;
+        self.is_direct_default |= is_default && gateway.is_none();
         let is_onlink = route.header.flags.contains(RouteFlags::Onlink);
         match (gateway, destination) {
             (Some(address), _) => self.gateways.push(Hop {
@@ -242,7 +246,9 @@ fn learnt(interface: &Interface, v6: bool, routes: RoutesOver) -> Gateway {
     });
     match gateways.iter().min_by_key(|hop| hop.rank) {
         Some(hop) => Gateway::Address(hop.address),
-        None if interface.point_to_point && has_address => Gateway::Peer,
+        None if (interface.point_to_point || routes.is_direct_default) && has_address => {
+            Gateway::Peer
+        }
         None => Gateway::None,
     }
 }

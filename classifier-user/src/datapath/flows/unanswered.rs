@@ -1,5 +1,6 @@
 //! Flows that have begun and that nobody has answered yet.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 
 use anyhow::Result;
@@ -31,29 +32,44 @@ pub struct Unanswered {
     pub destination: (u64, u64),
 }
 
+/// Flows that have begun lately.
+#[derive(Debug, Default)]
+pub struct BegunLately {
+    /// Some of those that are not answered.
+    pub unanswered: Vec<Unanswered>,
+    /// The egresses, and whether it is IPv6, with TCP connections that go on behind their SYN. Those have been answered, by whichever way
+    /// that came.
+    pub going_on: BTreeSet<(u8, bool)>,
+}
+
 impl FlowTable {
-    /// Some of those flows. Who has sent more than SYNs on a TCP connection has been answered, by whichever way that came.
+    /// Goes through all flows for those.
     ///
     /// # Errors
     ///
     /// When the addresses of flows over IPv6 cannot be read.
-    pub fn unanswered(&self) -> Result<Vec<Unanswered>> {
+    pub fn begun_lately(&self) -> Result<BegunLately> {
         let now = Clock::of_kernel().now();
-        let mut found = Vec::new();
+        let mut begun = BegunLately::default();
         for (slot, second) in (0u32..).zip(self.seconds()) {
             let facts = Facts::of(second.load(Ordering::Relaxed));
-            let is_candidate = facts.is_live()
-                && facts.state() != State::Client as u32
-                && facts.egress() != ORDINARY
-                && facts.silent(now) <= NEW;
-            if is_candidate && let Some(flow) = self.unanswered_in(slot, now)? {
-                found.push(flow);
+            let is_flow = facts.is_live() && facts.state() != State::Client as u32;
+            if !is_flow || facts.egress() == ORDINARY || facts.silent(now) > NEW {
+                continue;
             }
-            if found.len() == MOST {
-                break;
+            // The kernel's clock may be a tick ahead.
+            let note = self.note(slot).load(Ordering::Relaxed);
+            let since = (note & 0xffff_ffff) as u32;
+            if now.saturating_sub(since) > NEW {
+                continue;
+            }
+            if facts.is_tcp() && has_gone_on(facts) {
+                begun.going_on.insert((facts.egress(), facts.is_v6()));
+            } else if answered(note) == 0 && begun.unanswered.len() < MOST && is_open(facts) {
+                begun.unanswered.extend(self.unanswered_in(slot)?);
             }
         }
-        Ok(found)
+        Ok(begun)
     }
 
     /// Whether a flow has been answered meanwhile; none if it is gone, or goes another way.
@@ -66,16 +82,11 @@ impl FlowTable {
         is_same.then(|| answered(note) != 0 || facts.is_tcp() && has_gone_on(facts))
     }
 
-    fn unanswered_in(&self, slot: u32, now: u32) -> Result<Option<Unanswered>> {
-        let note = self.note(slot).load(Ordering::Relaxed);
-        let since = (note & 0xffff_ffff) as u32;
+    fn unanswered_in(&self, slot: u32) -> Result<Option<Unanswered>> {
         let Some((first, second)) = self.words(slot) else {
             return Ok(None);
         };
         let facts = Facts::of(second);
-        if answered(note) != 0 || now.wrapping_sub(since) > NEW || !is_open(facts) {
-            return Ok(None);
-        }
         let addresses = if facts.is_v6() {
             sys::get::<u32, PinKey>(&self.addresses, &slot)?
         } else {

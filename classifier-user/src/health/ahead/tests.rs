@@ -19,7 +19,7 @@ fn judged(flows: &[(u32, Silent)], answered: u64) -> bool {
     ahead.watch(start, flows.to_vec());
     ahead.look(start + PATIENCE - Duration::from_millis(1), |_| Some(false));
     assert!(!ahead.is_broken());
-    ahead.note_answered(answered);
+    ahead.note_answered(start, answered);
     ahead.look(start + PATIENCE, |_| Some(false));
     ahead.is_broken()
 }
@@ -108,8 +108,8 @@ fn it_is_tried_again_ever_more_rarely_and_whole_with_the_first_answer() {
     }
     now += Duration::from_secs(60);
     ahead.look(now, |_| Some(false));
-    assert!(ahead.note_answered(1));
-    assert!(!ahead.is_broken() && ahead.wants_flows() && !ahead.note_answered(1));
+    assert!(ahead.note_answered(now, 1));
+    assert!(!ahead.is_broken() && ahead.wants_flows() && !ahead.note_answered(now, 1));
 }
 
 #[test]
@@ -132,4 +132,27 @@ fn what_nobody_tries_and_what_is_dead_is_not_said_to_be_broken() {
     let mut ahead = broken(start);
     ahead.give_up();
     assert!(!ahead.is_broken() && ahead.wants_flows());
+}
+
+#[test]
+fn what_heals_and_breaks_again_is_tried_ever_more_rarely() {
+    let (mut ahead, mut now) = (Ahead::default(), Instant::now());
+    let flows = vec![flow(1, 1, 8, true), flow(2, 2, 9, true)];
+    for (number, pause) in [(1, 10), (2, 20), (3, 40), (4, 60)] {
+        ahead.watch(now, flows.clone());
+        now += PATIENCE;
+        ahead.look(now, |_| Some(false));
+        let pause = Duration::from_secs(pause);
+        ahead.look(now + pause - Duration::from_millis(1), |_| None);
+        assert!(ahead.is_broken() && !ahead.is_tried());
+        now += pause;
+        ahead.look(now, |_| None);
+        assert!(ahead.is_tried() && ahead.note_answered(now, number) && !ahead.is_broken());
+    }
+    now += FORGOTTEN;
+    ahead.watch(now, flows);
+    now += PATIENCE;
+    ahead.look(now, |_| Some(false));
+    ahead.look(now + PAUSES[0], |_| None);
+    assert!(ahead.is_tried());
 }
