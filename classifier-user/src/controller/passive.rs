@@ -56,7 +56,7 @@ impl PathTraffic {
             score: 0.0,
             since,
             why: Some(
-                "its probes are answered, but what clients begin there is not: something drops it on the way, as a rule for forwarded \
+                "the link is well, but what clients begin there is not answered: something drops it on the way, as a rule for forwarded \
                  packets, missing translation, or a filter upstream; a few new flows try it again at growing intervals; see: \
                  breakout doctor"
                     .to_owned(),

@@ -4,9 +4,9 @@
 //!
 //! The rule: [`PATIENCE`] after they were seen first, flows to at least two destinations are not answered, one of them a TCP
 //! connection that has come no further than its SYN; they are of at least two clients, or [`FROM_ONE`] of one, or they are not
-//! answered after [`FEW`] either; and no flow of the path at all was answered for the first time meanwhile. A destination that is down is one destination. A client that
-//! scans breaks nothing while anybody else's flow is answered; where nobody else begins one, its own packets take the next
-//! choice until a flow tries the path again.
+//! answered after [`FEW`] either; and no flow of the path at all was answered for the first time meanwhile. A destination that is
+//! down is one destination. A client that scans breaks nothing while anybody else's flow is answered; where nobody else begins one,
+//! its own packets take the next choice until a flow tries the path again.
 //!
 //! What was found broken gets a small share of new flows again after a pause, and is whole with the first answer to one, or if nobody
 //! tries it for a minute.

@@ -134,3 +134,30 @@ async fn what_another_link_was_like_says_nothing() {
     probers.set(vec![after]);
     assert!(!probers.is_current(&report));
 }
+
+#[test]
+fn a_full_queue_raises_one_alarm_and_not_one_for_each_probe() {
+    let mut prober = prober(&["icmp:192.0.2.1", "tls:192.0.2.2"]);
+    let soon = Ok(Duration::from_millis(20));
+    note(&mut prober, 0, soon.clone());
+    note(&mut prober, 1, soon);
+    let mut alarms = 0;
+    for _ in 0..50 {
+        note(&mut prober, 0, Err("no answer".to_owned()));
+        alarms += u32::from(prober.burst > 0);
+        prober.note(Outcome {
+            index: 0,
+            was_silent: false,
+            is_late: true,
+            answer: Ok(Answered {
+                took: Duration::from_millis(1500),
+                method: None,
+            }),
+        });
+        assert_eq!(prober.burst, 0);
+    }
+    assert_eq!(alarms, 1);
+    let measure = Measure::of(&prober.known(), prober.silence, prober.door_opened);
+    assert_eq!((measure.alive, measure.loss), (Some(true), 0.0));
+    assert!(measure.is_slowed());
+}
