@@ -15,7 +15,7 @@ use aya_obj::generated::bpf_insn;
 
 use machine::Machine;
 use maps::Maps;
-pub use office::{PACKETS, Packet, executed};
+pub use office::{PACKETS, Packet, executed, executed_for_answer};
 
 /// The object with its maps, ready to run any of its programs.
 pub struct Emulator {
@@ -98,7 +98,7 @@ impl Emulator {
         let instructions = self.programs.get(program);
         let instructions =
             instructions.with_context(|| format!("there is no program {program}"))?;
-        let is_tc = program.ends_with("_tc");
+        let is_tc = ["breakout_tc", "breakout_note"].contains(&program);
         let (start, end) = self.machine.set_packet(frame)?;
         let mut fields = vec![
             0;

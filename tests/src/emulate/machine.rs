@@ -18,6 +18,7 @@ mod helper {
     pub(super) const UPDATE: i32 = 2;
     pub(super) const DELETE: i32 = 3;
     pub(super) const KTIME: i32 = 5;
+    pub(super) const PULL_DATA: i32 = 39;
     pub(super) const REDIRECT_MAP: i32 = 51;
     pub(super) const JIFFIES: i32 = 118;
     pub(super) const ADJUST_META: i32 = 54;
@@ -138,6 +139,8 @@ impl Machine {
             helper::DELETE => self.maps.delete(a, b),
             helper::KTIME => Ok(JIFFIES * 1_000_000),
             helper::JIFFIES => Ok(JIFFIES),
+            // All that there is can be read.
+            helper::PULL_DATA => Ok(0),
             helper::REDIRECT_MAP => Ok(XDP_REDIRECT),
             // As of a driver without room for metadata.
             helper::ADJUST_META => Ok(NOT_SUPPORTED),

@@ -97,6 +97,46 @@ pub fn executed(program: &str, packet: &Packet) -> Result<u64> {
     Ok(run.executed)
 }
 
+/// How many instructions `breakout_note` executes for the answer to such a packet.
+///
+/// # Errors
+///
+/// As [`executed`].
+pub fn executed_for_answer(packet: &Packet) -> Result<u64> {
+    let frame = to_gateway(packet.destination, packet.proto, 443)?;
+    let mut emulator = gateway(false)?;
+    emulator.run("breakout_tc", &frame)?;
+    let answer = reversed(&frame);
+    emulator.run("breakout_note", &answer)?;
+    let run = emulator.run("breakout_note", &answer)?;
+    ensure!(
+        run.code == TC_ACT_UNSPEC && run.frame == answer,
+        "{}: breakout_note returned {}",
+        packet.what,
+        run.code
+    );
+    Ok(run.executed)
+}
+
+/// The same frame with addresses and ports the other way round.
+fn reversed(frame: &[u8]) -> Vec<u8> {
+    let mut answer = frame.to_vec();
+    let (addresses, length) = if frame[12..14] == [8, 0] {
+        (26, 4)
+    } else {
+        (22, 16)
+    };
+    let (source, destination) = (addresses, addresses + length);
+    for (from, to, count) in [
+        (source, destination, length),
+        (destination + length, destination + length + 2, 2),
+    ] {
+        let (first, second) = answer.split_at_mut(to);
+        first[from..from + count].swap_with_slice(&mut second[..count]);
+    }
+    answer
+}
+
 const XDP_PASS: u32 = 2;
 const XDP_REDIRECT: u32 = 4;
 const TC_ACT_UNSPEC: u32 = u32::MAX;
