@@ -52,15 +52,7 @@ pub(crate) fn inventory(lab: &Lab) -> Result<String> {
     }
     // Debian 12's bpftool does not know TCX yet. Kernels before 6.6 have a TC filter, which is listed above.
     if kernel_at_least(6, 6)? {
-        let tcx = lab.gateway.enter(|| {
-            let mut all = Vec::new();
-            for side in [TcAttachType::Ingress, TcAttachType::Egress] {
-                let (_, programs) = SchedClassifier::query_tcx("lan", side)?;
-                all.extend(programs.iter().map(|program| program.id()));
-            }
-            Ok(all)
-        })?;
-        for id in tcx {
+        for id in tcx_programs(lab)? {
             writeln!(all, "breakout_tc or another TCX program {id} on lan")?;
         }
     }
@@ -108,19 +100,25 @@ fn pins(site: &Site) -> Result<String> {
     Ok(found)
 }
 
+/// The ids of the TC programs on both sides of the gateway's LAN interface, where they are attached by TCX.
+fn tcx_programs(lab: &Lab) -> Result<Vec<u32>> {
+    lab.gateway.enter(|| {
+        let mut all = Vec::new();
+        for side in [TcAttachType::Ingress, TcAttachType::Egress] {
+            let (_, programs) = SchedClassifier::query_tcx("lan", side)?;
+            all.extend(programs.iter().map(|program| program.id()));
+        }
+        Ok(all)
+    })
+}
+
 /// The ids of the programs on the gateway's LAN interface, and of their maps.
 fn attached(lab: &Lab) -> Result<(Vec<u32>, Vec<u32>)> {
     let listing = lab.gateway.exec("bpftool --json net show")?;
     let mut ids = BTreeSet::new();
     collect_ids(&serde_json::from_str(&listing)?, &mut ids);
     if kernel_at_least(6, 6)? {
-        ids.extend(lab.gateway.enter(|| {
-            let (_, programs) = SchedClassifier::query_tcx("lan", TcAttachType::Ingress)?;
-            Ok(programs
-                .iter()
-                .map(|program| program.id())
-                .collect::<Vec<_>>())
-        })?);
+        ids.extend(tcx_programs(lab)?);
     }
     let mut maps = BTreeSet::new();
     for program in loaded_programs() {
@@ -179,7 +177,7 @@ fn stopped(mode: &str) -> Result<()> {
     ensure!(site.socket().exists());
     let (programs, maps) = attached(&lab)?;
     ensure!(
-        programs.len() == if mode == "redirect" { 2 } else { 1 },
+        programs.len() == if mode == "redirect" { 3 } else { 2 },
         "{programs:?}"
     );
     ensure!(maps.len() >= 5, "{maps:?}");
