@@ -8,11 +8,11 @@ use breakout_common::flows::{
 };
 use breakout_common::path::{ORDINARY, Pin, PinKey};
 
+use crate::clock::now;
 use crate::count::add;
 use crate::globals;
 use crate::maps::{ADDRESSES, ANSWERS, FLOWS, NOTES, paths};
 use crate::opaque::opaque;
-use crate::path::now;
 
 /// The table.
 pub(crate) struct KernelSets;

@@ -1,6 +1,5 @@
 //! The way of a packet: by the choices in the path table, and by the pin of its flow.
 
-use aya_ebpf::helpers::generated::bpf_jiffies64;
 use breakout_common::classify::flow;
 use breakout_common::flows::{Facts, State, predict};
 use breakout_common::frame::Frame;
@@ -9,6 +8,7 @@ use breakout_common::path::{Flow, ORDINARY, PathTable, Pin, PinEvent, Pins, unst
 use breakout_common::table::{NO_PREFIX, Outcome};
 use breakout_common::verdict::{Decision, Reason};
 
+use crate::clock::now;
 use crate::flows::{self, KernelSets};
 use crate::globals;
 use crate::maps::{PINNED, paths};
@@ -218,17 +218,8 @@ impl Pins for KernelPins {
         }
     }
 
-    /// By the clock that costs least: the verifier makes one load of it (Linux 5.6).
     #[inline(always)]
     fn now(&self) -> u32 {
         now()
     }
-}
-
-/// The time in ticks; see [`Pins::now`].
-#[inline(always)]
-pub(crate) fn now() -> u32 {
-    // SAFETY: the helper takes no arguments and has no preconditions.
-    let now = unsafe { bpf_jiffies64() };
-    (now >> (globals::clock_shift() & 63) & 0xffff_ffff) as u32
 }

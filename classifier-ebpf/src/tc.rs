@@ -20,7 +20,7 @@ use crate::globals;
 use crate::maps::{egress, paths};
 use crate::reader::Packet;
 
-/// What clients' segments fit into, so that only narrower egresses need a look at them.
+/// The MTU that clients' segments fit into, so that only narrower egresses need a look at them.
 const ETHERNET_MTU: u32 = 1500;
 /// Bytes to make directly readable: all headers but unusually long chains of extension headers.
 const PULL: u32 = 128;

@@ -38,6 +38,13 @@ fn standing(office: &Office) -> Value {
     status.unwrap_or_default()["egress"]["local"]["v4"]["standing"].clone()
 }
 
+/// A controller whose probes are answered.
+fn probed(office: &Office) -> Result<Daemon<'_>> {
+    let mut daemon = Daemon::start(&office.site, &office.lab.gateway)?;
+    daemon.wait_until(|_| standing(office)["measure"]["alive"] == true)?;
+    Ok(daemon)
+}
+
 fn alerts(office: &Office) -> String {
     let status = office.site.json(&office.lab.gateway, &["status"]);
     status.unwrap_or_default()["alerts"].to_string()
@@ -73,15 +80,10 @@ fn begin(office: &Office) -> Result<(Stream, Vec<String>)> {
 /// Begins flows while the gateway drops them or their answers, lets them through again, and waits until the egress is whole.
 fn loses(office: &Office, rule: &str, blamed: &str) -> Result<()> {
     let gateway = &office.lab.gateway;
-    let mut daemon = Daemon::start(&office.site, gateway)?;
-    daemon.wait_until(|_| standing(office)["measure"]["alive"] == true)?;
-    let drop_rule = || {
-        gateway.exec("nft add table inet fw")?;
-        gateway
-            .exec("nft add chain inet fw forward { type filter hook forward priority filter ; }")?;
-        gateway.exec(&format!("nft add rule inet fw forward {rule} drop"))
-    };
-    drop_rule()?;
+    let mut daemon = probed(office)?;
+    gateway.exec("nft add table inet fw")?;
+    gateway.exec("nft add chain inet fw forward { type filter hook forward priority filter ; }")?;
+    gateway.exec(&format!("nft add rule inet fw forward {rule} drop"))?;
     // The third SYN, three seconds after the first one, leaves by the other way; on a slow machine the fourth one.
     let (call, ways) = begin(office)?;
     ensure!(ways == ["wan"; 4], "{ways:?}, and {}", standing(office));
@@ -134,8 +136,7 @@ fn broken_replies() -> Result<()> {
 fn full() -> Result<()> {
     let office = Office::open(PROBED)?;
     let lab = &office.lab;
-    let mut daemon = Daemon::start(&office.site, &lab.gateway)?;
-    daemon.wait_until(|_| standing(&office)["measure"]["alive"] == true)?;
+    let mut daemon = probed(&office)?;
     let connections = office.connections(20)?;
     ensure!(ways(&connections) == [20, 0, 0], "{:?}", ways(&connections));
     for (namespace, device) in [(&lab.gateway, "inet"), (&lab.internet, "eth0")] {
@@ -181,8 +182,7 @@ fn full() -> Result<()> {
 fn unprobed() -> Result<()> {
     let office = Office::open(PROBED)?;
     let lab = &office.lab;
-    let mut daemon = Daemon::start(&office.site, &lab.gateway)?;
-    daemon.wait_until(|_| standing(&office)["measure"]["alive"] == true)?;
+    let mut daemon = probed(&office)?;
     let connections = office.connections(10)?;
     lab.internet.exec("nft add table inet filter")?;
     lab.internet

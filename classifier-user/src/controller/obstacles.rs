@@ -15,7 +15,7 @@ const INTERVAL: Duration = Duration::from_secs(300);
 /// How long a look may take.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// What was found, and the look that is being taken.
+/// The findings of the last look, and the look that is being taken.
 #[derive(Default)]
 pub(super) struct Obstacles {
     running: JoinSet<Result<Vec<Finding>>>,
@@ -30,7 +30,7 @@ impl Obstacles {
         self.next = None;
     }
 
-    /// What loses steered packets.
+    /// Names what loses steered packets.
     pub(super) fn alerts(&self) -> impl Iterator<Item = String> {
         let lost = self.found.iter().flatten();
         lost.filter(|finding| finding.level == Level::Error)

@@ -1,4 +1,4 @@
-//! What is known of a path by its traffic: whether flows are answered there. Seen by the programs, and looked at a few times a
+//! The evidence of a path's own traffic: whether flows are answered there. Seen by the programs, and looked at a few times a
 //! second, without anything that waits.
 
 use std::collections::BTreeMap;
@@ -19,7 +19,7 @@ const EMPTY: Duration = Duration::from_secs(2);
 /// An egress and address family.
 pub(super) type Key = (String, bool);
 
-/// What is known of one path.
+/// The evidence of one path.
 #[derive(Clone, Default)]
 pub(super) struct PathTraffic {
     traffic: Traffic,
@@ -33,13 +33,13 @@ pub(super) struct PathTraffic {
 }
 
 impl PathTraffic {
-    /// What the traffic tells now; `is_silent` says whether probes find the link dead.
+    /// Weighs the evidence now; `is_silent` says whether probes find the link dead.
     pub(super) fn life(&mut self, now: Instant, is_silent: bool) -> Life {
         self.silent = is_silent.then(|| self.silent.unwrap_or(now));
         self.traffic.life(now, self.silent)
     }
 
-    /// How the path stands: as it is judged by its probes, unless it is broken ahead.
+    /// Tells how the path stands: as it is judged by its probes, unless it is broken ahead.
     pub(super) fn standing(&self, judge: &Judge) -> Standing {
         let standing = Standing {
             answers: self.traffic.answers(),
@@ -66,7 +66,7 @@ impl PathTraffic {
     }
 }
 
-/// When was looked, and what was seen then.
+/// The last look, and what it saw.
 #[derive(Default)]
 pub(super) struct Watching {
     at: Option<Instant>,

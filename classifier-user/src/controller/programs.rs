@@ -131,7 +131,7 @@ fn hook(hook: Hook) -> &'static str {
     }
 }
 
-/// What the hook is called of the program that notes answers.
+/// The name of the hook whose program notes answers.
 const ANSWERS: &str = "answers";
 
 /// What is said of a program that is not in place.

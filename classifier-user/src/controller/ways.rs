@@ -210,7 +210,7 @@ impl Health {
         Some(traffic.map_or_else(|| judge.standing(), |traffic| traffic.standing(judge)))
     }
 
-    /// What an egress may be used for.
+    /// Tells which flows may use an egress.
     fn uses(&self, state: &EgressState, v6: bool, class: Class) -> Uses {
         let key = (state.name.clone(), v6);
         let judge = self.judges.get(&key);
@@ -283,7 +283,7 @@ impl Health {
     }
 }
 
-/// What an egress may be used for.
+/// Flows that may use an egress.
 #[derive(Clone, Copy, Default)]
 struct Uses {
     /// By flows that begin now.

@@ -215,20 +215,21 @@ impl Judge {
 
     /// Whether a class may use it.
     pub fn works(&self, class: Class) -> bool {
-        match class {
-            Class::Standard => self.seats[0].works,
-            Class::Media => self.seats[1].works,
-        }
+        self.seat(class).works
     }
 
     /// Whether established flows of a class may stay there.
     pub fn keeps(&self, class: Class) -> bool {
+        let seat = self.seat(class);
+        seat.works || seat.keeps
+    }
+
+    fn seat(&self, class: Class) -> &Seat {
         let [standard, media] = &self.seats;
-        let seat = match class {
+        match class {
             Class::Standard => standard,
             Class::Media => media,
-        };
-        seat.works || seat.keeps
+        }
     }
 
     /// How it stands.

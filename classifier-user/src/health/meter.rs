@@ -50,11 +50,12 @@ impl Meter {
     pub(super) fn note(&mut self, outcome: Result<Duration, String>) {
         // Exponentially weighted moving averages (as in RFC 6298 for the latency). One lost probe, or two, must not reach the
         // smallest limit for loss that makes sense, 2 %.
-        let (weight, loss_weight) = if self.target.kind.is_quick() {
-            (0.1, 0.01)
+        let weight = if self.target.kind.is_quick() {
+            0.1
         } else {
-            (0.3, 0.3)
+            0.3
         };
+        let loss_weight = self.loss_weight();
         match outcome {
             Ok(time) => {
                 let time = time.as_secs_f64() * 1000.0;
@@ -93,14 +94,19 @@ impl Meter {
     pub(super) fn note_late(&mut self, time: Duration) {
         let loss = self.loss;
         self.note(Ok(time));
-        let weight = if self.target.kind.is_quick() {
-            0.01
-        } else {
-            0.3
-        };
+        let weight = self.loss_weight();
         // What is left by rounding is nothing.
         let loss = (loss - weight) / (1.0 - weight);
         self.loss = if loss < 1e-9 { 0.0 } else { loss };
+    }
+
+    /// The weight of one probe in the moving average of the loss.
+    fn loss_weight(&self) -> f64 {
+        if self.target.kind.is_quick() {
+            0.01
+        } else {
+            0.3
+        }
     }
 
     /// A dead link is no lossy one: that it was dead is not held against it once it answers again.

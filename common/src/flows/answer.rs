@@ -1,7 +1,7 @@
 //! Which flows are answered: the flow of a packet that goes to a client, and the tick of the last one, beside its entry.
 
 use crate::frame::Frame;
-use crate::packet::{Headers, V6};
+use crate::packet::Headers;
 use crate::path::{Flow, PinKey};
 use crate::table::Transport;
 
@@ -33,7 +33,7 @@ pub fn answered_flow<F: Frame + ?Sized>(
 ) -> Option<PinKey> {
     let [s0, s1, d0, d1] = frame.read(headers.transport_offset)?;
     let ports = Flow::ports(u16::from_be_bytes([d0, d1]), u16::from_be_bytes([s0, s1]));
-    let v6 = if headers.marks & V6 != 0 { Flow::V6 } else { 0 };
+    let v6 = if headers.is_v6() { Flow::V6 } else { 0 };
     let tcp = if headers.key & Transport::Udp.key(0) == 0 {
         Flow::TCP
     } else {
