@@ -4,12 +4,17 @@
 //! Where an expression asks what is not known of the packet, both may be. Then [`Fate::is_certain`] says whether the packet could come
 //! to another end than the one that is told.
 
+mod known;
+mod listing;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
-use ipnet::IpNet;
 use serde_json::Value;
+
+use known::{Known, Truth, all, parsed};
+use listing::{expressions, is_drop, is_idle, key, names, place_of, target_of, texts};
 
 /// A packet that is forwarded, of a connection that it opens, or the answer to it.
 #[derive(Clone, Debug)]
@@ -67,16 +72,6 @@ pub(super) enum Translated {
     Masquerade,
     /// What the rule says, where that is one address.
     To(Option<IpAddr>),
-}
-
-/// Whether something holds for the packet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Truth {
-    Yes,
-    No,
-    Unknown,
-    /// The packet has nothing of what is asked for, so the rule does not match, whatever it compares.
-    Absent,
 }
 
 /// What a rule or chain comes to.
@@ -532,132 +527,9 @@ impl<'a> Rules<'a> {
     }
 }
 
-/// Whether all of them hold.
-fn all(truths: impl Iterator<Item = Truth>) -> Truth {
-    let mut all = Truth::Yes;
-    for truth in truths {
-        match truth {
-            Truth::No | Truth::Absent => return truth,
-            Truth::Unknown => all = Truth::Unknown,
-            Truth::Yes => {}
-        }
-    }
-    all
-}
-
-/// What is known of a packet.
-enum Known {
-    Text(String),
-    Number(u64),
-    Address(IpAddr),
-    /// It has no such thing.
-    Absent,
-    Nothing,
-}
-
-impl Known {
-    fn is(&self, right: &Value) -> Truth {
-        let truth = |holds: bool| if holds { Truth::Yes } else { Truth::No };
-        match self {
-            Known::Absent => Truth::Absent,
-            Known::Nothing => Truth::Unknown,
-            Known::Text(text) => match right.as_str() {
-                Some(wanted) => truth(match wanted.strip_suffix('*') {
-                    Some(start) => text.starts_with(start),
-                    None => text == wanted,
-                }),
-                None => match (text.as_str(), right.as_u64()) {
-                    ("tcp", Some(number)) => truth(number == 6),
-                    ("udp", Some(number)) => truth(number == 17),
-                    _ => Truth::Unknown,
-                },
-            },
-            Known::Number(number) => {
-                if let Some([low, high]) = right["range"].as_array().map(Vec::as_slice) {
-                    return match (low.as_u64(), high.as_u64()) {
-                        (Some(low), Some(high)) => truth((low..=high).contains(number)),
-                        _ => Truth::Unknown,
-                    };
-                }
-                right
-                    .as_u64()
-                    .map_or(Truth::Unknown, |wanted| truth(wanted == *number))
-            }
-            Known::Address(address) => {
-                if let Some([low, high]) = right["range"].as_array().map(Vec::as_slice) {
-                    return match (parsed(low), parsed(high)) {
-                        (Some(low), Some(high)) => truth((low..=high).contains(address)),
-                        _ => Truth::Unknown,
-                    };
-                }
-                if let Some(prefix) = right.get("prefix") {
-                    let length = prefix["len"]
-                        .as_u64()
-                        .and_then(|len| u8::try_from(len).ok());
-                    let net = parsed(&prefix["addr"])
-                        .zip(length)
-                        .and_then(|(address, length)| IpNet::new(address, length).ok());
-                    return net.map_or(Truth::Unknown, |net| truth(net.contains(address)));
-                }
-                parsed(right).map_or(Truth::Unknown, |wanted| truth(wanted == *address))
-            }
-        }
-    }
-}
-
-fn parsed(value: &Value) -> Option<IpAddr> {
-    value.as_str().and_then(|text| text.parse().ok())
-}
-
-/// Whether a flag is among flags, of which `nft` prints one as it is and several in an array.
-fn names(flags: &Value, flag: &str) -> bool {
-    flags == flag
-        || flags
-            .as_array()
-            .is_some_and(|flags| flags.iter().any(|one| one == flag))
-}
-
-fn expressions(rule: &Value) -> impl Iterator<Item = &Value> {
-    rule["expr"].as_array().into_iter().flatten()
-}
-
-/// The target of iptables that a statement is, if it is one.
-fn target_of(statement: &Value) -> Option<&str> {
-    let xt = statement.get("xt")?;
-    (xt["type"] == "target")
-        .then(|| xt["name"].as_str())
-        .flatten()
-}
-
-fn is_drop(statement: &Value) -> bool {
-    statement.get("drop").is_some()
-        || statement.get("reject").is_some()
-        || matches!(target_of(statement), Some("REJECT" | "DROP"))
-}
-
-/// Whether an expression neither asks nor decides anything.
-fn is_idle(expression: &Value) -> bool {
-    const STATEMENTS: [&str; 9] = [
-        "counter",
-        "comment",
-        "log",
-        "mangle",
-        "notrack",
-        "ct helper",
-        "flow",
-        "dup",
-        "ct timeout",
-    ];
-    const TARGETS: [&str; 10] = [
-        "LOG", "NFLOG", "MARK", "CONNMARK", "TCPMSS", "CT", "NOTRACK", "CLASSIFY", "DSCP", "TRACE",
-    ];
-    STATEMENTS.iter().any(|name| expression.get(name).is_some())
-        || target_of(expression).is_some_and(|target| TARGETS.contains(&target))
-}
-
-/// What an entry is found by: its family, its table (its own name, of a table), and what has this key.
-fn key<'a>(entry: &'a Value, name: &str) -> [&'a str; 3] {
-    ["family", "table", name].map(|key| entry[key].as_str().unwrap_or_default())
+/// The family of its tables.
+fn family_of(packet: &Packet) -> &'static str {
+    if packet.source.is_ipv4() { "ip" } else { "ip6" }
 }
 
 fn named<'a>(
@@ -667,35 +539,6 @@ fn named<'a>(
 ) -> Option<&'a Value> {
     let [family, table, _] = key(rule, "chain");
     all.get(&[family, table, name]).copied()
-}
-
-/// The rules that `nft -a list ruleset` prints, by family, table and handle.
-fn texts(listing: &str) -> BTreeMap<(String, String, u64), String> {
-    let mut texts = BTreeMap::new();
-    let mut table = (String::new(), String::new());
-    for line in listing.lines() {
-        let mut words = line.split_whitespace();
-        if words.next() == Some("table") {
-            let mut word = || words.next().unwrap_or_default().to_owned();
-            table = (word(), word());
-        } else if let Some((rule, handle)) = line.rsplit_once("# handle ")
-            && let Ok(handle) = handle.trim().parse()
-            && rule.contains("ct state ")
-        {
-            let (family, name) = table.clone();
-            texts.insert((family, name, handle), rule.trim().to_owned());
-        }
-    }
-    texts
-}
-
-/// The family of its tables.
-fn family_of(packet: &Packet) -> &'static str {
-    if packet.source.is_ipv4() { "ip" } else { "ip6" }
-}
-
-fn place_of(entry: &Value, chain: &str) -> String {
-    key(entry, chain).join(" ")
 }
 
 #[cfg(test)]
