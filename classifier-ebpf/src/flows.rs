@@ -36,6 +36,12 @@ impl Sets for KernelSets {
 }
 
 impl KernelSet {
+    /// The set at this place of a map.
+    #[inline(always)]
+    pub(crate) fn new(set: *mut [u64; SET_WORDS]) -> Self {
+        KernelSet(set)
+    }
+
     #[inline(always)]
     fn place(&self, at: usize) -> *mut u64 {
         self.0.cast::<u64>().wrapping_add(at % SET_WORDS)
@@ -272,6 +278,14 @@ pub(crate) extern "C" fn breakout_keep(first: u64, second: u64, note: u64, now: 
         }
     }
     u64::from(slot) | new
+}
+
+/// Whether a flow is known, and leaves by an egress.
+#[inline(always)]
+pub(crate) fn is_steered(pin_key: PinKey) -> bool {
+    let key = key(pin_key);
+    let found = breakout_find(key.first(), key.second() | u64::from(key.kind()));
+    found != 0 && Facts::of(found).egress() != ORDINARY
 }
 
 /// Where the tick of the last answer is in a note, in units of its size.

@@ -31,6 +31,8 @@ constant!(lan, u8);
 constant!(pins, u8);
 constant!(clock_shift, u8);
 constant!(flow_mask, u32);
+constant!(nat_mask, u32);
+constant!(nat_secret, SetSecret);
 constant!(lan_v4, [u8; 4]);
 constant!(lan_v6, [u8; 16]);
 

@@ -4,8 +4,8 @@
 //! (TC ingress). That sends or answers what is left, and where there is no XDP everything, and marks what goes to egresses in route
 //! mode, so that the kernel routes that by the egress's own table.
 //! `breakout_note` (TC egress of a LAN interface) notes which flows are answered.
-//! `breakout_reply` on an egress interface forwards what comes back to the LAN. All ask the same function of the same
-//! tables; see `breakout-common`.
+//! `breakout_reply` (XDP) on an egress interface forwards what comes back to the LAN, and where flows are translated `breakout_return` (TC
+//! ingress) what that leaves. All ask the same function of the same tables; see `breakout-common`.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 
@@ -17,11 +17,13 @@ mod decided;
 mod flows;
 mod globals;
 mod maps;
+mod nat;
 mod object;
 mod opaque;
 mod path;
 mod reader;
 mod reply;
+mod restore;
 mod ruleset;
 mod tc;
 mod xdp;

@@ -37,6 +37,10 @@ pub(crate) static NOTES: Array<[u64; ENTRIES], 1, MMAPABLE> = Array::new();
 #[btf_map]
 pub(crate) static ADDRESSES: HashMap<u32, PinKey, 4, NO_PREALLOC> = HashMap::new();
 
+/// The mappings of translated flows, laid out as [`FLOWS`]; see [`breakout_common::nat`]. The last entry is not a set here either.
+#[btf_map]
+pub(crate) static MAPPINGS: Array<[u64; SET_WORDS], 2, MMAPABLE> = Array::new();
+
 /// What happens to pins, by [`PinEvent`](breakout_common::path::PinEvent).
 #[btf_map]
 pub(crate) static PINNED: PerCpuArray<u64, PIN_EVENTS> = PerCpuArray::new();

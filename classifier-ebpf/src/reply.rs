@@ -10,16 +10,20 @@ use aya_ebpf::programs::XdpContext;
 use breakout_common::classify::source;
 use breakout_common::condition::Client;
 use breakout_common::egress::link_header_of;
+use breakout_common::flows::{Key, answered_flow};
 use breakout_common::forward;
 use breakout_common::frame::Frame;
+use breakout_common::nat::translate;
 use breakout_common::packet::{FIRST_FRAGMENT, Headers, OPTIONS, TAGGED};
 use breakout_common::table::{Destination, KEYS, Lookup, Outcome};
 
 use crate::answer::note_answer;
 use crate::count::add;
 use crate::decide::{Walked, walk_apart};
+use crate::flows;
 use crate::globals;
 use crate::maps::{LANS, REPLIES};
+use crate::nat::{address_of, breakout_owner};
 use crate::reader::Packet;
 use crate::ruleset::LiveRuleset;
 
@@ -47,19 +51,59 @@ pub(crate) fn breakout_reply(ctx: XdpContext) -> u32 {
     if walked.stop != Walked::WHOLE {
         return XDP_PASS;
     }
-    let headers = walked.headers;
+    let mut headers = walked.headers;
     // In promiscuous mode there are frames for others.
-    if !globals::is_to_lan(&packet) || !is_reply(&packet, &headers) {
+    if !globals::is_to_lan(&packet) {
         return XDP_PASS;
     }
-    let action = forward_reply(&ctx, &mut packet, &headers).unwrap_or(XDP_PASS);
+    let owner = owner(&packet, &headers);
+    let port = if owner != 0 {
+        headers.halves = (0, owner >> 16);
+        Some(((owner & 0xffff) as u16).to_be())
+    } else if is_reply(&packet, &headers) && is_of_live_flow(&packet, &headers) {
+        None
+    } else {
+        return XDP_PASS;
+    };
+    let action = forward_reply(&ctx, &mut packet, &headers, port).unwrap_or(XDP_PASS);
     // What goes on to the kernel is noted where it leaves for the LAN.
     if action == XDP_REDIRECT && globals::pins() != 0 {
         note_answer(&packet, &headers);
     }
+    // What belongs to a translated flow is counted by TC if that forwards it.
+    if owner != 0 && action == XDP_PASS {
+        return action;
+    }
     let slot = u32::from(action == XDP_PASS);
     add(REPLIES.get_ptr_mut(slot), 1, u64::from(len));
     action
+}
+
+/// The address and port of the client that a packet to the public address is for; 0 if there is none.
+#[inline(always)]
+fn owner(packet: &Packet, headers: &Headers) -> u64 {
+    let address = address_of(globals::lan());
+    let is_for_clients =
+        address != 0 && !headers.is_v6() && headers.halves.1 == u64::from(u32::from_be(address));
+    let (Some((_, from)), Some(ports), true) = (
+        source(packet, headers),
+        packet.read::<4>(headers.transport_offset),
+        is_for_clients,
+    ) else {
+        return 0;
+    };
+    let protocol = if headers.key >> 16 == 0 { Key::TCP } else { 0 };
+    breakout_owner(from << 32 | u64::from(u32::from_be_bytes(ports)), protocol)
+}
+
+/// Whether the flow that a packet answers is known, where flows are.
+#[inline(always)]
+fn is_of_live_flow(packet: &Packet, headers: &Headers) -> bool {
+    if globals::pins() == 0 {
+        return true;
+    }
+    let key = source(packet, headers).and_then(|from| answered_flow(packet, headers, from));
+    key.is_some_and(flows::is_steered)
 }
 
 /// Whether a packet with the addresses and ports the other way round would be steered, from some client.
@@ -83,9 +127,15 @@ fn is_reply(packet: &Packet, headers: &Headers) -> bool {
     word & (Outcome::STEER | Outcome::SHADOW | Outcome::BYPASS) == Outcome::STEER
 }
 
-/// Asks the kernel's own routes where the packet goes. `None` leaves it to the kernel, unchanged.
+/// Asks the kernel's own routes where the packet goes, and with a port gives it the destination of its headers. `None` leaves it to the
+/// kernel, unchanged.
 #[inline(always)]
-fn forward_reply(ctx: &XdpContext, packet: &mut Packet, headers: &Headers) -> Option<u32> {
+fn forward_reply(
+    ctx: &XdpContext,
+    packet: &mut Packet,
+    headers: &Headers,
+    port: Option<u16>,
+) -> Option<u32> {
     let is_plain = headers.marks & (TAGGED | FIRST_FRAGMENT | OPTIONS) == 0 && headers.ttl > 1;
     if !is_plain || !forward::is_whole(packet, headers) {
         return None;
@@ -107,7 +157,7 @@ fn forward_reply(ctx: &XdpContext, packet: &mut Packet, headers: &Headers) -> Op
     } else {
         query.family = AF_INET;
         query.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(packet.read(headers.ip_offset + 12)?);
-        query.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(packet.read(headers.ip_offset + 16)?);
+        query.__bindgen_anon_4.ipv4_dst = client_of(headers);
     }
     // SAFETY: the context is the live packet's, the query is valid for reads and writes of its size.
     let answer = unsafe { fib_lookup(ctx.ctx.cast(), (&raw mut query).cast(), QUERY_LEN, 0) };
@@ -115,10 +165,20 @@ fn forward_reply(ctx: &XdpContext, packet: &mut Packet, headers: &Headers) -> Op
         return None;
     }
     LANS.redirect(query.ifindex, u64::from(XDP_PASS)).ok()?;
-    match forward::rewrite(packet, headers, link_header_of(query.dmac, query.smac)) {
+    let mut rewritten = forward::rewrite(packet, headers, link_header_of(query.dmac, query.smac));
+    if let (Some(port), Some(())) = (port, rewritten) {
+        rewritten = translate(packet, headers, true, client_of(headers), port);
+    }
+    match rewritten {
         Some(()) => Some(XDP_REDIRECT),
         None => Some(XDP_DROP),
     }
+}
+
+/// The IPv4 address that a packet goes to, in network byte order.
+#[inline(always)]
+fn client_of(headers: &Headers) -> u32 {
+    ((headers.halves.1 & 0xffff_ffff) as u32).to_be()
 }
 
 /// An IPv6 address as the helper has it: in network byte order.

@@ -1,14 +1,17 @@
 //! TC ingress on a LAN interface: sends steered packets to egresses in redirect mode, and marks others for the kernel's routing.
 
+pub(crate) mod message;
 mod mss;
+mod port;
 mod redirect;
+pub(crate) mod rewrite;
 mod too_big;
 
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::info;
-use breakout_common::egress::{marked, mtu, redirects};
+use breakout_common::egress::{marked, mtu, nat, redirects};
 use breakout_common::frame::TAG_PRESENT;
 use breakout_common::packet::{PLAIN_V4_LEN, PLAIN_V6_LEN, plain_v4, plain_v6};
 use breakout_common::verdict::{Decision, Reason};
@@ -18,6 +21,7 @@ use crate::decide::{Walked, decide_frame, decide_plain};
 use crate::decided;
 use crate::globals;
 use crate::maps::{egress, paths};
+use crate::nat::{FULL, UNKNOWN};
 use crate::reader::Packet;
 
 /// The MTU that clients' segments fit into, so that only narrower egresses need a look at them.
@@ -100,11 +104,24 @@ fn finish(ctx: &TcContext, decision: &mut Decision) -> i32 {
     {
         if redirects(egress) {
             counts = true;
-            let outcome = redirect::breakout_redirect(skb, u32::from(index));
-            action = redirect::action(outcome);
-            *decision = because_of(*decision, redirect::reason(outcome));
+            let translates = globals::nat_mask() != 0 && nat(egress) != 0;
+            let index = u32::from(index);
+            let port = if translates {
+                port::breakout_port(skb, index)
+            } else {
+                port::NO_PORT
+            };
+            match port {
+                FULL => *decision = decision.but_pass(Reason::NatFull),
+                UNKNOWN => *decision = decision.but_pass(Reason::NatUnknown),
+                port => {
+                    let outcome = redirect::breakout_redirect(skb, index, port);
+                    action = redirect::action(outcome);
+                    *decision = because_of(*decision, redirect::reason(outcome));
+                }
+            }
             if decision.reason_number() == Reason::TooBig as u32 {
-                action = too_big::breakout_answer(skb, u32::from(index));
+                action = too_big::breakout_answer(skb, index);
             }
         } else {
             if mtu(egress) < ETHERNET_MTU {
@@ -141,7 +158,7 @@ const fn because_of(decision: Decision, reason: u32) -> Decision {
 
 /// Moves the headers into the directly readable part if they may be in fragments of the buffer.
 #[inline(always)]
-fn pull(ctx: &TcContext) {
+pub(crate) fn pull(ctx: &TcContext) {
     let wanted = ctx.len().min(PULL);
     if ctx.data_end().wrapping_sub(ctx.data()) < wanted as usize {
         // If this fails the walk sees what there is, and finds it truncated.
@@ -151,7 +168,7 @@ fn pull(ctx: &TcContext) {
 
 /// The VLAN tag that stands beside the packet; see [`Frame::tag_beside`](breakout_common::frame::Frame::tag_beside).
 #[inline(always)]
-fn tag(skb: *mut __sk_buff) -> u32 {
+pub(crate) fn tag(skb: *mut __sk_buff) -> u32 {
     // SAFETY: the context is the live socket buffer's; the verifier rewrites the accesses to its fields.
     let (present, tci) = unsafe { ((*skb).vlan_present, (*skb).vlan_tci) };
     if present == 0 { 0 } else { TAG_PRESENT | tci }

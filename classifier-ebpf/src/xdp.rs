@@ -4,9 +4,10 @@ use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT};
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use aya_log_ebpf::info;
-use breakout_common::egress::{EgressWords, redirects};
+use breakout_common::egress::{EgressWords, nat as public_address, redirects};
 use breakout_common::forward;
 use breakout_common::frame::FrameMut;
+use breakout_common::nat::translate;
 use breakout_common::packet::{Headers, PLAIN_V4_LEN, PLAIN_V6_LEN, plain_v4, plain_v6};
 use breakout_common::verdict::{Decision, Reason};
 
@@ -15,6 +16,7 @@ use crate::decide::{Decided, Walked, decide_frame, decide_plain, is_own};
 use crate::decided;
 use crate::globals;
 use crate::maps::DEVICES;
+use crate::nat;
 use crate::reader::Packet;
 
 /// Entry point. Everything that is not redirected goes on to the kernel, where `breakout_tc` sends or marks what is steered.
@@ -133,9 +135,15 @@ fn redirect<F: FrameMut>(
     index: u8,
 ) -> Option<u32> {
     let link_header = forward::plan(frame, headers, egress, is_own)?;
+    let port = nat::port(frame, headers, egress, index)?;
     let target = DEVICES.redirect(u32::from(index), u64::from(XDP_PASS));
     target.ok()?;
-    match forward::rewrite(frame, headers, link_header) {
+    let mut rewritten = forward::rewrite(frame, headers, link_header);
+    if port != 0 && rewritten.is_some() {
+        let port = ((port & 0xffff) as u16).to_be();
+        rewritten = translate(frame, headers, false, public_address(egress), port);
+    }
+    match rewritten {
         Some(()) => Some(XDP_REDIRECT),
         None => Some(XDP_DROP),
     }

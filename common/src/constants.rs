@@ -1,6 +1,6 @@
 //! What the controller fixes in the programs when it loads them.
 
-use crate::flows::Secret;
+use crate::flows::{Secret, SetSecret};
 
 /// The constants of one loaded program, in the layout that the loader writes into its read-only data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,7 +19,7 @@ pub struct Constants {
     pub tc_counts: u8,
     /// Not zero if the TC program leaves its decision in the control block of the packet, for whoever makes a test run.
     pub report: u8,
-    /// The number of the LAN interface, by which the policy tells it from others.
+    /// The number of the LAN interface, by which the policy tells it from others; of an egress its index.
     pub lan: u8,
     /// Not zero if flows are pinned.
     pub pins: u8,
@@ -33,10 +33,14 @@ pub struct Constants {
     pub lan_v4: [u8; 4],
     /// The same for IPv6.
     pub lan_v6: [u8; 16],
+    /// The number of sets of the table of mappings, less one; 0 if no egress translates.
+    pub nat_mask: u32,
+    /// The secret of their places.
+    pub nat_secret: SetSecret,
 }
 
 /// The size of [`Constants`] in bytes.
-pub const CONSTANTS_LEN: usize = 112;
+pub const CONSTANTS_LEN: usize = 136;
 
 const _: () = assert!(size_of::<Constants>() == CONSTANTS_LEN);
 
@@ -56,6 +60,8 @@ impl Constants {
         flow_mask: 0,
         lan_v4: [0; 4],
         lan_v6: [0; 16],
+        nat_mask: 0,
+        nat_secret: [0; 2],
     };
 
     /// The bytes as the program reads them, in the machine's byte order.
@@ -71,7 +77,13 @@ impl Constants {
         let Secret { sets, keys } = self.flow_secret;
         let (sets, keys) = (sets.map(u64::to_ne_bytes), keys.map(u64::to_ne_bytes));
         let (words, mask) = (self.table_words.to_ne_bytes(), self.flow_mask.to_ne_bytes());
-        let parts: [&[u8]; 9] = [
+        let (nat_mask, nat_secret) = (
+            self.nat_mask.to_ne_bytes(),
+            self.nat_secret.map(u64::to_ne_bytes),
+        );
+        // Where the words of the secret are aligned again.
+        const GAP: [u8; 4] = [0; 4];
+        let parts: [&[u8]; 12] = [
             &self.guard,
             &words,
             &self.lan_mac,
@@ -81,6 +93,9 @@ impl Constants {
             &mask,
             &self.lan_v4,
             &self.lan_v6,
+            &nat_mask,
+            &GAP,
+            nat_secret.as_flattened(),
         ];
         let mut bytes = [0; CONSTANTS_LEN];
         for (to, from) in bytes.iter_mut().zip(parts.into_iter().flatten()) {

@@ -38,6 +38,8 @@ pub struct Egress {
     pub v6: NextHop,
     /// The gateways' addresses; unspecified where the interface has none because there is only one station at its other end.
     pub gateways: (Ipv4Addr, Ipv6Addr),
+    /// The public address that IPv4 flows get there; unspecified where none is translated by the programs.
+    pub nat: Ipv4Addr,
 }
 
 const REDIRECT: u32 = 1;
@@ -47,7 +49,7 @@ const V4_MAC: u32 = 1 << 3;
 const V6_MAC: u32 = 1 << 4;
 
 /// One egress in the path table: flags, mark, mark's mask and MTU; the [`LinkHeader`] for IPv4, and the gateway's IPv4 address; the
-/// link header for IPv6, and a word that is not used yet; the gateway's IPv6 address. Addresses are in network byte order.
+/// link header for IPv6, and the public IPv4 address of flows; the gateway's IPv6 address. Addresses are in network byte order.
 pub type EgressWords = [u32; EGRESS_WORDS];
 
 /// The next hop's and the egress's MAC addresses, as they stand in a frame, in words of the machine's byte order.
@@ -59,6 +61,8 @@ const LINK_HEADERS: [usize; 2] = [4, 8];
 /// Where the gateways' addresses are.
 const GATEWAY_V4: usize = 7;
 const GATEWAY_V6: usize = 12;
+/// Where the public address is.
+const NAT: usize = 11;
 
 /// Whether the programs redirect to an egress.
 #[inline(always)]
@@ -96,6 +100,12 @@ pub const fn gateway_v6(words: &EgressWords) -> [u32; 4] {
     [words[12], words[13], words[14], words[15]]
 }
 
+/// The public address that IPv4 flows get, in network byte order; 0 if none is translated.
+#[inline(always)]
+pub const fn nat(words: &EgressWords) -> u32 {
+    words[NAT]
+}
+
 /// What a frame to the next hop of an address family begins with, if its MAC address is known.
 #[inline(always)]
 pub const fn link_header(words: &EgressWords, v6: bool) -> Option<LinkHeader> {
@@ -129,6 +139,7 @@ impl Default for Egress {
             v4: NextHop::None,
             v6: NextHop::None,
             gateways: (Ipv4Addr::UNSPECIFIED, Ipv6Addr::UNSPECIFIED),
+            nat: Ipv4Addr::UNSPECIFIED,
         }
     }
 }
@@ -141,6 +152,7 @@ impl Egress {
         (words[1], words[2]) = (self.mark, self.mark_mask);
         words[3] = u32::from(self.mtu);
         words[GATEWAY_V4] = u32::from_ne_bytes(self.gateways.0.octets());
+        words[NAT] = u32::from_ne_bytes(self.nat.octets());
         let gateway = self.gateways.1.octets();
         for (word, bytes) in words[GATEWAY_V6..].iter_mut().zip(gateway.as_chunks().0) {
             *word = u32::from_ne_bytes(*bytes);
@@ -185,8 +197,10 @@ mod tests {
                         Ipv4Addr::new(10, 3, 0, 2),
                         Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2),
                     ),
+                    nat: Ipv4Addr::new(203, 0, 113, 5),
                 };
                 let words = egress.to_words();
+                assert_eq!(nat(&words).to_ne_bytes(), [203, 0, 113, 5]);
                 assert_eq!(gateway_v4(&words).to_ne_bytes(), [10, 3, 0, 2]);
                 let gateway = gateway_v6(&words).map(u32::to_ne_bytes);
                 assert_eq!(gateway, [[0xfe, 0x80, 0, 0], [0; 4], [0; 4], [0, 0, 0, 2]]);

@@ -30,7 +30,7 @@ use core::sync::atomic::{AtomicU64, Ordering, fence};
 use crate::table::after;
 
 pub use answer::{ANSWERED, answered, answered_flow, with_answer};
-pub use claim::{Kept, Limits, find, forget, keep, renew};
+pub use claim::{Kept, Limits, find, forget, keep, note, renew};
 pub use key::{Key, KeySecret, Secret, SetSecret};
 pub use pin::{facts_of, note_of, pin_of, predict};
 

@@ -108,7 +108,7 @@ pub fn has_tail<F: Frame + ?Sized>(frame: &F, end: u32) -> bool {
 
 /// Whether an IPv4 header without options has the right checksum.
 #[inline(always)]
-fn has_right_sum<F: Frame + ?Sized>(frame: &F, offset: u32, v6: bool) -> bool {
+pub fn has_right_sum<F: Frame + ?Sized>(frame: &F, offset: u32, v6: bool) -> bool {
     v6 || frame.sum_of_20(offset) == Some(0xffff)
 }
 

@@ -79,13 +79,25 @@ pub const fn remember(egress: u8, set: u16, now: u64) -> Memory {
     [(set as u64) << 8 | egress as u64, now]
 }
 
+/// The bit of what is remembered that says that it is the first fragment of a reply, whose client's address and port stand below it.
+pub const REPLY: u64 = 1 << 63;
+
+/// The address and port of the client that the first fragment of a reply belonged to, unless that is too long ago; 0 then.
+#[inline(always)]
+pub const fn client(memory: &Memory, now: u64) -> u64 {
+    if memory[0] & REPLY == 0 || now.wrapping_sub(memory[1]) > LIFETIME {
+        return 0;
+    }
+    memory[0] & 0xffff_ffff_ffff
+}
+
 /// What was decided on the first fragment, unless that is too long ago.
 #[inline(always)]
 pub const fn recall(memory: &Memory, now: u64) -> Option<Decision> {
-    if now.wrapping_sub(memory[1]) > LIFETIME {
+    let [way, _] = *memory;
+    if way & REPLY != 0 || now.wrapping_sub(memory[1]) > LIFETIME {
         return None;
     }
-    let [way, _] = *memory;
     Some(Decision::steer(
         (way & 0xff) as u8,
         (way >> 8 & 0xffff) as u16,

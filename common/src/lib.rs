@@ -25,6 +25,7 @@ pub mod forward;
 pub mod fragment;
 pub mod frame;
 pub mod mss;
+pub mod nat;
 pub mod network;
 pub mod packet;
 pub mod path;

@@ -79,6 +79,8 @@ reasons! {
     Pinned = 25, "pinned", "matched a steered endpoint set, but its flow began on the ordinary path and stays there";
     KernelSource = 26, "kernel_source", "steered; left to the kernel, which drops it, because its source is no client's address";
     KernelDamaged = 27, "kernel_damaged", "steered; left to the kernel, which drops it, because its header checksum is wrong";
+    NatFull = 28, "nat_full", "matched a steered endpoint set, but no public port is free for its remote address and port";
+    NatUnknown = 29, "nat_unknown", "matched a steered endpoint set, but its TCP connection began without a translation, so the egress cannot carry it";
 }
 
 impl Reason {

@@ -6,10 +6,10 @@ use breakout_tests::emulate::{PACKETS, executed, executed_for_answer};
 const LIMITS: [(u64, u64); 6] = [
     (138, 156),
     (164, 184),
-    (668, 545),
-    (1020, 974),
-    (668, 545),
-    (1020, 974),
+    (682, 554),
+    (1026, 984),
+    (682, 554),
+    (1026, 984),
 ];
 
 /// The most that [`executed_for_answer`] may count for each of them: what goes to clients has a program, too.

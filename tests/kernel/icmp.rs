@@ -24,6 +24,10 @@ pub(crate) const TESTS: &[Test] = &[
         "tcp_finds_a_narrow_link_behind_a_redirecting_egress",
         || narrow("mode = \"redirect\""),
     ),
+    (
+        "tcp_finds_a_narrow_link_behind_a_translating_egress",
+        || narrow("mode = \"redirect\"\nmasquerade = true"),
+    ),
 ];
 
 fn config(more: &str) -> String {

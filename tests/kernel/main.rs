@@ -20,6 +20,7 @@ mod links;
 mod manual;
 mod messages;
 mod mtu;
+mod nat;
 mod office;
 mod orders;
 mod passive;
@@ -251,6 +252,7 @@ fn main() -> ExitCode {
         any_link::TESTS,
         cards::TESTS,
         mtu::TESTS,
+        nat::TESTS,
         sound::TESTS,
         egress::TESTS,
         unmoved::TESTS,

@@ -17,13 +17,18 @@ use crate::redirect::reason;
 
 pub(crate) const TESTS: &[Test] = &[
     ("redirect_by_xdp_answers_what_is_too_long", || {
-        answers("lan")
+        answers("lan", "")
+    }),
+    ("redirect_that_translates_answers_what_is_too_long", || {
+        answers("lan", "masquerade = true\n")
     }),
     (
         "downloads_by_a_narrow_egress_in_route_mode_go_on",
         downloads,
     ),
-    ("redirect_by_tc_answers_what_is_too_long", || answers("br1")),
+    ("redirect_by_tc_answers_what_is_too_long", || {
+        answers("br1", "")
+    }),
     (
         "redirect_by_tc_carries_aggregates_of_any_length",
         aggregates,
@@ -58,7 +63,7 @@ fn downloads() -> Result<()> {
 }
 
 /// The kernel forwards nothing to the egress here, and has no route by which it could answer.
-fn answers(lan: &str) -> Result<()> {
+fn answers(lan: &str, more: &str) -> Result<()> {
     let lab = Lab::build()?;
     if lan == "br1" {
         bridge_the_lan(&lab)?;
@@ -67,6 +72,7 @@ fn answers(lan: &str) -> Result<()> {
     // The servers know nothing of the narrow link, as if it were further away, but for what keeps their own packets whole.
     lab.internet.ip_lines(&format!(
         "route replace 10.1.0.0/24 via 10.3.0.1 mtu {NARROW} advmss 1460
+         route replace 10.3.0.1/32 dev eth0 mtu {NARROW} advmss 1460
          route replace fd00:1::/64 via fd00:3::1 mtu {NARROW} advmss 1440"
     ))?;
     let flows = [
@@ -81,6 +87,7 @@ fn answers(lan: &str) -> Result<()> {
     lab.gateway.ip("route del default")?;
     lab.gateway.ip("-6 route del default")?;
     let config = CONFIG.replace("MODE", "redirect");
+    let config = config.replace("probes", &format!("{more}probes"));
     let site = Site::new(&config.replace("\"lan\"", &format!("\"{lan}\"")))?;
     let mut daemon = Daemon::start(&site, &lab.gateway)?;
     daemon.wait_until(|_| site.next_hops_known(&lab.gateway))?;

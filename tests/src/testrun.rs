@@ -45,6 +45,7 @@ pub const UP: Egress = Egress {
     v4: NextHop::Kernel,
     v6: NextHop::Kernel,
     gateways: (Ipv4Addr::UNSPECIFIED, Ipv6Addr::UNSPECIFIED),
+    nat: Ipv4Addr::UNSPECIFIED,
 };
 
 /// The path table with one egress, whose mark is set here, for everything.
@@ -96,6 +97,7 @@ impl TestBench {
     pub fn with(list: &List, egress: Egress, pins: Option<u32>) -> Result<Self> {
         let ruleset = by_default(list)?;
         let paths = one_way(egress);
+        let translates = !egress.nat.is_unspecified();
         let lan = LanPlan {
             name: "lo".to_owned(),
             index: 1,
@@ -105,11 +107,13 @@ impl TestBench {
             namespace: 0,
             number: 0,
             is_egress: false,
+            translates: false,
             takes_replies: false,
         };
         // Replies are forwarded by a program of their own, which is there to be weighed.
         let egress = LanPlan {
             is_egress: true,
+            translates,
             ..lan.clone()
         };
         let bench = Bench::load(&Plan {
@@ -117,6 +121,7 @@ impl TestBench {
             image: &compile(&ruleset)?,
             paths: &paths,
             pins,
+            mappings: translates.then_some(1024),
             pinned: &Vec::new,
             trace: false,
         })?;

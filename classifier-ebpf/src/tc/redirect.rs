@@ -4,13 +4,15 @@ use aya_ebpf::bindings::{__sk_buff, BPF_F_RECOMPUTE_CSUM, TC_ACT_UNSPEC, bpf_red
 use aya_ebpf::helpers::generated::{
     bpf_redirect_neigh, bpf_skb_change_tail, bpf_skb_store_bytes, bpf_skb_vlan_pop,
 };
-use breakout_common::egress::{EgressWords, gateway_v4, gateway_v6, link_header, mtu};
+use breakout_common::egress::{EgressWords, gateway_v4, gateway_v6, link_header, mtu, nat};
 use breakout_common::forward;
 use breakout_common::frame::Frame;
 use breakout_common::network::{JUMBO, Network, TCP, network};
 use breakout_common::verdict::Reason;
 
 use super::mss;
+use super::port::NO_PORT;
+use super::rewrite::Translation;
 use crate::decide::is_own;
 use crate::globals;
 use crate::maps::{TC_DEVICES, egress, paths};
@@ -51,10 +53,11 @@ pub(super) const fn reason(outcome: u32) -> u32 {
 }
 
 /// Sends a packet to the next hop of an egress, whose link-layer address the kernel finds (`bpf_redirect_neigh`, Linux 5.10).
-/// Returns the [outcome]: one that is too big has yet to be answered.
+/// It gets the egress's address and a `port` as its source, unless that is [`NO_PORT`]. Returns the [outcome]: one that is too big has
+/// yet to be answered.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) extern "C" fn breakout_redirect(skb: *mut __sk_buff, index: u32) -> u32 {
+pub(crate) extern "C" fn breakout_redirect(skb: *mut __sk_buff, index: u32, port: u32) -> u32 {
     // The kernel takes an interface that goes out of the map, also while nobody looks after the path table.
     let (Some(device), Some(egress)) = (
         TC_DEVICES.get_ifindex(index),
@@ -75,7 +78,8 @@ pub(crate) extern "C" fn breakout_redirect(skb: *mut __sk_buff, index: u32) -> u
     let checked = longest(skb, &packet, &network)
         .ok_or(Reason::KernelDamaged)
         .and_then(|longest| forward::check(&packet, &network, longest, egress, is_own));
-    match checked.and_then(|()| send(skb, &packet, &network, egress, device)) {
+    let translated = checked.and_then(|()| translation(&packet, &network, egress, port));
+    match translated.and_then(|to| send(skb, &packet, &network, egress, device, to)) {
         Ok(action) => outcome(action, named(&network, egress)),
         Err(reason) => left(reason),
     }
@@ -101,6 +105,7 @@ fn send(
     network: &Network,
     egress: &EgressWords,
     device: u32,
+    translation: Option<Translation>,
 ) -> Result<u32, Reason> {
     let (offset, bytes) =
         forward::aged(packet, network.offset, network.is_v6()).ok_or(Reason::KernelDamaged)?;
@@ -137,6 +142,9 @@ fn send(
     if stored != 0 {
         return Err(Reason::KernelDamaged);
     }
+    if let Some(translation) = translation {
+        translation.apply(skb);
+    }
     // SAFETY: the helpers take the live socket buffer, and fail where they can do nothing. A tail that stays is cut off by the next
     // router. The tag is one of a priority, without a VLAN.
     unsafe {
@@ -150,6 +158,27 @@ fn send(
     // SAFETY: the helper reads that many bytes of the next hop, which is laid out as it expects.
     let action = unsafe { bpf_redirect_neigh(device, (&raw mut next_hop).cast(), NEXT_HOP_LEN, 0) };
     Ok((action & 0xff) as u32)
+}
+
+/// The translation of a packet's source to an egress's address and this port; none without a port. Later fragments have no port.
+#[inline(always)]
+fn translation(
+    packet: &Packet,
+    network: &Network,
+    egress: &EgressWords,
+    port: u32,
+) -> Result<Option<Translation>, Reason> {
+    if port == NO_PORT {
+        return Ok(None);
+    }
+    let translation = Translation::of(packet, network, false, nat(egress));
+    let Some(mut translation) = translation else {
+        return Err(Reason::KernelDamaged);
+    };
+    if translation.has_port() {
+        translation.set_port(((port & 0xffff) as u16).to_be());
+    }
+    Ok(Some(translation))
 }
 
 /// Holds the segment size of a packet that opens a TCP connection to what fits through an egress in route mode: the kernel only does

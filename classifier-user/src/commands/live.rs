@@ -104,18 +104,21 @@ pub(super) async fn flows(client: &mut Client, json: bool, limit: usize) -> Resu
             "proto",
             "client",
             "destination",
+            "public",
             "way",
             "set",
             "age",
             "idle",
         ],
-        &[5, 6],
+        &[6, 7],
     );
     for flow in &report.flows {
         rows.add_row([
             flow.proto.clone(),
             flow.source.to_string(),
             flow.destination.to_string(),
+            flow.public
+                .map_or_else(|| "-".to_owned(), |public| public.to_string()),
             flow.egress
                 .clone()
                 .unwrap_or_else(|| "(ordinary path)".to_owned()),

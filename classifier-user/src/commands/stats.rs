@@ -45,7 +45,7 @@ pub(super) async fn stats(client: &mut Client, json: bool) -> Result<()> {
     let replies = &stats.replies;
     if replies.redirected.packets + replies.by_kernel.packets > 0 {
         out!(
-            "replies: {} packets forwarded by XDP, {} left to the kernel",
+            "replies: {} packets forwarded by the programs, {} left to the kernel",
             replies.redirected.packets,
             replies.by_kernel.packets
         );

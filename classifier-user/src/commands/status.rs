@@ -129,10 +129,10 @@ fn print_egress(name: &str, egress: &EgressStatus) {
         "egress    {name}: {} on {}{}{routed}",
         egress.mode,
         egress.interface,
-        if egress.masquerade {
-            ", masquerade"
-        } else {
-            ""
+        match (egress.masquerade, egress.public_address) {
+            (true, Some(address)) => format!(", masquerade as {address}"),
+            (true, None) => ", masquerade".to_owned(),
+            (false, _) => String::new(),
         },
     );
     for (family, way) in [("IPv4", &egress.v4), ("IPv6", &egress.v6)] {

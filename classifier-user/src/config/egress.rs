@@ -38,7 +38,8 @@ pub struct EgressConfig {
     /// Whether XDP forwards the replies that come in by it too, with mode `redirect`.
     #[serde(default, rename = "return")]
     pub returns: bool,
-    /// Whether steered packets get the interface's address as their source, by an nftables table of our own.
+    /// Whether steered packets get the interface's address as their source: by an nftables table of our own, and with mode `redirect`, for
+    /// IPv4, by the programs themselves.
     #[serde(default)]
     pub masquerade: bool,
     /// Whether DNAT and REDIRECT rules, as of a transparent proxy, are kept from steered packets. As `masquerade` when
@@ -55,7 +56,17 @@ pub struct EgressConfig {
 impl EgressConfig {
     /// Whether steered packets are kept from DNAT and REDIRECT rules.
     pub fn skips_dnat(&self) -> bool {
-        self.skip_dnat.unwrap_or(self.masquerade)
+        self.skip_dnat.unwrap_or_else(|| self.is_masqueraded())
+    }
+
+    /// Whether the kernel translates the sources of steered packets.
+    pub fn is_masqueraded(&self) -> bool {
+        self.masquerade && self.mode == Mode::Route
+    }
+
+    /// Whether the programs translate them.
+    pub fn is_translated(&self) -> bool {
+        self.masquerade && self.mode == Mode::Redirect
     }
 }
 

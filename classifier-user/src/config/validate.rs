@@ -296,10 +296,10 @@ fn egresses(config: &Config) -> Result<(), String> {
                 "[egress.\"{name}\"]: names of egresses have no spaces, commas or \">\""
             ));
         }
-        if egress.mode == Mode::Redirect && (egress.masquerade || egress.skips_dnat()) {
+        if egress.mode == Mode::Redirect && egress.skips_dnat() {
             return Err(format!(
-                "egress.{name}: mode = \"redirect\" sends packets past netfilter, so there is no masquerade and no DNAT to \
-                 skip; use mode = \"route\", or leave NAT to the router behind"
+                "egress.{name}: mode = \"redirect\" sends packets past netfilter, so there is no DNAT to skip; remove \
+                 skip_dnat, or use mode = \"route\""
             ));
         }
         if egress.mode == Mode::Route && egress.returns {

@@ -1,6 +1,6 @@
 //! Pinned flows and events, as the socket answers them.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, SocketAddrV4};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -53,6 +53,8 @@ pub struct PinnedFlow {
     pub source: SocketAddr,
     /// Whom it talks to.
     pub destination: SocketAddr,
+    /// The public address and port that it has there, if the programs translate it.
+    pub public: Option<SocketAddrV4>,
     /// The egress; none for the ordinary path.
     pub egress: Option<String>,
     /// The endpoint set that it was pinned for, if that is known.

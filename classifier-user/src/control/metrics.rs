@@ -44,6 +44,7 @@ impl Collector for Snapshot {
         self.encode_counts(families)?;
         self.encode_lists(families)?;
         self.encode_egresses(families)?;
+        self.encode_nat(families)?;
         self.encode_pins(families)
     }
 }
@@ -85,12 +86,12 @@ impl Snapshot {
             reasons().map(|(labels, count)| (labels, float(count.bytes))),
         )?;
         let replies = [
-            ("xdp", self.stats.replies.redirected),
+            ("programs", self.stats.replies.redirected),
             ("kernel", self.stats.replies.by_kernel),
         ];
         families.put(
             "reply_packets",
-            "Replies of steered flows by egresses with return = true, by who forwarded them",
+            "Replies of steered flows by egresses with return = true, and of translated flows, by who forwarded them",
             None,
             Value::Counter,
             replies.map(|(by, count)| (vec![("by", by.to_owned())], float(count.packets))),
@@ -311,6 +312,25 @@ impl Snapshot {
             Some(&Unit::Seconds),
             Value::Gauge,
             measures().filter_map(|(labels, measure)| Some((labels, measure.latency_ms? / 1000.0))),
+        )
+    }
+
+    fn encode_nat(&self, families: &mut Families<'_>) -> fmt::Result {
+        let nat = self.status.nat.as_ref();
+        families.put(
+            "nat_flows",
+            "Flows that have a public port",
+            None,
+            Value::Gauge,
+            nat.map(|nat| (Vec::new(), float(nat.flows as u64))),
+        )?;
+        let busiest = nat.and_then(|nat| Some((nat.busiest.as_ref()?.flows, nat.ports)));
+        families.put(
+            "nat_ports_used",
+            "Share of the public ports that the remote address and port with the most flows has taken",
+            Some(&Unit::Other("ratio".to_owned())),
+            Value::Gauge,
+            busiest.map(|(flows, ports)| (Vec::new(), f64::from(flows) / f64::from(ports))),
         )
     }
 

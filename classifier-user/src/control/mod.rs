@@ -24,8 +24,9 @@ pub use lists::{
 };
 pub use server::{MetricsServer, Server};
 pub use status::{
-    BypassStatus, EgressStatus, FollowStatus, LanStatus, ProgramStatus, ReasonCount, RefusedList,
-    RepliesCount, RulesetStatus, SetCount, SetReport, Stats, Status, WayOut,
+    BusiestRemote, BypassStatus, EgressStatus, FollowStatus, LanStatus, NatStatus, ProgramStatus,
+    ReasonCount, RefusedList, RepliesCount, RulesetStatus, SetCount, SetReport, Stats, Status,
+    WayOut,
 };
 
 /// What a command asks of the controller.

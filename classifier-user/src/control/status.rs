@@ -1,6 +1,7 @@
 //! What the controller is doing, and what it has counted.
 
 use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddrV4};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -44,6 +45,8 @@ pub struct Status {
     pub lan: Vec<LanStatus>,
     /// The programs, as they were found a short time ago.
     pub programs: Vec<ProgramStatus>,
+    /// The flows that the programs translate, as they were counted a short time ago; none where they translate nothing.
+    pub nat: Option<NatStatus>,
     /// The egresses, by name.
     pub egress: BTreeMap<String, EgressStatus>,
     /// Packets and bytes by reason, those that there are.
@@ -171,6 +174,28 @@ pub struct ProgramStatus {
     pub in_place: bool,
 }
 
+/// The flows that the programs translate.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct NatStatus {
+    /// How many have a public port.
+    pub flows: usize,
+    /// How many flows to one remote address and port can have one, of TCP and of UDP.
+    pub ports: u32,
+    /// The remote address and port with the most flows.
+    pub busiest: Option<BusiestRemote>,
+}
+
+/// A remote address and port, and how many flows it has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct BusiestRemote {
+    /// `tcp` or `udp`.
+    pub proto: String,
+    /// The address and port.
+    pub remote: SocketAddrV4,
+    /// Its flows.
+    pub flows: u32,
+}
+
 /// An egress.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct EgressStatus {
@@ -180,6 +205,8 @@ pub struct EgressStatus {
     pub mode: String,
     /// Whether steered packets get its address.
     pub masquerade: bool,
+    /// The public address that the programs give IPv4 flows in redirect mode.
+    pub public_address: Option<Ipv4Addr>,
     /// The way out for IPv4.
     pub v4: WayOut,
     /// The way out for IPv6.
@@ -218,16 +245,16 @@ pub struct Stats {
     pub reasons: Vec<ReasonCount>,
     /// By endpoint set in force.
     pub endpoint_sets: Vec<SetCount>,
-    /// What came back by egresses with `return = true`.
+    /// What came back by egresses with `return = true`, and to translated flows.
     pub replies: RepliesCount,
 }
 
 /// Replies of steered flows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RepliesCount {
-    /// Those that XDP forwarded.
+    /// Those that the programs forwarded.
     pub redirected: Count,
-    /// Those that it left to the kernel.
+    /// Those that they left to the kernel.
     pub by_kernel: Count,
 }
 

@@ -290,7 +290,14 @@ impl Controller {
             }
         } else {
             // What refused XDP is asked again.
-            look_at_lans(&self.links, &config, &self.lans, &WithoutXdp::default()).await?
+            look_at_lans(
+                &self.links,
+                &config,
+                &self.lans,
+                &WithoutXdp::default(),
+                &persistent.egresses,
+            )
+            .await?
         };
         if config.lan != self.config.lan {
             refuse_missing(&missing)?;

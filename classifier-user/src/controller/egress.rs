@@ -3,11 +3,11 @@
 mod routes;
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context, Result, bail};
 use breakout_common::egress::{Egress, NextHop};
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 
 use crate::config::{Config, EgressConfig, Mode};
 use crate::control::{EgressStatus, WayOut};
@@ -61,6 +61,25 @@ impl Ways {
 
     fn neighbour(&self, v6: bool) -> Neighbour {
         if v6 { self.v6 } else { self.v4 }
+    }
+
+    /// The IPv4 address that flows get there: that of the gateway's network if there are several. Unspecified if there is none.
+    fn public_address(&self) -> Ipv4Addr {
+        let of_gateway = |net: &Ipv4Net| match self.gateway(false) {
+            Gateway::Address(IpAddr::V4(gateway)) => net.contains(&gateway),
+            _ => false,
+        };
+        let networks = self.interface.addresses.iter();
+        let networks: Vec<Ipv4Net> = networks
+            .filter_map(|net| match net {
+                IpNet::V4(net) => Some(*net),
+                IpNet::V6(_) => None,
+            })
+            .collect();
+        let found = networks.iter().find(|net| of_gateway(net));
+        found
+            .or(networks.first())
+            .map_or(Ipv4Addr::UNSPECIFIED, Ipv4Net::addr)
     }
 
     /// Takes over the way out of a family that is gone.
@@ -321,6 +340,14 @@ impl EgressState {
                 "gateway {address} does not answer on {}",
                 ways.interface.name
             )),
+            (Ok(_), _)
+                if !v6 && self.config.is_translated() && ways.public_address().is_unspecified() =>
+            {
+                Some(format!(
+                    "no IPv4 address on {} to translate to",
+                    ways.interface.name
+                ))
+            }
             _ if self.is_refused[usize::from(v6)] => Some(format!(
                 "the kernel refuses its {family} route or rule; the controller's log has why"
             )),
@@ -352,8 +379,23 @@ impl EgressState {
                 next_hop(ways.gateway(v6), mac)
             };
             (egress.v4, egress.v6) = (hop(false), hop(true));
+            if self.config.is_translated() {
+                egress.nat = ways.public_address();
+                // Without an address nothing may leave: it would do so with the client's.
+                if egress.nat.is_unspecified() {
+                    egress.v4 = NextHop::None;
+                }
+            }
         }
         egress
+    }
+
+    /// The public address that the programs give flows there, if they do.
+    pub(super) fn public_address(&self) -> Option<Ipv4Addr> {
+        let ways = self.way_out.as_ref().ok();
+        let ways = ways.filter(|_| self.config.is_translated());
+        let address = ways.map(Ways::public_address);
+        address.filter(|address| !address.is_unspecified())
     }
 
     /// The interface that the programs redirect to, if they do.
@@ -409,6 +451,7 @@ impl EgressState {
                 Mode::Redirect => "redirect".to_owned(),
             },
             masquerade: self.config.masquerade,
+            public_address: self.public_address(),
             v4: way(false, v4),
             v6: way(true, v6),
             problem: self.way_out.as_ref().err().map(ToString::to_string),

@@ -145,7 +145,14 @@ impl Controller {
             lans,
             missing,
             without_xdp,
-        } = look_at_lans(&self.links, &self.config, &self.lans, &self.without_xdp).await?;
+        } = look_at_lans(
+            &self.links,
+            &self.config,
+            &self.lans,
+            &self.without_xdp,
+            &self.persistent.egresses,
+        )
+        .await?;
         for (name, problem) in &missing {
             if !self.missing_lans.contains_key(name) {
                 tracing::warn!("nothing is steered there until it is back: {problem}");

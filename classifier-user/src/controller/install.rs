@@ -19,12 +19,12 @@ use super::nat::{NatKeeper, nat_plan};
 use super::obstacles::Obstacles;
 use super::pinning::{connections, ordinary_pins};
 use super::sources::Sources;
-use super::state::{Persistent, StateDirectory, boot_id};
+use super::state::{StateDirectory, boot_id};
 use super::translation::{Translation, translate_afresh};
 use super::unload::remove;
 use super::ways::EgressVerdict;
 use super::{Controller, Options, clock, faults};
-use crate::config::{self, Config, Routing, XdpAttach};
+use crate::config::{self, Config, EgressConfig, Routing, XdpAttach};
 use crate::datapath::{
     DataPath, Foreign, LanPlan, Plan, Prepared, Side, XdpRefused, has_tcx, object,
 };
@@ -55,8 +55,13 @@ impl Controller {
         let watching = Watching::start().code(Code::System)?;
         let applied = AppliedRulesets::open(&config.state.directory).code(Code::System)?;
         let links = Links::open().code(Code::System)?;
+        let known = state.load();
+        let is_known = known.is_some();
+        let mut persistent = known.unwrap_or_default();
+        persistent.assign_indices(&config).code(Code::Config)?;
+        let indices = &persistent.egresses;
         let Lans { lans, missing, .. } =
-            look_at_lans(&links, &config, &[], &WithoutXdp::default()).await?;
+            look_at_lans(&links, &config, &[], &WithoutXdp::default(), indices).await?;
         // What runs without a controller is better off with one, whatever state the links are in. Else one that works must be
         // there; what is missing beside it comes later, as PPP and USB do.
         let datapath = DataPath::open(&config.state.directory).code(Code::System)?;
@@ -64,15 +69,10 @@ impl Controller {
         if !adopted && !lans.iter().any(|lan| !lan.is_egress) {
             refuse_missing(&missing)?;
         }
-        let mut persistent = match state.load() {
-            Some(persistent) => persistent,
-            None => {
-                datapath.reset_counters()?;
-                Persistent::default()
-            }
-        };
+        if !is_known {
+            datapath.reset_counters()?;
+        }
         let clock = clock::resume(&mut persistent, &mut sources);
-        persistent.assign_indices(&config).code(Code::Config)?;
         let egresses = egress::look(&links, &config, &persistent.egresses, &[]).await?;
         if !adopted && egresses.iter().all(|egress| egress.mistake().is_some()) {
             egress::insist(&egresses)?;
@@ -158,6 +158,7 @@ impl Controller {
             generation,
             links,
             lans,
+            nat_status: None,
             datapath,
             state,
             persistent,
@@ -233,7 +234,7 @@ impl Controller {
         // used, that can be told only where steered connections have an address of their own.
         let mut egresses = paths.egresses.iter();
         let can_tell =
-            !self.datapath.has_leftovers() || egresses.all(|egress| egress.config.masquerade);
+            !self.datapath.has_leftovers() || egresses.all(|egress| egress.config.is_masqueraded());
         let wants_pins = self.config.pinning.enabled && !self.datapath.has_pins() && can_tell;
         loop {
             let again = paths.anew();
@@ -266,8 +267,8 @@ impl Controller {
         if let Some(found) = self.links.interface(interface).await? {
             self.without_xdp.note(&found, why);
         }
-        // An egress has XDP for replies alone.
-        self.lans.retain(|lan| !is_egress(lan));
+        // An egress has XDP for replies alone, and where they are translated TC does that.
+        self.lans.retain(|lan| !is_egress(lan) || lan.translates);
         let lans = self.lans.iter_mut();
         for lan in lans.filter(|lan| lan.name == *interface) {
             // A card may take redirected frames only with a program of its own.
@@ -322,6 +323,7 @@ impl Controller {
             image,
             paths: &paths.published,
             pins: pins(&self.config),
+            mappings: mappings(&self.config),
             pinned: &pinned,
             trace: self.options.trace,
         };
@@ -445,6 +447,13 @@ impl fmt::Display for Unsaved {
             .iter()
             .try_for_each(|follows| write!(f, "; {follows}"))
     }
+}
+
+/// For how many flows there are mappings at least; none if no egress translates.
+pub(super) fn mappings(config: &Config) -> Option<u32> {
+    let mut egresses = config.egress.values();
+    let translates = egresses.any(EgressConfig::is_translated);
+    translates.then_some(config.pinning.size)
 }
 
 /// How many flows are pinned, if they are.

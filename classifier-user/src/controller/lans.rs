@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 use breakout_common::condition::MAX_GROUPS;
 
-use crate::config::{Config, Mode, XdpAttach};
+use crate::config::{Config, EgressConfig, Mode, XdpAttach};
 use crate::datapath::LanPlan;
 use crate::exit::{Code, WithCode};
 use crate::links::{Interface, Links, NoRedirect, network_namespace};
@@ -70,16 +70,19 @@ pub(super) fn refuse_missing(missing: &BTreeMap<String, String>) -> Result<()> {
     }
 }
 
-/// Looks at them. `before` is what they were when they were looked at last, and `refused` which of them had refused XDP.
+/// Looks at them. `before` is what they were when they were looked at last, and `refused` which of them had refused XDP. `indices` are
+/// those of egresses.
 pub(super) async fn look_at_lans(
     links: &Links,
     config: &Config,
     before: &[LanPlan],
     refused: &WithoutXdp,
+    indices: &BTreeMap<String, u8>,
 ) -> Result<Lans> {
     let wants_xdp = wants_xdp(links, config, before).await?;
     let namespace = network_namespace().code(Code::System)?;
-    let has_replies = config.egress.values().any(|egress| egress.returns);
+    let replies = config.egress.values().any(has_replies);
+    let is_prepared = config.egress.values().any(|egress| egress.returns);
     let mut lans = Vec::with_capacity(config.lan.len());
     let mut missing = BTreeMap::new();
     let mut without_xdp = WithoutXdp::default();
@@ -107,7 +110,8 @@ pub(super) async fn look_at_lans(
             XdpAttach::Generic => config.needs_xdp(),
         };
         let takes_redirects = match interface.no_redirect() {
-            None => true,
+            // A veth drops them unless its other end is prepared, which before Linux 6.3 only the operator knows.
+            None => !interface.is_veth || interface.tells_xdp_features() || is_prepared,
             // It will, with a program of its own.
             Some(NoRedirect::Driver) => {
                 has_xdp && lan.xdp == XdpAttach::Native && !interface.is_veth
@@ -116,7 +120,8 @@ pub(super) async fn look_at_lans(
         };
         lans.push(LanPlan {
             is_egress: false,
-            takes_replies: has_replies && takes_redirects,
+            translates: false,
+            takes_replies: replies && takes_redirects,
             name: name.clone(),
             index: interface.index,
             mac,
@@ -126,24 +131,31 @@ pub(super) async fn look_at_lans(
             number: lan_number(index),
         });
     }
-    for egress in config.egress.values().filter(|egress| egress.returns) {
+    for (name, egress) in config
+        .egress
+        .iter()
+        .filter(|(_, egress)| has_replies(egress))
+    {
         // One that is not there now is no mistake; it is attached to when it comes.
-        let interface = links.interface(&egress.interface).await?;
-        let usable = interface.filter(|interface| {
-            interface.has_native_xdp() && !without_xdp.takes_over(refused, interface)
-        });
-        let usable = usable.and_then(|interface| Some((interface.index, interface.mac?)));
-        if let Some((index, mac)) = usable {
+        let Some(interface) = links.interface(&egress.interface).await? else {
+            continue;
+        };
+        let has_xdp = (egress.returns || wants_xdp)
+            && interface.has_native_xdp()
+            && !without_xdp.takes_over(refused, &interface);
+        let translates = egress.is_translated();
+        if let (Some(mac), true) = (interface.mac, has_xdp || translates) {
             lans.push(LanPlan {
                 name: egress.interface.clone(),
-                index,
+                index: interface.index,
                 mac,
                 // Nobody is answered there.
                 addresses: (Ipv4Addr::UNSPECIFIED, Ipv6Addr::UNSPECIFIED),
-                xdp: Some(XdpAttach::Native),
+                xdp: has_xdp.then_some(XdpAttach::Native),
                 namespace,
-                number: 0,
+                number: *indices.get(name).context("every egress has an index")?,
                 is_egress: true,
+                translates,
                 takes_replies: false,
             });
         }
@@ -153,6 +165,11 @@ pub(super) async fn look_at_lans(
         missing,
         without_xdp,
     })
+}
+
+/// Whether the programs forward the replies that come in by an egress.
+fn has_replies(egress: &EgressConfig) -> bool {
+    egress.returns || egress.is_translated()
 }
 
 /// Whether XDP forwards to, or from, any egress. Where it once does it stays until the next start: with many drivers the link goes down

@@ -14,6 +14,7 @@ mod lans;
 mod leaving;
 mod lists;
 mod looks;
+mod mappings;
 mod nat;
 mod obstacles;
 mod offline;
@@ -43,7 +44,7 @@ use tokio::time::{self, MissedTickBehavior, interval, timeout};
 
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::control::{EventsReport, MetricsServer, ProgramStatus, Request, Server};
+use crate::control::{EventsReport, MetricsServer, NatStatus, ProgramStatus, Request, Server};
 use crate::datapath::{DataPath, LanPlan};
 use crate::doctor::{Level, examine};
 use crate::durable::is_full;
@@ -127,6 +128,8 @@ struct Controller {
     /// What tells of routes and rules.
     changes: Changes,
     lans: Vec<LanPlan>,
+    /// The public ports of translated flows, as they were counted last.
+    nat_status: Option<NatStatus>,
     /// The egresses, how they stand, and the path table in force.
     failover: Failover,
     translation: Translation,
@@ -311,6 +314,7 @@ impl Controller {
                     self.keep_nat();
                     self.look_at_programs().await;
                     self.tidy_pins().await;
+                    self.tidy_mappings();
                 }
                 _ = clock.tick() => {
                     self.on_time().await;

@@ -14,7 +14,8 @@ impl Controller {
     /// The table that there should be for these egresses.
     pub(super) fn nat(&self, egresses: &[EgressState]) -> NatPlan {
         let wanting = egresses.iter().filter_map(|egress| {
-            let (masquerade, skip_dnat) = (egress.config.masquerade, egress.config.skips_dnat());
+            let (masquerade, skip_dnat) =
+                (egress.config.is_masqueraded(), egress.config.skips_dnat());
             (masquerade || skip_dnat).then(|| NatEgress {
                 interface: egress.config.interface.clone(),
                 mark: egress.mark,

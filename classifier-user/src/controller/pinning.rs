@@ -251,7 +251,9 @@ pub(super) fn ordinary_pins(
     // One that has the address that we translate to is not on the ordinary path. Without our translation the address says nothing:
     // the ordinary path may lead over the egress's interface.
     let is_elsewhere = |connection: &Connection| {
-        let mut egresses = egresses.iter().filter(|egress| egress.config.masquerade);
+        let mut egresses = egresses
+            .iter()
+            .filter(|egress| egress.config.is_masqueraded());
         let leaves_as = connection.leaves_as;
         leaves_as.is_some_and(|address| egresses.any(|egress| egress.has_address(address)))
     };

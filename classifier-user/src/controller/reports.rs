@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashSet};
+use std::net::{SocketAddr, SocketAddrV4};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -10,6 +11,7 @@ use breakout_common::table::GENERATION;
 use ipnet::IpNet;
 use sd_notify::NotifyState;
 
+use super::egress::EgressState;
 use super::pinning::connection_of;
 use super::programs::displaced;
 use super::{Controller, name_of, preference_names, summary, tell};
@@ -76,6 +78,7 @@ impl Controller {
                 .map(|lan| self.lan_status(lan))
                 .collect(),
             programs: self.programs.clone(),
+            nat: self.nat_status.clone(),
             egress: egresses,
             reasons: self.datapath.reasons().map_or_else(
                 |_| Vec::new(),
@@ -206,6 +209,7 @@ impl Controller {
         alerts.extend(self.leaving.alert.clone());
         alerts.extend(self.obstacles.alerts());
         alerts.extend(self.translation.alert().cloned());
+        alerts.extend(self.port_alert());
         for program in self.programs.iter().filter(|program| !program.in_place) {
             alerts.push(displaced(program));
         }
@@ -290,8 +294,21 @@ impl Controller {
         let clock = Clock::of_kernel();
         let now = clock.now();
         let ago = |time: u32| clock.seconds(now.saturating_sub(time));
+        let ports = self.public_ports();
+        let egresses = self.egresses();
         let flows = pins.iter().filter_map(|pinned| {
-            Some(self.pinned_flow(&connection_of(&pinned.key?), &pinned.pin, ago))
+            let connection = connection_of(&pinned.key?);
+            let mut flow = self.pinned_flow(&connection, &pinned.pin, ago);
+            if let (SocketAddr::V4(client), SocketAddr::V4(remote)) =
+                (flow.source, flow.destination)
+                && let Some(port) = ports.get(&(client, remote, connection.protocol == 6))
+            {
+                let mut egresses = egresses.iter();
+                let egress = egresses.find(|egress| egress.index == pinned.pin.egress());
+                let address = egress.and_then(EgressState::public_address);
+                flow.public = address.map(|address| SocketAddrV4::new(address, *port));
+            }
+            Some(flow)
         });
         Ok(FlowsReport {
             enabled,
@@ -330,6 +347,7 @@ impl Controller {
             endpoint_set: rule.map(|rule| rule.key.to_string()),
             age_seconds: ago(pin.since),
             idle_seconds: ago(pin.seen),
+            public: None,
         }
     }
 

@@ -130,7 +130,7 @@ impl Controller {
         }
         let egresses = self.failover.paths().egresses().to_vec();
         let all = std::mem::take(&mut translation.all);
-        let masquerades = egresses.iter().any(|egress| egress.config.masquerade);
+        let masquerades = egresses.iter().any(|egress| egress.config.is_masqueraded());
         let is_pinned = self.config.pinning.enabled;
         if !(all || masquerades && is_pinned) {
             return;
@@ -342,7 +342,7 @@ impl Look {
 
     fn masquerades(&self, index: u8) -> bool {
         self.egress(index)
-            .is_some_and(|egress| egress.config.masquerade)
+            .is_some_and(|egress| egress.config.is_masqueraded())
     }
 
     /// Whether a connection on this way must not leave with this address.

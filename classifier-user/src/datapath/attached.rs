@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use aya::programs::TcAttachType;
 
 use super::DataPath;
-use super::program::{ANSWER, FILTER_PRIORITY, TC};
+use super::program::FILTER_PRIORITY;
 use super::sys::tcx_programs;
 
 /// A program of ours, and where it belongs.
@@ -41,14 +41,6 @@ pub enum Side {
 impl Side {
     /// Both, in the order in which programs are attached.
     pub(super) const ALL: [Side; 2] = [Side::Ingress, Side::Egress];
-
-    /// The program that belongs there, on a LAN interface.
-    pub(super) fn program(self) -> &'static str {
-        match self {
-            Side::Ingress => TC,
-            Side::Egress => ANSWER,
-        }
-    }
 
     /// The priority of its filter on kernels before 6.6. Each side has its own: on an ingress qdisc, which somebody may have in the place
     /// of a clsact qdisc, both sides are one, and one filter would replace the other.
@@ -88,10 +80,8 @@ impl DataPath {
                 });
                 Ok(())
             };
-            if !lan.is_egress {
-                for side in Side::ALL {
-                    add(Hook::Tc(side), side.program())?;
-                }
+            for (side, name) in lan.tc_programs() {
+                add(Hook::Tc(side), name)?;
             }
             if lan.xdp.is_some() {
                 add(Hook::Xdp, lan.xdp_program())?;

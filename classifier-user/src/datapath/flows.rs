@@ -37,10 +37,16 @@ pub(super) struct Shape {
 impl Shape {
     /// A new table for so many flows: it has twice as many entries.
     pub(super) fn for_flows(flows: u32) -> Self {
-        let sets = flows
-            .saturating_mul(2)
-            .div_ceil(PER_SET)
-            .next_power_of_two();
+        Self::of_sets(
+            flows
+                .saturating_mul(2)
+                .div_ceil(PER_SET)
+                .next_power_of_two(),
+        )
+    }
+
+    /// A new table of so many sets: a power of two.
+    pub(super) fn of_sets(sets: u32) -> Self {
         // Each hasher has keys of its own, which the standard library takes from the kernel's randomness.
         let words = [(); 6].map(|()| RandomState::new().build_hasher().finish());
         Shape {
@@ -361,7 +367,7 @@ fn header(flows: &MappedWords) -> &[AtomicU64] {
     &words[words.len() - SET_WORDS..]
 }
 
-fn set_shape(flows: &MappedWords, shape: Shape) -> Result<()> {
+pub(super) fn set_shape(flows: &MappedWords, shape: Shape) -> Result<()> {
     let sets = flows.words().len() / SET_WORDS - 1;
     ensure!(
         sets == shape.sets as usize,
@@ -376,7 +382,7 @@ fn set_shape(flows: &MappedWords, shape: Shape) -> Result<()> {
 }
 
 /// The shape of the table in a map.
-fn shape(flows: &MappedWords) -> Result<Shape> {
+pub(super) fn shape(flows: &MappedWords) -> Result<Shape> {
     let sets = flows.words().len() / SET_WORDS - 1;
     let words = header(flows);
     ensure!(

@@ -15,6 +15,7 @@ mod counters;
 mod flows;
 mod kept;
 mod mapped;
+mod mappings;
 mod object;
 mod paths;
 mod pins;
@@ -36,6 +37,7 @@ use crate::ruleset::Image;
 use bpffs::PinDirectory;
 use flows::{ADDRESSES, FLOWS, NOTES};
 use kept::Kept;
+use mappings::MAPPINGS;
 use program::{Added, Options, Programs};
 use tables::TableMap;
 
@@ -46,13 +48,14 @@ pub use bench::{Bench, Run, Size};
 pub use clock::Clock;
 pub use counters::{Count, Counters};
 pub use flows::{BegunLately, FlowTable, Pinned, Unanswered};
+pub use mappings::Mapping;
 pub use object::object;
 pub use paths::PathMaps;
 pub use plan::{LanPlan, Paths, Plan};
 pub use program::has_tcx;
 
 /// The maps that all programs of one installation share, as the eBPF object names them.
-const MAPS: [&str; 14] = [
+const MAPS: [&str; 15] = [
     "RULESET",
     "PATHS",
     "DEVICES",
@@ -67,9 +70,10 @@ const MAPS: [&str; 14] = [
     "LANS",
     "REPLIES",
     answers::ANSWERS,
+    MAPPINGS,
 ];
 /// Those of them that later installations go on using.
-const LASTING_MAPS: [&str; 8] = [
+const LASTING_MAPS: [&str; 9] = [
     "REASONS",
     "SETS",
     "REPLIES",
@@ -78,6 +82,7 @@ const LASTING_MAPS: [&str; 8] = [
     ADDRESSES,
     pins::EVENTS,
     answers::ANSWERS,
+    MAPPINGS,
 ];
 
 /// Another controller's program is on a LAN interface.
@@ -303,11 +308,14 @@ impl DataPath {
         let trace = plan.trace;
         let pins = plan.pins;
         let (flows, carried) = self.shape_for(pins)?;
+        let mappings = self.mappings_for(plan.mappings)?;
         let options = Options {
             trace,
             report,
             pins: pins.is_some(),
             flows,
+            mappings: mappings.shape,
+            translates: plan.mappings.is_some(),
         };
         let mut programs = Vec::with_capacity(plan.lans.len());
         for lan in plan.lans {
@@ -327,6 +335,7 @@ impl DataPath {
             lans.insert(lan.index, lan.index, None, 0)
                 .with_context(|| format!("replies cannot be redirected to {}", lan.name))?;
         }
+        self.make_ready(mappings)?;
         let table = self.carry_over(flows, &carried)?;
         table.keep_all(&(plan.pinned)());
         if pins.is_some() {
@@ -450,8 +459,7 @@ impl DataPath {
     fn remove_links_except(&self, lans: &[LanPlan]) -> Result<()> {
         let mut wanted: Vec<String> = lans
             .iter()
-            .filter(|lan| !lan.is_egress)
-            .flat_map(|lan| Side::ALL.map(|side| lan.pin_at(side)))
+            .flat_map(|lan| lan.tc_programs().map(|(side, _)| lan.pin_at(side)))
             .collect();
         wanted.extend(
             lans.iter()

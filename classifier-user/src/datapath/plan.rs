@@ -23,15 +23,33 @@ pub struct LanPlan {
     pub xdp: Option<XdpAttach>,
     /// Inode of the network namespace, which together with the index identifies the interface.
     pub namespace: u64,
-    /// The number by which conditions tell it from other LAN interfaces.
+    /// The number by which conditions tell it from other LAN interfaces; of an egress its index.
     pub number: u8,
     /// Whether it is an egress instead, whose replies XDP forwards.
     pub is_egress: bool,
+    /// Whether it is an egress whose flows the programs translate, so that TC gives replies their clients back.
+    pub translates: bool,
     /// Whether XDP may send replies to it.
     pub takes_replies: bool,
 }
 
 impl LanPlan {
+    /// The TC program that belongs on one side of it.
+    pub(super) fn tc_program(&self, side: Side) -> Option<&'static str> {
+        match (side, self.is_egress) {
+            (Side::Ingress, false) => Some(program::TC),
+            (Side::Egress, false) => Some(program::ANSWER),
+            (Side::Ingress, true) => self.translates.then_some(program::RETURN),
+            (Side::Egress, true) => None,
+        }
+    }
+
+    /// The sides on which it has TC programs, with these.
+    pub(super) fn tc_programs(&self) -> impl Iterator<Item = (Side, &'static str)> {
+        let programs = Side::ALL.map(|side| Some((side, self.tc_program(side)?)));
+        programs.into_iter().flatten()
+    }
+
     /// The pin of the TC program on one side.
     pub(super) fn pin_at(&self, side: Side) -> String {
         let what = match side {
@@ -137,6 +155,8 @@ pub struct Plan<'a> {
     pub paths: &'a Paths,
     /// How many flows are pinned; none if that is switched off.
     pub pins: Option<u32>,
+    /// For how many flows there are mappings at least; none if no egress translates.
+    pub mappings: Option<u32>,
     /// Asked for flows that are pinned from the start, once everything else is ready.
     pub pinned: &'a dyn Fn() -> Vec<(PinKey, Pin)>,
     /// Whether each decision is logged.

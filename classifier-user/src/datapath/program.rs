@@ -18,6 +18,7 @@ use breakout_common::constants::Constants;
 use super::bpffs::PinDirectory;
 use super::clock::Clock;
 use super::flows::Shape;
+use super::mappings::MAPPINGS;
 use super::object::object;
 use super::sys::{self, open_pin};
 use super::{Hook, LanPlan, MAPS, Side, XdpRefused};
@@ -28,6 +29,7 @@ pub(super) const TC: &str = "breakout_tc";
 pub(super) const XDP: &str = "breakout_xdp";
 pub(super) const REPLY: &str = "breakout_reply";
 pub(super) const ANSWER: &str = "breakout_note";
+pub(super) const RETURN: &str = "breakout_return";
 
 /// Where the TC filter stands on kernels before 6.6, which have no TCX. Fixed, so that a
 /// later controller finds and replaces it.
@@ -45,6 +47,10 @@ pub(super) struct Options {
     pub(super) pins: bool,
     /// The table of flows.
     pub(super) flows: Shape,
+    /// The table of mappings.
+    pub(super) mappings: Shape,
+    /// Whether anything is translated by it.
+    pub(super) translates: bool,
 }
 
 /// Loaded programs for one LAN interface, with what they need to be attached.
@@ -88,6 +94,8 @@ impl Programs {
             report,
             pins,
             flows,
+            mappings,
+            translates,
         } = options;
         let mut loader = EbpfLoader::new();
         let constants = Constants {
@@ -103,6 +111,8 @@ impl Programs {
             clock_shift: Clock::of_kernel().shift(),
             flow_secret: flows.secret,
             flow_mask: flows.sets - 1,
+            nat_mask: if translates { mappings.sets - 1 } else { 0 },
+            nat_secret: mappings.secret.sets,
             ..Constants::UNSET
         };
         let constants = constants.to_bytes();
@@ -116,17 +126,16 @@ impl Programs {
         for (map, entries) in flows.entries() {
             loader.map_max_entries(map, entries);
         }
+        loader.map_max_entries(MAPPINGS, mappings.sets + 1);
         for map in MAPS {
             loader.map_pin_path(map, staging.path(map));
         }
         let mut ebpf = loader
             .load(object()?)
             .context("cannot load the eBPF object")?;
-        if !lan.is_egress {
-            for name in Side::ALL.map(Side::program) {
-                let tc: &mut SchedClassifier = program(&mut ebpf, name)?;
-                tc.load().map_err(|error| verifier(name, error))?;
-            }
+        for (_, name) in lan.tc_programs() {
+            let tc: &mut SchedClassifier = program(&mut ebpf, name)?;
+            tc.load().map_err(|error| verifier(name, error))?;
         }
         if lan.xdp.is_some() {
             let name = lan.xdp_program();
@@ -164,10 +173,8 @@ impl Programs {
             detach(pins, &self.lan.other_xdp_pin())?;
             self.attach_xdp(pins, added)?;
         }
-        if self.lan.is_egress {
-            return Ok(());
-        }
-        for side in Side::ALL {
+        let lan = self.lan.clone();
+        for (side, _) in lan.tc_programs() {
             let attached = if !has_tcx() {
                 self.attach_filter(side, added)
             } else if is_attached(pins, &self.lan.pin_at(side)) {
@@ -211,10 +218,7 @@ impl Programs {
                 }
             }
         }
-        if lan.is_egress {
-            return Ok(());
-        }
-        for side in Side::ALL {
+        for (side, _) in lan.tc_programs() {
             let taken = self.take_over_tc(side, pins);
             self.needed(side, taken)?;
         }
@@ -223,7 +227,7 @@ impl Programs {
 
     fn take_over_tc(&mut self, side: Side, pins: &PinDirectory) -> Result<()> {
         let (name, pin) = (self.lan.name.clone(), self.lan.pin_at(side));
-        let tc: &mut SchedClassifier = program(&mut self.ebpf, side.program())?;
+        let tc = tc_program(&mut self.ebpf, &self.lan, side)?;
         let failed = || format!("cannot replace the TC program on {name}");
         if !has_tcx() {
             let filter = filter(&name, side)?;
@@ -288,7 +292,7 @@ impl Programs {
 
     fn attach_tcx(&mut self, side: Side, pins: &PinDirectory, added: &mut Added) -> Result<()> {
         let lan = self.lan.clone();
-        let tc: &mut SchedClassifier = program(&mut self.ebpf, side.program())?;
+        let tc = tc_program(&mut self.ebpf, &self.lan, side)?;
         let order = TcAttachOptions::TcxOrder(LinkOrder::default());
         let id = tc
             .attach_with_options(&lan.name, side.attach_type(), order)
@@ -312,7 +316,7 @@ impl Programs {
             handle: FILTER_HANDLE,
             classid: None,
         });
-        let tc: &mut SchedClassifier = program(&mut self.ebpf, side.program())?;
+        let tc = tc_program(&mut self.ebpf, &self.lan, side)?;
         match tc.attach_with_options(&name, side.attach_type(), options) {
             Ok(id) => {
                 mem::forget(tc.take_link(id)?);
@@ -396,6 +400,19 @@ where
     let program = ebpf.program_mut(name);
     let program = program.with_context(|| format!("the eBPF object has no program {name}"))?;
     Ok(program.try_into()?)
+}
+
+/// The TC program that belongs on one side of an interface.
+fn tc_program<'a>(
+    ebpf: &'a mut Ebpf,
+    lan: &LanPlan,
+    side: Side,
+) -> Result<&'a mut SchedClassifier> {
+    let name = lan.tc_program(side);
+    program(
+        ebpf,
+        name.context("no program belongs on this side of the interface")?,
+    )
 }
 
 fn pinned_link(pins: &PinDirectory, name: &str) -> Result<Option<FdLink>> {

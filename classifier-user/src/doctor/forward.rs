@@ -72,10 +72,13 @@ pub(super) async fn examine(
                         if is_lost {
                             continue;
                         }
-                        let foreign = || passage.foreign_source(rules, &packet);
-                        source = source.or_else(|| Some(foreign()).filter(|_| !egress.masquerade));
                     }
-                    if is_routed || !egress.returns {
+                    // Of IPv6 the programs translate nothing.
+                    if !egress.masquerade || !is_routed && v6 {
+                        let foreign = || passage.foreign_source(rules, &packet, is_routed);
+                        source = source.or_else(|| Some(foreign()));
+                    }
+                    if is_routed || !egress.returns && !egress.masquerade {
                         let back = answer_to(&packet, is_routed);
                         findings.extend(passage.stops(rules, &back, &mut stopped));
                     }
@@ -180,15 +183,21 @@ impl Passage<'_> {
         ))
     }
 
-    /// What there is to say where clients' packets leave with a source that no answer finds back to.
-    fn foreign_source(&self, rules: &Rules<'_>, packet: &Packet) -> Option<Finding> {
+    /// What there is to say where clients' packets leave with a source that no answer finds back to. Unless they are routed, no rule
+    /// translates them.
+    fn foreign_source(
+        &self,
+        rules: &Rules<'_>,
+        packet: &Packet,
+        is_routed: bool,
+    ) -> Option<Finding> {
         let translated = |packet: &Packet| rules.fate(packet, "nat", "postrouting");
         // An address of no interface may be routed here.
         let is_elsewhere =
             |address: &IpAddr| owner_of(*address).is_some_and(|owner| owner != self.egress.name);
         let (out, name) = (&self.egress.name, self.name);
         let fate = translated(packet);
-        match &fate.translated {
+        match fate.translated.as_ref().filter(|_| is_routed) {
             Some(Translated::To(Some(address))) if fate.is_certain && is_elsewhere(address) => {
                 Some(Finding::new(
                     Level::Warning,
@@ -201,7 +210,7 @@ impl Passage<'_> {
                     ),
                 ))
             }
-            None if fate.is_certain && is_private(&packet.source) => {
+            None if (fate.is_certain || !is_routed) && is_private(&packet.source) => {
                 // Where the egress has local addresses of IPv6 alone, they may be all that is used behind it.
                 let is_public = |net: &IpNet| !is_private(&net.addr());
                 if !packet.source.is_ipv4()
@@ -212,6 +221,13 @@ impl Passage<'_> {
                 let is_usual = self
                     .ordinarily(packet)
                     .is_some_and(|other| translated(&other).translated.is_some());
+                let advice = if packet.source.is_ipv4() || is_routed {
+                    format!("Set masquerade = true in [egress.{name}]")
+                } else {
+                    format!(
+                        "Give clients addresses of the egress's provider, or set mode = \"route\" and masquerade = true in [egress.{name}]"
+                    )
+                };
                 let (level, unless) = if is_usual {
                     (Level::Warning, "")
                 } else {
@@ -220,10 +236,10 @@ impl Passage<'_> {
                 Some(Finding::new(
                     level,
                     format!(
-                        "clients behind {} have private addresses, such as {}, and no rule here translates what leaves by {out}",
+                        "clients behind {} have private addresses, such as {}, and nothing here translates what leaves by {out}",
                         packet.from, packet.source
                     ),
-                    format!("Set masquerade = true in [egress.{name}]{unless}"),
+                    advice + unless,
                 ))
             }
             _ => None,

@@ -4,7 +4,9 @@ use std::fs;
 use std::path::Path;
 
 use super::{Finding, Level};
-use crate::config::Config;
+use breakout_common::nat::{FIRST_PORT, LAST_PORT};
+
+use crate::config::{Config, EgressConfig};
 use crate::tool;
 
 pub(super) async fn examine(config: &Config) -> Vec<Finding> {
@@ -16,6 +18,7 @@ pub(super) async fn examine(config: &Config) -> Vec<Finding> {
     ));
     findings.extend(offloads(config).await);
     findings.extend(vrf(config));
+    findings.extend(local_ports(config));
     findings
 }
 
@@ -175,9 +178,66 @@ fn vrf(config: &Config) -> Vec<Finding> {
     in_vrf.collect()
 }
 
+/// The ports of the gateway's own sockets, which must not be those of clients' flows.
+fn local_ports(config: &Config) -> Option<Finding> {
+    let translates = config.egress.values().any(EgressConfig::is_translated);
+    let read = |name: &str| {
+        let path = Path::new("/proc/sys/net/ipv4").join(name);
+        fs::read_to_string(path).ok()
+    };
+    let (range, reserved) = (
+        read("ip_local_port_range").filter(|_| translates)?,
+        read("ip_local_reserved_ports").unwrap_or_default(),
+    );
+    let (first, last) = taken(&range, &reserved)?;
+    let public = PUBLIC;
+    Some(Finding::new(
+        Level::Warning,
+        format!(
+            "the gateway's own sockets may have ports {first} to {last}, which are those of translated flows: replies to one may go to \
+             the other if both talk to the same address and port"
+        ),
+        format!(
+            "sysctl -w net.ipv4.ip_local_reserved_ports={}-{}",
+            public.0, public.1
+        ),
+    ))
+}
+
+/// The first and the last public port.
+const PUBLIC: (u16, u16) = (FIRST_PORT, LAST_PORT);
+
+/// Which public ports sockets may get: the first and the last one, by the settings as the kernel prints them.
+fn taken(range: &str, reserved: &str) -> Option<(u16, u16)> {
+    let mut ends = range.split_whitespace().filter_map(|end| end.parse().ok());
+    let (first, last) = (ends.next()?, ends.next()?);
+    let is_reserved = |port: &u16| {
+        let mut parts = reserved.trim().split(',');
+        parts.any(|part| {
+            let (from, to) = part.split_once('-').unwrap_or((part, part));
+            let ends = from.parse().ok().zip(to.parse().ok());
+            ends.is_some_and(|(from, to)| (from..=to).contains(port))
+        })
+    };
+    let mut free = (PUBLIC.0.max(first)..=PUBLIC.1.min(last)).filter(|port| !is_reserved(port));
+    let lowest = free.next()?;
+    Some((lowest, free.next_back().unwrap_or(lowest)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ports_of_sockets_that_flows_have_are_found() {
+        assert_eq!(taken("32768\t60999\n", "\n"), None);
+        assert_eq!(taken("1024\t65535\n", "\n"), Some((16_384, 32_767)));
+        assert_eq!(
+            taken("20000 30000", "16384-29999,7"),
+            Some((30_000, 30_000))
+        );
+        assert_eq!(taken("1024 65535", "16384-32767"), None);
+    }
 
     #[test]
     fn a_nearly_full_connection_table_is_found() {

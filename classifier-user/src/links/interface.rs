@@ -126,6 +126,11 @@ impl Interface {
         (!takes).then_some(NoRedirect::Driver)
     }
 
+    /// Whether the kernel tells what its driver takes (Linux 6.3).
+    pub fn tells_xdp_features(&self) -> bool {
+        super::xdp_features::takes_redirects(self.index).is_some()
+    }
+
     /// Whether XDP programs can run in its driver. If the kernel does not tell, those of network cards are taken to have that.
     pub fn has_native_xdp(&self) -> bool {
         let is_card = self.kind.as_ref().is_none_or(|kind| kind == BOND);

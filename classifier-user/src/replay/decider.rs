@@ -38,6 +38,7 @@ impl Decider {
             namespace: 0,
             number: 0,
             is_egress: false,
+            translates: false,
             takes_replies: false,
         };
         let plan = Plan {
@@ -45,6 +46,7 @@ impl Decider {
             image,
             paths: &paths,
             pins: None,
+            mappings: None,
             pinned: &Vec::new,
             trace: false,
         };

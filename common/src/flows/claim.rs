@@ -109,15 +109,9 @@ pub fn keep<S: Sets>(sets: &S, key: &Key, facts: Facts, now: u32, limits: &Limit
     let mask = sets.mask();
     let (first, other) = (key.set(mask), key.other_set(mask));
     if let Some((slot, was)) = find(sets, key) {
-        let is_noted = sets.set(slot / PER_SET).is_some_and(|set| {
-            let [was, facts] = [was, facts].map(|facts| key.second() | facts.0 as u64);
-            set.swap(at(slot % PER_SET) + 1, was, facts)
-        });
-        // If it changes meanwhile, another packet of the flow was faster, and knows as much.
-        return if is_noted {
-            Kept::There(slot)
-        } else {
-            Kept::Overtaken
+        return match note(sets, key, slot, was, facts) {
+            true => Kept::There(slot),
+            false => Kept::Overtaken,
         };
     }
     let (in_first, in_other) = (
@@ -195,6 +189,16 @@ pub fn renew<S: Set>(set: S, key: &Key, now: u32, epoch: u32, most: u32) -> Fact
 #[inline(always)]
 const fn wide(mask: u32) -> u64 {
     mask as u64 | (mask as u64) << 32
+}
+
+/// Notes what is known of a flow whose slot and former facts are known. If they change meanwhile, another packet of the flow was faster,
+/// and knows as much.
+#[inline(always)]
+pub fn note<S: Sets>(sets: &S, key: &Key, slot: u32, was: Facts, facts: Facts) -> bool {
+    sets.set(slot / PER_SET).is_some_and(|set| {
+        let [was, facts] = [was, facts].map(|facts| key.second() | facts.0 as u64);
+        set.swap(at(slot % PER_SET) + 1, was, facts)
+    })
 }
 
 /// Gives up the entry of a flow, if there is one.

@@ -45,6 +45,9 @@ pub struct Key {
 }
 
 impl Key {
+    /// The bit of a [kind](Self::kind) that says TCP.
+    pub const TCP: u64 = TCP as u64;
+
     /// The key of what has this key elsewhere.
     #[inline(always)]
     pub const fn new(key: &PinKey, secret: &Secret) -> Self {
@@ -112,6 +115,16 @@ impl Key {
     #[inline(always)]
     pub const fn kind(&self) -> u32 {
         self.kind
+    }
+
+    /// The same with other sets than those that its hash gives.
+    #[inline(always)]
+    #[must_use]
+    pub const fn in_sets(self, set: u32, other: u32) -> Self {
+        Key {
+            hash: (other as u64) << 32 | set as u64,
+            ..self
+        }
     }
 
     /// The index of its first set.

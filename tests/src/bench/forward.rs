@@ -134,26 +134,44 @@ fn of_flows(
     Ok(())
 }
 
-/// The same with masquerading, which only route mode has.
+/// Each packet is masqueraded and answered, so that each is two.
 pub(crate) fn masqueraded(report: &mut Report) -> Result<()> {
-    let ways = [Way::Nothing, Way::RouteMasquerade, Way::NftablesMasquerade];
-    let bench = Bench::new(&ways, Size::Real)?;
+    let ways = [
+        Way::RouteMasquerade,
+        Way::NftablesMasquerade,
+        Way::RedirectMasquerade,
+    ];
+    let bench = Bench::new(&ways, Size::Real)?.with_replies();
     bench.with_paths(|paths| {
-        let samples = measure(
-            report,
-            paths,
-            &bench.steered(false),
-            false,
-            64,
-            "steered, masquerade",
-        )?;
+        let traffic = format!("masqueraded and answered, {DESTINATIONS} flows");
+        let samples = measure(report, paths, &bench.steered(false), false, 64, &traffic)?;
         report.goal(Goal::at_least(
-            "route mode over nftables and ip rule, with masquerade".to_owned(),
-            samples.combined(|round| round[2] / round[1]),
+            format!("redirect over nftables and ip rule, {traffic}"),
+            samples.combined(|round| round[1] / round[2]),
+            6.0,
+        ));
+        report.goal(Goal::at_least(
+            format!("route mode over nftables and ip rule, {traffic}"),
+            samples.combined(|round| round[1] / round[0]),
             1.4,
         ));
         Ok(())
-    })
+    })?;
+    for ports in [1, MILLION] {
+        let ways = [Way::Redirect, Way::RedirectMasquerade];
+        let bench = Bench::with_ports(&ways, Size::Real, ports)?;
+        let traffic = format!("masqueraded, {} flows", DESTINATIONS * ports);
+        bench.with_paths(|paths| {
+            let samples = measure(report, paths, &bench.steered(false), false, 64, &traffic)?;
+            report.goal(Goal::at_least(
+                format!("redirect over redirect without, {traffic}"),
+                samples.combined(|round| round[0] / round[1]),
+                0.93,
+            ));
+            Ok(())
+        })?;
+    }
+    Ok(())
 }
 
 /// None of the traffic is steered.

@@ -44,6 +44,8 @@ pub(crate) enum Way {
     Routes,
     Nftables,
     Ipset,
+    /// Redirect with translation by the programs.
+    RedirectMasquerade,
     RouteMasquerade,
     NftablesMasquerade,
     /// Plain forwarding, by the WAN.
@@ -70,6 +72,7 @@ impl Way {
             Way::Routes => "kernel routes",
             Way::Nftables => "nftables and ip rule",
             Way::Ipset => "ipset and ip rule",
+            Way::RedirectMasquerade => "redirect, masquerade",
             Way::RouteMasquerade => "Breakout route, masquerade",
             Way::NftablesMasquerade => "nftables, masquerade",
             Way::Untouched => "without Breakout",
@@ -81,7 +84,9 @@ impl Way {
 
     fn mode(self) -> Option<&'static str> {
         match self {
-            Way::Redirect | Way::RedirectUnpinned | Way::RedirectTc => Some("redirect"),
+            Way::Redirect | Way::RedirectUnpinned | Way::RedirectTc | Way::RedirectMasquerade => {
+                Some("redirect")
+            }
             Way::Route | Way::RouteMasquerade => Some("route"),
             _ => None,
         }
@@ -97,6 +102,8 @@ pub(crate) struct Bench {
     labs: Vec<(Way, Lab, Site)>,
     /// Source ports of the traffic.
     ports: u32,
+    /// Whether each packet is answered, so that there are as many on the way back.
+    replies: bool,
     ruleset: Ruleset,
     table: Image,
     /// All prefixes that are steered.
@@ -119,6 +126,9 @@ impl Bench {
                 Size::Real => CONFIG.replace("MODE", mode),
                 Size::Random(_) => config_with_list(mode),
             };
+            if way == &Way::RedirectMasquerade {
+                config = config.replace("probes", "masquerade = true\nprobes");
+            }
             if way.is_unpinned() {
                 config += "\n[pinning]\nenabled = false\n";
             } else if ports > 1 {
@@ -136,10 +146,19 @@ impl Bench {
         Ok(Bench {
             labs,
             ports,
+            replies: false,
             table: image(&ruleset)?,
             steered: steering.flat_map(|rule| rule.prefixes.clone()).collect(),
             ruleset,
         })
+    }
+
+    /// The same with an answer to each packet.
+    pub(crate) fn with_replies(self) -> Self {
+        Bench {
+            replies: true,
+            ..self
+        }
     }
 
     /// Sets all ways up and calls a function with them.
@@ -215,8 +234,11 @@ impl<'a> Path<'a> {
         .concat();
         let empty = image(&Ruleset::default())?;
         let mut asker = Asker::load_for_traffic(programs::object(), &empty, &traffic)?;
-        for far_end in [&lab.internet, &lab.wan] {
-            within(far_end, || asker.attach("sink", "eth0"))?;
+        let far_end = if bench.replies { "echo" } else { "sink" };
+        within(&lab.internet, || asker.attach(far_end, "eth0"))?;
+        within(&lab.wan, || asker.attach("sink", "eth0"))?;
+        if bench.replies {
+            within(&lab.client, || asker.attach("sink", "eth0"))?;
         }
         let mut daemon = None;
         match way {
@@ -237,6 +259,7 @@ impl<'a> Path<'a> {
             Way::Redirect
             | Way::RedirectUnpinned
             | Way::RedirectTc
+            | Way::RedirectMasquerade
             | Way::Route
             | Way::RouteMasquerade => {
                 if way == Way::RouteMasquerade {

@@ -132,8 +132,8 @@ fn every_check_says_what_is_wrong() {
             "names of egresses have no spaces, commas or",
         ),
         (
-            "[egress.b]\ninterface = \"b\"\nmode = \"redirect\"\nmasquerade = true".to_owned(),
-            "sends packets past netfilter, so there is no masquerade and no DNAT to skip",
+            "[egress.b]\ninterface = \"b\"\nmode = \"redirect\"\nskip_dnat = true".to_owned(),
+            "sends packets past netfilter, so there is no DNAT to skip",
         ),
         (
             "[egress.b]\ninterface = \"b\"\nreturn = true".to_owned(),

@@ -1,0 +1,114 @@
+//! The public ports of translated flows: how many are taken, and the alert before they run out.
+
+use std::collections::HashMap;
+use std::net::SocketAddrV4;
+
+use anyhow::Result;
+use breakout_common::nat::PORTS;
+
+use super::Controller;
+use crate::config::EgressConfig;
+use crate::control::{BusiestRemote, NatStatus};
+use crate::datapath::Mapping;
+
+/// The share of a remote's ports beyond which it is an alert that they run out.
+const NEARLY_ALL: f64 = 0.8;
+
+impl Controller {
+    /// Whether the programs translate at any egress.
+    fn translates(&self) -> bool {
+        let mut egresses = self.config.egress.values();
+        egresses.any(EgressConfig::is_translated)
+    }
+
+    /// Forgets idle mappings, and counts the others.
+    pub(super) fn tidy_mappings(&mut self) {
+        let counted = match self.translates() {
+            true => self.datapath.tidy_mappings().and_then(|()| self.count()),
+            false => Ok(None),
+        };
+        match counted {
+            Ok(nat) => self.nat_status = nat,
+            Err(error) => tracing::warn!("cannot tidy the table of mappings: {error:#}"),
+        }
+    }
+
+    fn count(&self) -> Result<Option<NatStatus>> {
+        Ok(Some(status_of(&self.datapath.mappings()?)))
+    }
+
+    /// What to say of public ports that run out.
+    pub(super) fn port_alert(&self) -> Option<String> {
+        let busiest = self.nat_status.as_ref()?.busiest.as_ref()?;
+        let share = f64::from(busiest.flows) / f64::from(PORTS);
+        (share >= NEARLY_ALL).then(|| {
+            format!(
+                "public ports run out: {} flows to {} {} of {PORTS} that one address and port can have. Those beyond take the ordinary \
+                 path",
+                busiest.flows, busiest.proto, busiest.remote
+            )
+        })
+    }
+
+    /// The mappings of flows, by client, remote, and whether it is TCP; none where nothing is translated.
+    pub(super) fn public_ports(&self) -> HashMap<(SocketAddrV4, SocketAddrV4, bool), u16> {
+        if !self.translates() {
+            return HashMap::new();
+        }
+        let mappings = self.datapath.mappings().unwrap_or_default();
+        let ports = mappings.iter().map(|mapping| {
+            (
+                (mapping.client, mapping.remote, mapping.is_tcp),
+                mapping.port,
+            )
+        });
+        ports.collect()
+    }
+}
+
+fn status_of(mappings: &[Mapping]) -> NatStatus {
+    let mut remotes: HashMap<(SocketAddrV4, bool), u32> = HashMap::new();
+    for mapping in mappings {
+        *remotes.entry((mapping.remote, mapping.is_tcp)).or_default() += 1;
+    }
+    let busiest = remotes
+        .into_iter()
+        .max_by_key(|(remote, flows)| (*flows, *remote));
+    NatStatus {
+        flows: mappings.len(),
+        ports: PORTS,
+        busiest: busiest.map(|((remote, is_tcp), flows)| BusiestRemote {
+            proto: if is_tcp { "tcp" } else { "udp" }.to_owned(),
+            remote,
+            flows,
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_busiest_remote_is_the_one_with_most_flows() {
+        let mapping = |remote: &str, client: u16, is_tcp| Mapping {
+            client: SocketAddrV4::new([10, 0, 0, 1].into(), client),
+            remote: remote.parse().unwrap(),
+            is_tcp,
+            port: 20_000,
+            egress: 0,
+            silent: 0,
+        };
+        assert_eq!(status_of(&[]).busiest, None);
+        let status = status_of(&[
+            mapping("52.98.1.1:443", 1, true),
+            mapping("52.98.1.2:443", 2, true),
+            mapping("52.98.1.2:443", 3, true),
+            mapping("52.98.1.2:443", 4, false),
+        ]);
+        let busiest = status.busiest.unwrap();
+        assert_eq!((status.flows, busiest.flows), (4, 2));
+        assert_eq!(busiest.remote.to_string(), "52.98.1.2:443");
+        assert_eq!(busiest.proto, "tcp");
+    }
+}

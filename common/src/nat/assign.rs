@@ -1,0 +1,66 @@
+//! What a packet of a client does to the mapping of its flow.
+
+use crate::flows::{Facts, Limits, State};
+
+/// For how many ticks of silence a mapping lives. A tick is at least two seconds, so this is at least what is asked for: 2 hours and 4
+/// minutes for TCP (RFC 5382, REQ-5), 5 minutes for UDP (RFC 4787, REQ-5); and an established flow that was silent for less than five
+/// minutes makes no room for others.
+pub const LIMITS: Limits = Limits {
+    tcp_idle: 3720,
+    udp_idle: 150,
+    media_hold: 0,
+    tcp_established: 150,
+    udp_established: 150,
+    only_free: false,
+};
+
+/// What is to be done for a packet to get its public port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Assignment {
+    /// It has it: the flow's slot is known, and nothing is to be noted.
+    Known,
+    /// It has it, and this is to be noted of the flow.
+    Note(Facts),
+    /// The flow has none yet, and gets one with this known of it.
+    New(Facts),
+    /// The flow began without a mapping, so its peer would not know it by one.
+    Unknown,
+}
+
+/// Decides by what is known of the mapping, zero if there is none. `kind` is its key's, `egress` the way of the packet; `opens` and
+/// `closes` are what it says as TCP.
+#[inline(always)]
+pub const fn assignment(
+    was: Facts,
+    kind: u32,
+    egress: u8,
+    (opens, closes): (bool, bool),
+    now: u32,
+) -> Assignment {
+    let is_tcp = Facts(kind).is_tcp();
+    if !was.is_live() && is_tcp && !opens {
+        return Assignment::Unknown;
+    }
+    let state = if closes {
+        State::Closing as u32
+    } else if !was.is_live() || opens {
+        State::Opening as u32
+    } else if was.state() == State::Opening as u32 {
+        // Whoever goes on has been answered, or is seen again later.
+        if is_tcp || was.silent(now) > 0 {
+            State::Established as u32
+        } else {
+            State::Opening as u32
+        }
+    } else {
+        was.state()
+    };
+    let is = Facts::new(kind, now, 0).with(egress, state);
+    if !was.is_live() {
+        Assignment::New(is)
+    } else if is.0 == was.0 {
+        Assignment::Known
+    } else {
+        Assignment::Note(is)
+    }
+}
