@@ -2,9 +2,9 @@
 
 use breakout_common::classify::source;
 use breakout_common::egress::{EgressWords, nat};
-use breakout_common::flows::{Facts, Kept, Key, Sets, find, keep, note};
+use breakout_common::flows::{Facts, Kept, Key, Limits, Sets, find, keep, note};
 use breakout_common::frame::Frame;
-use breakout_common::nat::{Assignment, LIMITS, assignment, key, owner, port_of};
+use breakout_common::nat::{Assignment, assignment, idle, key, limits, owner, port_of};
 use breakout_common::packet::Headers;
 
 use crate::clock::now;
@@ -27,6 +27,15 @@ impl Sets for Mappings {
     fn set(&self, index: u32) -> Option<KernelSet> {
         MAPPINGS.get_ptr_mut(index).map(KernelSet::new)
     }
+}
+
+/// How long mappings live.
+#[inline(always)]
+fn live_limits() -> Limits {
+    limits(
+        u32::from(globals::nat_tcp_idle()),
+        u32::from(globals::nat_udp_idle()),
+    )
 }
 
 /// No public port is free.
@@ -83,7 +92,7 @@ pub(crate) extern "C" fn breakout_places(first: u64, second: u64) -> u64 {
 pub(crate) extern "C" fn breakout_map(first: u64, second: u64, places: u64) -> u32 {
     let (one, other) = ((places & 0xffff_ffff) as u32, (places >> 32) as u32);
     let key = Key::from_words(first, second, &globals::nat_secret()).in_sets(one, other);
-    match keep(&Mappings, &key, Facts::of(second), now(), &LIMITS) {
+    match keep(&Mappings, &key, Facts::of(second), now(), &live_limits()) {
         Kept::There(slot) | Kept::New(slot) => u32::from(port_of(slot)),
         // Another CPU was about the same. What it kept is the flow's, which the next packet finds.
         Kept::Overtaken | Kept::No => FULL,
@@ -99,12 +108,7 @@ pub(crate) extern "C" fn breakout_owner(remote: u64, protocol: u64) -> u64 {
     let (remote_port, port) = ((remote >> 16 & 0xffff) as u16, (remote & 0xffff) as u16);
     let secret = globals::nat_secret();
     let (client, facts) = owner(&Mappings, (address, remote_port), protocol, port, &secret);
-    let idle = if facts.is_tcp() {
-        LIMITS.tcp_idle
-    } else {
-        LIMITS.udp_idle
-    };
-    if facts.silent(now()) > idle {
+    if facts.silent(now()) > idle(facts, &live_limits()) {
         return 0;
     }
     client

@@ -36,6 +36,10 @@ const _: () = assert!(size_of::<bpf_fib_lookup>() == 64);
 /// The helper's answer if the packet can be forwarded as it says (BPF_FIB_LKUP_RET_SUCCESS).
 const FOUND: i64 = 0;
 
+/// The places of counters.
+pub(crate) const REDIRECTED: u32 = 0;
+const BY_KERNEL: u32 = 1;
+
 /// Entry point. Whatever is no reply of a steered flow, or not plainly forwarded to a LAN, goes on to the kernel.
 #[xdp]
 pub(crate) fn breakout_reply(ctx: XdpContext) -> u32 {
@@ -60,10 +64,21 @@ pub(crate) fn breakout_reply(ctx: XdpContext) -> u32 {
     let port = if owner != 0 {
         headers.halves = (0, owner >> 16);
         Some(((owner & 0xffff) as u16).to_be())
-    } else if is_reply(&packet, &headers) && is_of_live_flow(&packet, &headers) {
-        None
     } else {
-        return XDP_PASS;
+        let answered = if globals::returns() != 0 {
+            answered_word(&packet, &headers)
+        } else {
+            0
+        };
+        if answered & Outcome::STEER == 0 {
+            return XDP_PASS;
+        }
+        // Nothing is known of flows that go by the ruleset alone.
+        if answered & Outcome::HARD == 0 && !is_of_live_flow(&packet, &headers) {
+            add(REPLIES.get_ptr_mut(BY_KERNEL), 1, u64::from(len));
+            return XDP_PASS;
+        }
+        None
     };
     let action = forward_reply(&ctx, &mut packet, &headers, port).unwrap_or(XDP_PASS);
     // What goes on to the kernel is noted where it leaves for the LAN.
@@ -74,7 +89,11 @@ pub(crate) fn breakout_reply(ctx: XdpContext) -> u32 {
     if owner != 0 && action == XDP_PASS {
         return action;
     }
-    let slot = u32::from(action == XDP_PASS);
+    let slot = if action == XDP_PASS {
+        BY_KERNEL
+    } else {
+        REDIRECTED
+    };
     add(REPLIES.get_ptr_mut(slot), 1, u64::from(len));
     action
 }
@@ -106,14 +125,14 @@ fn is_of_live_flow(packet: &Packet, headers: &Headers) -> bool {
     key.is_some_and(flows::is_steered)
 }
 
-/// Whether a packet with the addresses and ports the other way round would be steered, from some client.
+/// What the ruleset says about a packet with the addresses and ports the other way round, from some client; 0 if it is not steered.
 #[inline(always)]
-fn is_reply(packet: &Packet, headers: &Headers) -> bool {
+fn answered_word(packet: &Packet, headers: &Headers) -> u32 {
     let (Some((high, low)), Some([p0, p1])) = (
         source(packet, headers),
         packet.read::<2>(headers.transport_offset),
     ) else {
-        return false;
+        return 0;
     };
     let key = headers.key & (KEYS - 1) & !0xffff | u32::from(u16::from_be_bytes([p0, p1]));
     let destination = Destination::from_halves(headers.is_v6(), high, low);
@@ -124,7 +143,11 @@ fn is_reply(packet: &Packet, headers: &Headers) -> bool {
             vlan: 0,
         })
     });
-    word & (Outcome::STEER | Outcome::SHADOW | Outcome::BYPASS) == Outcome::STEER
+    if word & (Outcome::SHADOW | Outcome::BYPASS) == 0 {
+        word
+    } else {
+        0
+    }
 }
 
 /// Asks the kernel's own routes where the packet goes, and with a port gives it the destination of its headers. `None` leaves it to the

@@ -7,15 +7,16 @@ use core::ptr;
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_fib_lookup};
 use aya_ebpf::helpers::bpf_fib_lookup as fib_lookup;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
-use aya_ebpf::helpers::generated::{bpf_redirect_neigh, bpf_skb_store_bytes};
+use aya_ebpf::helpers::generated::{bpf_redirect_neigh, bpf_skb_change_head, bpf_skb_store_bytes};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
+use breakout_common::ethernet::{ETHERNET_LEN, ETHERTYPE_IPV4};
 use breakout_common::flows::Key;
 use breakout_common::forward::{aged, has_right_sum};
 use breakout_common::fragment::{self, Fragment};
 use breakout_common::frame::Frame;
 use breakout_common::nat::quoted;
-use breakout_common::network::{FRAGMENT, Network, TCP, network};
+use breakout_common::network::{FRAGMENT, Network, TCP, UDP, bare_v4, network};
 use breakout_common::packet::{OPTIONS, TAGGED};
 
 use crate::count::add;
@@ -23,6 +24,7 @@ use crate::globals;
 use crate::maps::{FRAGMENTS, REPLIES};
 use crate::nat::{address_of, breakout_owner};
 use crate::reader::Packet;
+use crate::reply::REDIRECTED;
 use crate::tc::rewrite::Translation;
 use crate::tc::{message, pull, tag};
 
@@ -51,15 +53,30 @@ pub(crate) fn breakout_return(ctx: TcContext) -> i32 {
     }
     // SAFETY: the context is the live socket buffer's; the verifier rewrites the accesses to its fields.
     let (len, segments) = unsafe { ((*skb).len, (*skb).gso_segs) };
+    if globals::is_bare() && !dress(skb) {
+        return TC_ACT_SHOT;
+    }
     let action = breakout_restore(skb, client);
     if action != TC_ACT_SHOT {
         add(
-            REPLIES.get_ptr_mut(0),
+            REPLIES.get_ptr_mut(REDIRECTED),
             u64::from(segments.max(1)),
             u64::from(len),
         );
     }
     action
+}
+
+/// Puts an Ethernet header before a packet that has none: it goes to a LAN. Nothing of the packet that was read before may be used
+/// after this.
+#[inline(always)]
+fn dress(skb: *mut __sk_buff) -> bool {
+    let ethertype = ETHERTYPE_IPV4.to_be();
+    // SAFETY: the helpers take the live socket buffer, and fail where they can do nothing; two bytes are read.
+    unsafe {
+        bpf_skb_change_head(skb.cast(), ETHERNET_LEN, 0) == 0
+            && bpf_skb_store_bytes(skb.cast(), 12, (&raw const ethertype).cast(), 2, 0) == 0
+    }
 }
 
 /// Above a client's address and port: the packet is an error about one of its packets.
@@ -84,11 +101,16 @@ pub(crate) extern "C" fn breakout_client(skb: *mut __sk_buff, address: u32) -> u
 #[inline(always)]
 fn client(skb: *mut __sk_buff, address: u32) -> Option<u64> {
     let packet = packet_of(skb);
-    let network = network(&packet)?;
+    let is_bare = globals::is_bare();
+    let network = if is_bare {
+        bare_v4(&packet)?
+    } else {
+        network(&packet)?
+    };
     let is_ours = !network.is_v6()
         && network.marks & TAGGED == 0
         && network.destination.1 == u64::from(u32::from_be(address))
-        && globals::is_to_lan(&packet);
+        && (is_bare || globals::is_to_lan(&packet));
     let is_right =
         network.marks & OPTIONS != 0 || has_right_sum(&packet, network.offset, network.is_v6());
     if !is_ours || !is_right {
@@ -100,7 +122,7 @@ fn client(skb: *mut __sk_buff, address: u32) -> Option<u64> {
         let owner = owner(quoted.remote, quoted.is_tcp, quoted.port);
         return (owner != 0 && from == address).then_some(owner | MESSAGE);
     }
-    if !matches!(network.protocol, TCP | breakout_common::network::UDP) {
+    if !matches!(network.protocol, TCP | UDP) {
         return None;
     }
     let fragment = Fragment {

@@ -35,12 +35,20 @@ pub struct Constants {
     pub lan_v6: [u8; 16],
     /// The number of sets of the table of mappings, less one; 0 if no egress translates.
     pub nat_mask: u32,
+    /// For how many ticks of silence a mapping of TCP lives.
+    pub nat_tcp_idle: u16,
+    /// The same for UDP.
+    pub nat_udp_idle: u16,
     /// The secret of their places.
     pub nat_secret: SetSecret,
+    /// Not zero on an egress where XDP forwards replies of flows that are not translated.
+    pub returns: u8,
+    /// Fills the last word.
+    pub filler: [u8; 7],
 }
 
 /// The size of [`Constants`] in bytes.
-pub const CONSTANTS_LEN: usize = 136;
+pub const CONSTANTS_LEN: usize = 144;
 
 const _: () = assert!(size_of::<Constants>() == CONSTANTS_LEN);
 
@@ -61,7 +69,11 @@ impl Constants {
         lan_v4: [0; 4],
         lan_v6: [0; 16],
         nat_mask: 0,
+        nat_tcp_idle: 0,
+        nat_udp_idle: 0,
         nat_secret: [0; 2],
+        returns: 0,
+        filler: [0; 7],
     };
 
     /// The bytes as the program reads them, in the machine's byte order.
@@ -81,9 +93,8 @@ impl Constants {
             self.nat_mask.to_ne_bytes(),
             self.nat_secret.map(u64::to_ne_bytes),
         );
-        // Where the words of the secret are aligned again.
-        const GAP: [u8; 4] = [0; 4];
-        let parts: [&[u8]; 12] = [
+        let idle = [self.nat_tcp_idle, self.nat_udp_idle].map(u16::to_ne_bytes);
+        let parts: [&[u8]; 13] = [
             &self.guard,
             &words,
             &self.lan_mac,
@@ -94,8 +105,9 @@ impl Constants {
             &self.lan_v4,
             &self.lan_v6,
             &nat_mask,
-            &GAP,
+            idle.as_flattened(),
             nat_secret.as_flattened(),
+            &[self.returns],
         ];
         let mut bytes = [0; CONSTANTS_LEN];
         for (to, from) in bytes.iter_mut().zip(parts.into_iter().flatten()) {

@@ -3,14 +3,16 @@
 use crate::frame::Frame;
 use crate::verdict::Reason;
 
-pub(crate) const ETHERTYPE_IPV4: u16 = 0x0800;
+/// The type of frames that carry IPv4.
+pub const ETHERTYPE_IPV4: u16 = 0x0800;
 pub(crate) const ETHERTYPE_IPV6: u16 = 0x86dd;
 const ETHERTYPE_VLAN: u16 = 0x8100;
 const ETHERTYPE_QINQ: u16 = 0x88a8;
 const ETHERTYPE_PPPOE_SESSION: u16 = 0x8864;
 const PPP_IPV4: u16 = 0x0021;
 const PPP_IPV6: u16 = 0x0057;
-pub(crate) const ETHERNET_LEN: u32 = 14;
+/// The length of an Ethernet header without tags, in bytes.
+pub const ETHERNET_LEN: u32 = 14;
 
 /// Offset of the IP header of an Ethernet frame, if it has one.
 pub fn ip_offset<F: Frame + ?Sized>(frame: &F) -> Option<u32> {

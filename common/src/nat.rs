@@ -10,7 +10,7 @@ mod change;
 mod mapping;
 mod message;
 
-pub use assign::{Assignment, LIMITS, assignment};
+pub use assign::{Assignment, TCP_IDLE, UDP_IDLE, assignment, idle, limits};
 pub use change::{Change, Rewritten, adjusted, difference, rewritten, translate};
 pub use mapping::{key, key_of, owner, port_of};
 pub use message::{Quoted, quoted};

@@ -72,7 +72,28 @@ pub fn network<F: Frame + ?Sized>(frame: &F) -> Option<Network> {
     let offset = frame.blur(ip_offset);
     // A priority tag that stands beside the bytes is of no VLAN.
     let is_tagged = offset != crate::ethernet::ETHERNET_LEN || vlan != 0;
-    let mut marks = if is_tagged { TAGGED } else { 0 };
+    at(frame, ethertype, offset, if is_tagged { TAGGED } else { 0 })
+}
+
+/// Reads the IPv4 header of a packet without a link header, as it comes from a link with only one station at its other end. `None` if
+/// there is none that is whole.
+#[inline(always)]
+pub fn bare_v4<F: Frame + ?Sized>(frame: &F) -> Option<Network> {
+    let [version] = frame.read::<1>(0)?;
+    match version >> 4 {
+        4 => at(frame, ETHERTYPE_IPV4, frame.blur(0), 0),
+        _ => None,
+    }
+}
+
+/// Reads the IP header at this place.
+#[inline(always)]
+fn at<F: Frame + ?Sized>(
+    frame: &F,
+    ethertype: u16,
+    offset: u32,
+    mut marks: u32,
+) -> Option<Network> {
     match ethertype {
         ETHERTYPE_IPV4 => {
             let [version, _, l0, l1] = frame.read::<4>(offset)?;

@@ -118,6 +118,12 @@ const OF_NO_KERNEL: &[&str] = &[
     "what_a_hard_rule_moves_is_translated_afresh",
     "what_a_stop_moves_is_translated_afresh",
     "without_root_it_says_so",
+    "a_new_public_address_is_used_at_once",
+    "a_translating_egress_leaves_others_alone",
+    "masquerading_moves_from_the_kernel_to_the_programs",
+    "public_ports_that_run_out_are_an_alert",
+    "strangers_do_not_get_in_by_a_public_port",
+    "translated_flows_keep_their_public_ports",
 ];
 
 /// Tests of what else runs on gateways: the start of their names, and the program.

@@ -18,11 +18,13 @@ use breakout_tests::wire::{Ipv4Udp, Wire, checksum};
 
 use crate::Test;
 use crate::any_link::{bridge_the_lan, forwards_nothing, leave_by_the_egress};
+use crate::links::Tunnel;
 use crate::redirect::reason;
 
 pub(crate) const TESTS: &[Test] = &[
     ("redirect_translates_by_xdp", || translates("lan")),
     ("redirect_translates_by_tc", || translates("br1")),
+    ("a_link_without_neighbours_translates", point_to_point),
     ("redirect_translates_fragments", fragments),
     ("clients_hear_that_a_port_is_closed", closed_port),
     ("strangers_do_not_get_in_by_a_public_port", strangers),
@@ -139,6 +141,36 @@ fn translates(lan: &str) -> Result<()> {
 fn forwards_nothing_back(gateway: &Namespace, from: &str, to: &str) -> Result<()> {
     let rule = format!("iifname \"{from}\" oifname \"{to}\" ip saddr 52.0.0.0/8 drop");
     gateway.exec(&format!("nft add rule inet proof forward {rule}"))?;
+    Ok(())
+}
+
+/// As over PPP, packets have no link header.
+fn point_to_point() -> Result<()> {
+    let lab = private()?;
+    let _ends = [
+        Tunnel::start(&lab.gateway, "10.9.0.1", "10.3.0.1", "10.3.0.2")?,
+        Tunnel::start(&lab.internet, "10.9.0.2", "10.3.0.2", "10.3.0.1")?,
+    ];
+    let flows = [mail(), media()];
+    let _servers = lab.serve(&flows)?;
+    forwards_nothing(&lab.gateway, "lan", "ppp0")?;
+    forwards_nothing_back(&lab.gateway, "ppp0", "lan")?;
+    let site = Site::new(&config("lan").replace(
+        "interface = \"inet\"\ngateway = \"10.3.0.2\"\ngateway6 = \"fd00:3::2\"",
+        "interface = \"ppp0\"",
+    ))?;
+    let daemon = Daemon::start(&site, &lab.gateway)?;
+    leave_by_the_egress(&lab, &flows, 1_000_000)?;
+    let socket = socket(&lab.client, media().destination)?;
+    ensure!(ask(&socket, 3001)? == "internet");
+    seen::no_bad_headers(&lab.client)?;
+    let public = public(&site, &lab)?;
+    let mut addresses = public.values();
+    ensure!(
+        addresses.all(|address| address.starts_with("10.9.0.1:")),
+        "{public:?}"
+    );
+    daemon.stop()?;
     Ok(())
 }
 

@@ -108,12 +108,14 @@ impl TestBench {
             number: 0,
             is_egress: false,
             translates: false,
+            returns: false,
             takes_replies: false,
         };
         // Replies are forwarded by a program of their own, which is there to be weighed.
         let egress = LanPlan {
             is_egress: true,
             translates,
+            returns: true,
             ..lan.clone()
         };
         let bench = Bench::load(&Plan {

@@ -78,7 +78,7 @@ fn make(packet: &mut Packet, number: u32, len: u32) -> Option<()> {
     };
     packet.write(0, macs)?;
     let [_, _, _, port] = ((number >> 16) & ports).to_be_bytes();
-    let ports = [0xc0, port, 0x01, 0xbb];
+    let [p0, p1, p2, p3] = [0xc0, port, 0x01, 0xbb];
     if packet.read::<1>(12)? == [0x08] {
         let [destination] = address::<1>(number)?;
         let length = (len - 14) & 0xffff;
@@ -97,7 +97,9 @@ fn make(packet: &mut Packet, number: u32, len: u32) -> Option<()> {
         packet.write(14, [0x45, 0, l0, l1, 0, 0, 0, 0, 64, 17, c0, c1])?;
         let [a, b, c, d] = destination.to_be_bytes();
         packet.write(26, [10, 1, 0, 2, a, b, c, d])?;
-        packet.write(34, ports)
+        // Connection tracking wants the length to be right; without a checksum (RFC 768).
+        let [_, _, l0, l1] = (length - 20).to_be_bytes();
+        packet.write(34, [p0, p1, p2, p3, l0, l1, 0, 0])
     } else {
         let [a, b, c, d] = address::<4>(number)?;
         let [_, _, l0, l1] = (len - 54).to_be_bytes();
@@ -107,7 +109,7 @@ fn make(packet: &mut Packet, number: u32, len: u32) -> Option<()> {
         packet.write(42, b.to_be_bytes())?;
         packet.write(46, c.to_be_bytes())?;
         packet.write(50, d.to_be_bytes())?;
-        packet.write(54, ports)
+        packet.write(54, [p0, p1, p2, p3, l0, l1])
     }
 }
 

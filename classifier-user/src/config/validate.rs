@@ -8,7 +8,9 @@ use breakout_common::egress::MAX_EGRESSES;
 use breakout_common::path::MAX_PREFERENCES;
 use ipnet::IpNet;
 
-use super::{Config, ListConfig, ListSource, Mode, PASS, Preference, SERVICE, Span};
+use super::{
+    Config, EgressConfig, ListConfig, ListSource, Mode, PASS, Preference, SERVICE, Span,
+};
 use crate::list::{Category, Instance};
 use crate::plain::plain;
 use crate::secrets::masked;
@@ -315,6 +317,16 @@ fn egresses(config: &Config) -> Result<(), String> {
         {
             return Err(format!(
                 "interface \"{}\" is both a [[lan]] and [egress.{name}]",
+                egress.interface
+            ));
+        }
+        let is_beside = |other: &EgressConfig| {
+            other.interface == egress.interface && !std::ptr::eq(other, egress)
+        };
+        if egress.is_translated() && config.egress.values().any(is_beside) {
+            return Err(format!(
+                "egress.{name}: with mode = \"redirect\" and masquerade = true no other egress can have its interface \"{}\": replies \
+                 would not be told apart; use mode = \"route\"",
                 egress.interface
             ));
         }

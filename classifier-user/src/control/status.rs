@@ -168,7 +168,8 @@ pub struct LanStatus {
 pub struct ProgramStatus {
     /// The interface.
     pub interface: String,
-    /// Where on it: `xdp` or `tc`.
+    /// What it is: `xdp`, `tc`, `answers` (TC, notes which flows are answered), or `replies` (TC on an egress, takes replies of translated
+    /// flows).
     pub hook: String,
     /// Whether it is attached there still; if not, somebody has detached it, or replaced it by another one.
     pub in_place: bool,

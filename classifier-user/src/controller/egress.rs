@@ -11,6 +11,7 @@ use ipnet::{IpNet, Ipv4Net};
 
 use crate::config::{Config, EgressConfig, Mode};
 use crate::control::{EgressStatus, WayOut};
+use crate::datapath::LanPlan;
 use crate::exit::{Code, WithCode};
 use crate::health::{Standing, State};
 use crate::links::{Fact, Gateway, Gateways, Interface, Links, Neighbour, NoRedirect, NoWayOut};
@@ -32,6 +33,8 @@ pub(super) struct EgressState {
     families: [bool; 2],
     /// Whether the kernel refuses its rule or route for IPv4 and IPv6.
     is_refused: [bool; 2],
+    /// Whether the program is missing that gives replies of translated flows their clients back.
+    is_unattended: bool,
     /// The addresses that its interface has, or had when it was last there.
     addresses: Vec<IpNet>,
 }
@@ -63,23 +66,16 @@ impl Ways {
         if v6 { self.v6 } else { self.v4 }
     }
 
-    /// The IPv4 address that flows get there: that of the gateway's network if there are several. Unspecified if there is none.
+    /// The IPv4 address that flows get there, the one that masquerading would take: of the gateway's network, or else the first one.
+    /// Unspecified if there is none.
     fn public_address(&self) -> Ipv4Addr {
-        let of_gateway = |net: &Ipv4Net| match self.gateway(false) {
+        let networks = &self.interface.primary_v4;
+        let of_gateway = |net: &&Ipv4Net| match self.gateway(false) {
             Gateway::Address(IpAddr::V4(gateway)) => net.contains(&gateway),
             _ => false,
         };
-        let networks = self.interface.addresses.iter();
-        let networks: Vec<Ipv4Net> = networks
-            .filter_map(|net| match net {
-                IpNet::V4(net) => Some(*net),
-                IpNet::V6(_) => None,
-            })
-            .collect();
-        let found = networks.iter().find(|net| of_gateway(net));
-        found
-            .or(networks.first())
-            .map_or(Ipv4Addr::UNSPECIFIED, Ipv4Net::addr)
+        let found = networks.iter().find(of_gateway).or(networks.first());
+        found.map_or(Ipv4Addr::UNSPECIFIED, Ipv4Net::addr)
     }
 
     /// Takes over the way out of a family that is gone.
@@ -135,6 +131,7 @@ pub(super) async fn look(
             table: config.routing.table + u32::from(index),
             families: [is_there(false), is_there(true)],
             is_refused: [false; 2],
+            is_unattended: false,
             addresses: way_out
                 .as_ref()
                 .map_or_else(|_| Vec::new(), |ways| ways.interface.addresses.clone()),
@@ -146,6 +143,20 @@ pub(super) async fn look(
         states.push(state);
     }
     Ok(states)
+}
+
+/// Notes at which egresses replies of translated flows find no program.
+pub(super) fn note_unattended(states: &mut [EgressState], plans: &[LanPlan]) {
+    for state in states.iter_mut().filter(|state| state.config.is_translated()) {
+        let attends = |interface: &Interface| {
+            let mut plans = plans.iter().filter(|plan| plan.translates);
+            plans.any(|plan| {
+                (plan.index, plan.mac) == (interface.index, interface.mac.unwrap_or_default())
+            })
+        };
+        let ways = state.way_out.as_ref();
+        state.is_unattended = ways.is_ok_and(|ways| !attends(&ways.interface));
+    }
 }
 
 /// How the egresses were, but for what is no longer so: links and next hops that are gone. None if nothing is.
@@ -348,6 +359,10 @@ impl EgressState {
                     ways.interface.name
                 ))
             }
+            _ if !v6 && self.is_unattended => Some(format!(
+                "the program that takes replies of translated flows is not attached to {}",
+                ways.interface.name
+            )),
             _ if self.is_refused[usize::from(v6)] => Some(format!(
                 "the kernel refuses its {family} route or rule; the controller's log has why"
             )),
@@ -381,8 +396,8 @@ impl EgressState {
             (egress.v4, egress.v6) = (hop(false), hop(true));
             if self.config.is_translated() {
                 egress.nat = ways.public_address();
-                // Without an address nothing may leave: it would do so with the client's.
-                if egress.nat.is_unspecified() {
+                // Without an address packets would leave with the client's, and without the program replies would end their flows.
+                if egress.nat.is_unspecified() || self.is_unattended {
                     egress.v4 = NextHop::None;
                 }
             }
@@ -417,7 +432,7 @@ impl EgressState {
         let why_tc = redirecting.and_then(|ways| match &ways.no_redirect {
             Some(why) => {
                 let kernel = match why {
-                    NoRedirect::Kind(_) if self.config.returns => {
+                    NoRedirect::Kind(_) if self.config.returns && !self.config.masquerade => {
                         "; the kernel forwards the replies"
                     }
                     _ => "",

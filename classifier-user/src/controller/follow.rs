@@ -34,6 +34,12 @@ impl Controller {
             paths.set_egresses(worse, since);
             paths.settle();
         }
+        // Where flows are translated no packet leaves before what its reply needs is in place.
+        let early = match self.translates() {
+            true => Some(self.follow_lans().await),
+            false => None,
+        };
+        egress::note_unattended(&mut egresses, &self.lans);
         let plan = egress::routing(&self.config, &egresses);
         let mut outcome = RoutingOutcome::default();
         let routing = self.links.apply_possible(&plan, &mut outcome).await;
@@ -49,7 +55,10 @@ impl Controller {
             self.translation.look_at_all();
         }
         // The interfaces first: a table that outgrows its place is installed on those that are there now.
-        let lans = self.follow_lans().await;
+        let lans = match early {
+            Some(lans) => lans,
+            None => self.follow_lans().await,
+        };
         let own = self.follow_own_addresses().await;
         routing.and(lans).and(own)
     }

@@ -254,7 +254,9 @@ impl Controller {
     async fn do_without_xdp(&mut self, refused: &XdpRefused) -> Result<()> {
         let XdpRefused { interface, why } = refused;
         let is_egress = |lan: &LanPlan| lan.is_egress && lan.name == *interface;
-        let (instead, what) = if self.lans.iter().any(is_egress) {
+        let (instead, what) = if self.lans.iter().any(|lan| is_egress(lan) && lan.translates) {
+            ("TC takes the replies that come in there", "left to TC")
+        } else if self.lans.iter().any(is_egress) {
             (
                 "the kernel forwards the replies that come in there",
                 "left to the kernel",

@@ -121,6 +121,7 @@ pub(super) async fn look_at_lans(
         lans.push(LanPlan {
             is_egress: false,
             translates: false,
+            returns: false,
             takes_replies: replies && takes_redirects,
             name: name.clone(),
             index: interface.index,
@@ -140,11 +141,14 @@ pub(super) async fn look_at_lans(
         let Some(interface) = links.interface(&egress.interface).await? else {
             continue;
         };
-        let has_xdp = (egress.returns || wants_xdp)
+        let has_xdp = (egress.returns || lans.iter().any(|lan| lan.takes_replies))
+            && interface.mac.is_some()
             && interface.has_native_xdp()
             && !without_xdp.takes_over(refused, &interface);
         let translates = egress.is_translated();
-        if let (Some(mac), true) = (interface.mac, has_xdp || translates) {
+        // One without a MAC address leads to only one station; its packets have no link header.
+        let mac = interface.mac.unwrap_or_default();
+        if has_xdp || translates {
             lans.push(LanPlan {
                 name: egress.interface.clone(),
                 index: interface.index,
@@ -156,6 +160,7 @@ pub(super) async fn look_at_lans(
                 number: *indices.get(name).context("every egress has an index")?,
                 is_egress: true,
                 translates,
+                returns: egress.returns,
                 takes_replies: false,
             });
         }
@@ -175,7 +180,7 @@ fn has_replies(egress: &EgressConfig) -> bool {
 /// Whether XDP forwards to, or from, any egress. Where it once does it stays until the next start: with many drivers the link goes down
 /// for seconds when a program comes or goes.
 async fn wants_xdp(links: &Links, config: &Config, before: &[LanPlan]) -> Result<bool> {
-    let had_xdp = before.iter().any(|lan| !lan.is_egress && lan.xdp.is_some());
+    let had_xdp = before.iter().any(|lan| lan.xdp.is_some());
     for egress in config.egress.values() {
         if egress.mode != Mode::Redirect {
             continue;

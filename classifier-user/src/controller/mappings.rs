@@ -16,7 +16,7 @@ const NEARLY_ALL: f64 = 0.8;
 
 impl Controller {
     /// Whether the programs translate at any egress.
-    fn translates(&self) -> bool {
+    pub(super) fn translates(&self) -> bool {
         let mut egresses = self.config.egress.values();
         egresses.any(EgressConfig::is_translated)
     }

@@ -36,9 +36,17 @@ impl Controller {
                 Place::Free => self.attach_again(attachment),
                 Place::Taken => false,
             };
+            let is_egress = self
+                .lans
+                .iter()
+                .any(|lan| lan.is_egress && lan.index == attachment.index);
+            let hook = match attachment.hook {
+                Hook::Tc(Side::Ingress) if is_egress => REPLIES,
+                other => hook(other),
+            };
             programs.push(ProgramStatus {
                 interface: attachment.interface.clone(),
-                hook: hook(attachment.hook).to_owned(),
+                hook: hook.to_owned(),
                 in_place,
             });
         }
@@ -134,11 +142,21 @@ fn hook(hook: Hook) -> &'static str {
 /// The name of the hook whose program notes answers.
 const ANSWERS: &str = "answers";
 
+/// The name of the hook whose program gives replies of translated flows their clients back.
+const REPLIES: &str = "replies";
+
 /// What is said of a program that is not in place.
 pub(super) fn displaced(program: &ProgramStatus) -> String {
     if program.hook == ANSWERS {
         return format!(
             "the program that notes answers on {} was detached by somebody else: it is not seen which flows are answered",
+            program.interface
+        );
+    }
+    if program.hook == REPLIES {
+        return format!(
+            "the program that takes replies of translated flows on {} was detached or replaced by somebody else: flows there get no \
+             answers. Remove what is in its place; it is then put back within ten seconds",
             program.interface
         );
     }

@@ -2,11 +2,12 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use aya::maps::MapData;
-use breakout_common::flows::{ENTRIES, Facts, SET_WORDS};
-use breakout_common::nat::{LEAST_SETS, LIMITS, port_of};
+use breakout_common::flows::{ENTRIES, Facts, Limits, SET_WORDS};
+use breakout_common::nat::{LEAST_SETS, TCP_IDLE, UDP_IDLE, idle, limits, port_of};
 
 use super::flows::{Shape, set_shape, shape};
 use super::mapped::MappedWords;
@@ -17,6 +18,12 @@ pub(super) const MAPPINGS: &str = "MAPPINGS";
 
 /// The fewest regions of a table: the more there are, the fewer remotes share one.
 const LEAST_REGIONS: u32 = 4;
+
+/// How long mappings live, by this kernel's clock.
+pub(super) fn limits_in_ticks() -> Limits {
+    let ticks = |seconds| Clock::of_kernel().ticks(Duration::from_secs(seconds));
+    limits(ticks(TCP_IDLE), ticks(UDP_IDLE))
+}
 
 /// The public port of a client's flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,12 +49,12 @@ pub(super) struct Wanted {
 }
 
 impl DataPath {
-    /// The table that programs are to use which translate so many flows: that which there is, once it has been used, else a new one.
-    /// Without translation none is used, and the smallest takes its place.
+    /// The table that programs are to use which translate so many flows: that which there is, or a new one. Without translation the
+    /// smallest takes its place.
     pub(super) fn mappings_for(&self, flows: Option<u32>) -> Result<Wanted> {
         if self.pins.path(MAPPINGS).exists() {
             match MappingTable::open(&self.pinned_mappings()?, None) {
-                Ok(table) if flows.is_none() || table.shape.sets >= LEAST_SETS => {
+                Ok(table) if flows.is_some() == (table.shape.sets >= LEAST_SETS) => {
                     let shape = table.shape;
                     return Ok(Wanted {
                         shape,
@@ -149,17 +156,12 @@ impl MappingTable {
 
     /// Gives up what has been silent for too long: after some hours its age would not be known any more.
     fn tidy(&self) {
-        let now = Clock::of_kernel().now();
-        let order = Ordering::SeqCst;
+        let (now, order) = (Clock::of_kernel().now(), Ordering::SeqCst);
+        let limits = limits_in_ticks();
         for (_, [_, second]) in self.entries() {
             let word = second.load(Ordering::Relaxed);
             let facts = Facts::of(word);
-            let idle = if facts.is_tcp() {
-                LIMITS.tcp_idle
-            } else {
-                LIMITS.udp_idle
-            };
-            if facts.is_live() && facts.silent(now) > idle {
+            if facts.is_live() && facts.silent(now) > idle(facts, &limits) {
                 let _ = second.compare_exchange(word, 0, order, order);
             }
         }

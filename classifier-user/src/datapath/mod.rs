@@ -248,8 +248,11 @@ impl DataPath {
             tracing::warn!("if somebody removes the pins, they cannot be put back: {error:#}");
         }
         let is_gone = |name: &&String| lans.iter().all(|lan| lan.name != **name);
-        for name in former.iter().filter(is_gone) {
-            if let Err(error) = program::remove_filters(name) {
+        let removed = former.iter().filter(is_gone);
+        let removed = removed.map(|name| (name, program::remove_filters(name)));
+        let unused = lans.iter().map(|lan| (&lan.name, program::remove_unused_filters(lan)));
+        for (name, outcome) in removed.chain(unused) {
+            if let Err(error) = outcome {
                 tracing::warn!("a filter is left on {name}: {error:#}");
             }
         }
@@ -481,6 +484,8 @@ impl DataPath {
 
 /// Attaches where nothing is attached yet, which may be refused, before it lets anything be taken over.
 fn attach_all(programs: &mut [Programs], pins: &PinDirectory, added: &mut Added) -> Result<()> {
+    // Egresses first, for replies of what the others send.
+    programs.sort_by_key(|programs| !programs.lan().is_egress);
     for programs in &mut *programs {
         programs.attach_new(pins, added)?;
     }

@@ -15,7 +15,7 @@ pub struct LanPlan {
     pub name: String,
     /// Its index.
     pub index: u32,
-    /// Its MAC address.
+    /// Its MAC address; zeros of an egress that has none, whose packets have no link header.
     pub mac: [u8; 6],
     /// The addresses by which the programs answer clients; unspecified where it has none.
     pub addresses: (Ipv4Addr, Ipv6Addr),
@@ -29,6 +29,8 @@ pub struct LanPlan {
     pub is_egress: bool,
     /// Whether it is an egress whose flows the programs translate, so that TC gives replies their clients back.
     pub translates: bool,
+    /// Whether it is an egress where XDP forwards replies of flows that are not translated.
+    pub returns: bool,
     /// Whether XDP may send replies to it.
     pub takes_replies: bool,
 }

@@ -18,7 +18,7 @@ use breakout_common::constants::Constants;
 use super::bpffs::PinDirectory;
 use super::clock::Clock;
 use super::flows::Shape;
-use super::mappings::MAPPINGS;
+use super::mappings::{MAPPINGS, limits_in_ticks};
 use super::object::object;
 use super::sys::{self, open_pin};
 use super::{Hook, LanPlan, MAPS, Side, XdpRefused};
@@ -98,6 +98,8 @@ impl Programs {
             translates,
         } = options;
         let mut loader = EbpfLoader::new();
+        let limits = limits_in_ticks();
+        let idle = |ticks| u16::try_from(ticks).unwrap_or(u16::MAX);
         let constants = Constants {
             table_words,
             lan_mac: lan.mac,
@@ -113,6 +115,9 @@ impl Programs {
             flow_mask: flows.sets - 1,
             nat_mask: if translates { mappings.sets - 1 } else { 0 },
             nat_secret: mappings.secret.sets,
+            nat_tcp_idle: idle(limits.tcp_idle),
+            nat_udp_idle: idle(limits.udp_idle),
+            returns: u8::from(lan.returns),
             ..Constants::UNSET
         };
         let constants = constants.to_bytes();
@@ -337,6 +342,12 @@ pub(super) fn remove_filters(interface: &str) -> Result<()> {
     Side::ALL
         .into_iter()
         .try_for_each(|side| remove_filter_at(interface, side))
+}
+
+/// Removes those of them from an interface on whose sides nothing belongs any more.
+pub(super) fn remove_unused_filters(lan: &LanPlan) -> Result<()> {
+    let mut unused = Side::ALL.into_iter().filter(|side| lan.tc_program(*side).is_none());
+    unused.try_for_each(|side| remove_filter_at(&lan.name, side))
 }
 
 fn remove_filter_at(interface: &str, side: Side) -> Result<()> {

@@ -78,7 +78,7 @@ pub(super) async fn examine(
                         let foreign = || passage.foreign_source(rules, &packet, is_routed);
                         source = source.or_else(|| Some(foreign()));
                     }
-                    if is_routed || !egress.returns && !egress.masquerade {
+                    if is_routed || !egress.returns && (v6 || !egress.masquerade) {
                         let back = answer_to(&packet, is_routed);
                         findings.extend(passage.stops(rules, &back, &mut stopped));
                     }

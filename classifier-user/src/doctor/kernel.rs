@@ -113,7 +113,8 @@ fn conntrack(count: Option<u64>, most: Option<u64>) -> Option<Finding> {
 async fn offloads(config: &Config) -> Vec<Finding> {
     let asks_for_vlans = config.policy.iter().any(|rule| !rule.vlan.is_empty());
     let lans = config.lan.iter().map(|lan| &lan.interface);
-    let replies = config.egress.values().filter(|egress| egress.returns);
+    let egresses = config.egress.values();
+    let replies = egresses.filter(|egress| egress.returns || egress.is_translated());
     let interfaces = lans.chain(replies.map(|egress| &egress.interface));
     let mut findings = Vec::new();
     for interface in interfaces.filter(|_| config.needs_xdp()) {
@@ -190,7 +191,8 @@ fn local_ports(config: &Config) -> Option<Finding> {
         read("ip_local_reserved_ports").unwrap_or_default(),
     );
     let (first, last) = taken(&range, &reserved)?;
-    let public = PUBLIC;
+    let mut all = reserved.trim().to_owned();
+    all += if all.is_empty() { "" } else { "," };
     Some(Finding::new(
         Level::Warning,
         format!(
@@ -198,8 +200,8 @@ fn local_ports(config: &Config) -> Option<Finding> {
              the other if both talk to the same address and port"
         ),
         format!(
-            "sysctl -w net.ipv4.ip_local_reserved_ports={}-{}",
-            public.0, public.1
+            "sysctl -w net.ipv4.ip_local_reserved_ports={all}{}-{}",
+            PUBLIC.0, PUBLIC.1
         ),
     ))
 }

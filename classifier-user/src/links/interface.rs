@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 
 use anyhow::{Context, Result};
 use futures_util::TryStreamExt;
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use rtnetlink::packet_route::link::{
     InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp, XdpAttached,
 };
@@ -33,6 +33,8 @@ pub struct Interface {
     pub point_to_point: bool,
     /// Its addresses with their networks.
     pub addresses: Vec<IpNet>,
+    /// Those of IPv4 that masquerading would take, in the kernel's order.
+    pub primary_v4: Vec<Ipv4Net>,
     /// Of its IPv6 addresses the one that is best to speak from.
     pub speaking_v6: Option<Ipv6Addr>,
     /// The other ends of those of its addresses that have one.
@@ -179,6 +181,7 @@ impl Links {
         {
             interface.addresses.extend(own::network(&message));
             interface.peers.extend(own::peer(&message));
+            interface.primary_v4.extend(own::primary_v4(&message));
             speaking.extend(own::rank_v6(&message));
         }
         interface.speaking_v6 = speaking.into_iter().min().map(|(_, address)| address);
@@ -206,6 +209,7 @@ fn from_message(name: &str, message: &LinkMessage) -> Interface {
         running: flags.contains(LinkFlags::Up | LinkFlags::LowerUp),
         point_to_point: flags.contains(LinkFlags::Pointopoint),
         addresses: Vec::new(),
+        primary_v4: Vec::new(),
         speaking_v6: None,
         peers: Vec::new(),
         xdp_program: None,

@@ -5,7 +5,9 @@ use std::net::{IpAddr, Ipv6Addr};
 use anyhow::{Context, Result};
 use futures_util::TryStreamExt;
 use ipnet::{IpNet, Ipv4Net};
-use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
+use rtnetlink::packet_route::address::{
+    AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope,
+};
 
 use super::Links;
 
@@ -71,6 +73,18 @@ pub(super) fn rank_v6(message: &AddressMessage) -> Option<([bool; 3], Ipv6Addr)>
         address.is_unique_local(),
     ];
     (!address.is_loopback()).then_some((rank, address))
+}
+
+/// The IPv4 address in a message, if masquerading would take it: of those of its network the first one, and not for the link or the host
+/// alone (`inet_select_addr`).
+pub(super) fn primary_v4(message: &AddressMessage) -> Option<Ipv4Net> {
+    let is_secondary = message.header.flags.contains(AddressHeaderFlags::Secondary);
+    match network(message)? {
+        IpNet::V4(net) if !is_secondary && message.header.scope == AddressScope::Universe => {
+            Some(net)
+        }
+        _ => None,
+    }
 }
 
 /// The broadcast addresses of the network in a message: the one that was set, and the network's last address.

@@ -39,6 +39,7 @@ impl Decider {
             number: 0,
             is_egress: false,
             translates: false,
+            returns: false,
             takes_replies: false,
         };
         let plan = Plan {

@@ -2,17 +2,33 @@
 
 use crate::flows::{Facts, Limits, State};
 
-/// For how many ticks of silence a mapping lives. A tick is at least two seconds, so this is at least what is asked for: 2 hours and 4
-/// minutes for TCP (RFC 5382, REQ-5), 5 minutes for UDP (RFC 4787, REQ-5); and an established flow that was silent for less than five
-/// minutes makes no room for others.
-pub const LIMITS: Limits = Limits {
-    tcp_idle: 3720,
-    udp_idle: 150,
-    media_hold: 0,
-    tcp_established: 150,
-    udp_established: 150,
-    only_free: false,
-};
+/// For how many seconds of silence a mapping of TCP lives (RFC 5382, REQ-5).
+pub const TCP_IDLE: u64 = 2 * 3600 + 4 * 60;
+/// The same for UDP (RFC 4787, REQ-5). An established flow of either that was silent for less makes no room for others.
+pub const UDP_IDLE: u64 = 300;
+
+/// What may be given up for a new flow, by those times in ticks.
+#[inline(always)]
+pub const fn limits(tcp_idle: u32, udp_idle: u32) -> Limits {
+    Limits {
+        tcp_idle,
+        udp_idle,
+        media_hold: 0,
+        tcp_established: udp_idle,
+        udp_established: udp_idle,
+        only_free: false,
+    }
+}
+
+/// For how many of those ticks a flow may be silent.
+#[inline(always)]
+pub const fn idle(facts: Facts, limits: &Limits) -> u32 {
+    if facts.is_tcp() {
+        limits.tcp_idle
+    } else {
+        limits.udp_idle
+    }
+}
 
 /// What is to be done for a packet to get its public port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -74,7 +74,7 @@ fn a_public_port_leads_back_to_its_client_and_to_nobody_else() {
         let first = u64::from(client) << 32 | u64::from(port) << 16 | u64::from(remote_port);
         let second = u64::from(remote) << 32 | protocol;
         let key = key(first, second, &secret);
-        let slot = match keep(&table, &key, opening(&key, 1), 1, &LIMITS) {
+        let slot = match keep(&table, &key, opening(&key, 1), 1, &limits(3720, 150)) {
             Kept::New(slot) | Kept::There(slot) => slot,
             other => panic!("{other:?} at {at}"),
         };
@@ -132,7 +132,7 @@ fn one_remote_fills_its_region_nearly_to_the_last_port() {
                 &key,
                 opening(&key, 1).with(0, State::Established as u32),
                 1,
-                &LIMITS
+                &limits(3720, 150)
             ),
             Kept::New(_)
         ));

@@ -132,6 +132,10 @@ fn every_check_says_what_is_wrong() {
             "names of egresses have no spaces, commas or",
         ),
         (
+            "[egress.b]\ninterface = \"b\"\nmode = \"redirect\"\nmasquerade = true\n[egress.c]\ninterface = \"b\"".to_owned(),
+            "no other egress can have its interface \"b\"",
+        ),
+        (
             "[egress.b]\ninterface = \"b\"\nmode = \"redirect\"\nskip_dnat = true".to_owned(),
             "sends packets past netfilter, so there is no DNAT to skip",
         ),
