@@ -58,6 +58,10 @@ pub(crate) static TC_DEVICES: DevMap<MAX_EGRESSES> = DevMap::new();
 #[btf_map]
 pub(crate) static LANS: DevMapHash<MAX_LANS> = DevMapHash::new();
 
+/// The LAN interfaces, by their indices: TC sends replies of translated flows nowhere else.
+#[btf_map]
+pub(crate) static TC_LANS: HashMap<u32, u32, MAX_LANS> = HashMap::new();
+
 /// Replies of steered flows: those that XDP forwarded, and those that it left to the kernel.
 #[btf_map]
 pub(crate) static REPLIES: PerCpuArray<Counter, 2> = PerCpuArray::new();

@@ -86,7 +86,7 @@ pub(crate) extern "C" fn breakout_places(first: u64, second: u64) -> u64 {
     u64::from(key.other_set(u32::MAX)) << 32 | u64::from(key.set(u32::MAX))
 }
 
-/// Keeps a mapping in these sets. Returns its port, or [`FULL`].
+/// Keeps a mapping in these sets. Returns its port, [`FULL`], or [`NEW`] if another CPU was faster with this flow or another one.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn breakout_map(first: u64, second: u64, places: u64) -> u32 {
@@ -94,8 +94,8 @@ pub(crate) extern "C" fn breakout_map(first: u64, second: u64, places: u64) -> u
     let key = Key::from_words(first, second, &globals::nat_secret()).in_sets(one, other);
     match keep(&Mappings, &key, Facts::of(second), now(), &live_limits()) {
         Kept::There(slot) | Kept::New(slot) => u32::from(port_of(slot)),
-        // Another CPU was about the same. What it kept is the flow's, which the next packet finds.
-        Kept::Overtaken | Kept::No => FULL,
+        Kept::Overtaken => NEW,
+        Kept::No => FULL,
     }
 }
 
@@ -167,7 +167,16 @@ pub(crate) fn port_for(
         return UNKNOWN;
     };
     let places = breakout_places(first, second);
-    breakout_map(first, second >> 32 << 32 | u64::from(facts.0), places)
+    let is = second >> 32 << 32 | u64::from(facts.0);
+    match breakout_map(first, is, places) {
+        NEW => {}
+        port => return port,
+    }
+    let mut port = breakout_assign(first, second, way(index, flags));
+    if port == NEW {
+        port = breakout_map(first, is, places);
+    }
+    if port == NEW { FULL } else { port }
 }
 
 /// The words of a flow's key, by its addresses, and its ports as they stand in the packet.

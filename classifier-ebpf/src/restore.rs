@@ -7,7 +7,9 @@ use core::ptr;
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_fib_lookup};
 use aya_ebpf::helpers::bpf_fib_lookup as fib_lookup;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
-use aya_ebpf::helpers::generated::{bpf_redirect_neigh, bpf_skb_change_head, bpf_skb_store_bytes};
+use aya_ebpf::helpers::generated::{
+    bpf_redirect_neigh, bpf_skb_change_head, bpf_skb_store_bytes, bpf_skb_vlan_pop,
+};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use breakout_common::ethernet::{ETHERNET_LEN, ETHERTYPE_IPV4};
@@ -21,7 +23,7 @@ use breakout_common::packet::{OPTIONS, TAGGED};
 
 use crate::count::add;
 use crate::globals;
-use crate::maps::{FRAGMENTS, REPLIES};
+use crate::maps::{FRAGMENTS, REPLIES, TC_LANS};
 use crate::nat::{address_of, breakout_owner};
 use crate::reader::Packet;
 use crate::reply::REDIRECTED;
@@ -42,8 +44,9 @@ const NO_NEIGHBOUR: i64 = 7;
 pub(crate) fn breakout_return(ctx: TcContext) -> i32 {
     let skb = ctx.skb.skb;
     let address = address_of(globals::lan());
-    // A tag that stands beside the packet is of another network.
-    if address == 0 || tag(skb) != 0 {
+    let tag = tag(skb);
+    // A tag that stands beside the packet is of another network, unless it has only a priority.
+    if address == 0 || tag & 0xfff != 0 {
         return TC_ACT_UNSPEC;
     }
     pull(&ctx);
@@ -55,6 +58,10 @@ pub(crate) fn breakout_return(ctx: TcContext) -> i32 {
     let (len, segments) = unsafe { ((*skb).len, (*skb).gso_segs) };
     if globals::is_bare() && !dress(skb) {
         return TC_ACT_SHOT;
+    }
+    if tag != 0 {
+        // SAFETY: the helper takes the live socket buffer, and fails where it can do nothing.
+        unsafe { bpf_skb_vlan_pop(skb.cast()) };
     }
     let action = breakout_restore(skb, client);
     if action != TC_ACT_SHOT {
@@ -215,7 +222,11 @@ fn restore(skb: *mut __sk_buff, client: u64) -> Option<i32> {
             | u64::from(quoted.ip & 0xffff) << 32
             | u64::from(quoted.transport & 0xffff) << 48;
         store(skb, offset, bytes)?;
-        let kind = if quoted.is_tcp { message::IS_TCP } else { 0 };
+        let mut kind = if quoted.is_tcp { message::IS_TCP } else { 0 };
+        let sum = quoted.transport + if quoted.is_tcp { 16 } else { 6 };
+        if sum + 2 <= network.offset + network.len {
+            kind |= message::HAS_SUM;
+        }
         let client = u64::from(address) << 16 | u64::from(port) | kind;
         message::breakout_message(skb, places, client);
     } else {
@@ -239,7 +250,7 @@ fn store(skb: *mut __sk_buff, offset: u32, bytes: u32) -> Option<()> {
     (stored == 0).then_some(())
 }
 
-/// The interface that leads to a client.
+/// The interface that leads to a client, if it is a LAN interface: a client may have claimed any address.
 #[inline(always)]
 fn route(skb: *mut __sk_buff, network: &Network, address: u32) -> Option<u32> {
     // SAFETY: the struct is plain numbers and unions of them, for which zeros are valid.
@@ -252,5 +263,7 @@ fn route(skb: *mut __sk_buff, network: &Network, address: u32) -> Option<u32> {
     query.__bindgen_anon_4.ipv4_dst = address;
     // SAFETY: the context is the live packet's, the query is valid for reads and writes of its size.
     let answer = unsafe { fib_lookup(skb.cast(), (&raw mut query).cast(), QUERY_LEN, 0) };
-    matches!(answer, FOUND | NO_NEIGHBOUR).then_some(query.ifindex)
+    // SAFETY: the value is a number that nobody changes while the programs run.
+    let is_lan = unsafe { TC_LANS.get(query.ifindex) }.is_some();
+    (matches!(answer, FOUND | NO_NEIGHBOUR) && is_lan).then_some(query.ifindex)
 }

@@ -11,6 +11,8 @@ pub const UDP: u32 = 17;
 /// The IPv6 header that says that the packet is a fragment (RFC 8200, section 4.5).
 const FRAGMENT_HEADER: u32 = 44;
 
+/// The length of an IPv4 header without options in bytes.
+const IPV4_LEN: u32 = 20;
 /// The length of an IPv6 header in bytes.
 const IPV6_LEN: u32 = 40;
 
@@ -99,6 +101,9 @@ fn at<F: Frame + ?Sized>(
             let [version, _, l0, l1] = frame.read::<4>(offset)?;
             let [f0, f1, ttl, protocol] = frame.read::<4>(offset + 6)?;
             let header = u32::from(version & 0x0f) * 4;
+            if header < IPV4_LEN {
+                return None;
+            }
             marks |= if header > 20 { OPTIONS } else { 0 };
             marks |= if [l0, l1] == [0, 0] { JUMBO } else { 0 };
             // More fragments, or an offset.

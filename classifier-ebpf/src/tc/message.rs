@@ -15,8 +15,11 @@ const ICMP_SUM: u32 = 2;
 /// The bit above the client that says that TCP is quoted; UDP otherwise.
 pub(crate) const IS_TCP: u64 = 1 << 48;
 
+/// The bit above that which says that the quote has the checksum of TCP or UDP.
+pub(crate) const HAS_SUM: u64 = 1 << 49;
+
 /// Writes the client into a message. `places` are those of the IP header, of the message, and of the quoted headers, 16 bits each;
-/// `client` has the port, above it the address, both as they stand in packets, and above those [`IS_TCP`].
+/// `client` has the port, above it the address, both as they stand in packets, and above those [`IS_TCP`] and [`HAS_SUM`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn breakout_message(skb: *mut __sk_buff, places: u64, client: u64) -> u32 {
@@ -66,7 +69,8 @@ fn restore(skb: *mut __sk_buff, places: u64, client: u64) -> Option<()> {
     replace(skb, sum, transport, change.port.0, port);
     // Of TCP the quote often ends before its checksum.
     let at = transport + if is_tcp { 16 } else { 6 };
-    if let Some(quoted_sum) = load::<2>(skb, at).map(u16::from_ne_bytes)
+    if client & HAS_SUM != 0
+        && let Some(quoted_sum) = load::<2>(skb, at).map(u16::from_ne_bytes)
         && (is_tcp || quoted_sum != 0)
     {
         replace(skb, sum, at, quoted_sum, adjusted(quoted_sum, of_both));

@@ -3,9 +3,10 @@
 use aya_ebpf::bindings::__sk_buff;
 use breakout_common::frame::Frame;
 use breakout_common::nat::rewritten;
-use breakout_common::network::{TCP, network};
+use breakout_common::network::{Network, TCP, network};
 
-use crate::nat::port_for;
+use crate::globals;
+use crate::nat::{UNKNOWN, port_for};
 use crate::reader::Packet;
 
 /// Stands for the port of what is not translated.
@@ -13,24 +14,26 @@ pub(crate) const NO_PORT: u32 = u32::MAX;
 /// The packet is a fragment after the first, and has no port.
 const OF_FIRST: u32 = 1 << 16;
 
-/// The public port of a packet that leaves by an egress that translates: [`NO_PORT`] of IPv6, and of what cannot be read; else as
+/// The public port of a packet that leaves by an egress that translates: [`NO_PORT`] of IPv6, and of what is not sent; else as
 /// [`port_for`]. A flow that has none gets one.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn breakout_port(skb: *mut __sk_buff, index: u32) -> u32 {
-    port(skb, index).unwrap_or(NO_PORT)
-}
-
-#[inline(always)]
-fn port(skb: *mut __sk_buff, index: u32) -> Option<u32> {
     // SAFETY: the context is the live socket buffer's; the verifier rewrites the accesses to its fields.
     let (start, end, len) = unsafe { ((*skb).data as usize, (*skb).data_end as usize, (*skb).len) };
     let packet = Packet::new(start, end, len).with_tag(super::tag(skb));
-    let network = network(&packet)?;
-    if network.is_v6() {
-        return None;
+    match network(&packet) {
+        Some(network) if !network.is_v6() && network.ttl > 1 && globals::is_to_lan(&packet) => {
+            // What cannot be read does not leave as it is.
+            port(&packet, &network, index).unwrap_or(UNKNOWN)
+        }
+        _ => NO_PORT,
     }
-    if rewritten(&packet, &network, false)?.port == 0 {
+}
+
+#[inline(always)]
+fn port(packet: &Packet, network: &Network, index: u32) -> Option<u32> {
+    if rewritten(packet, network, false)?.port == 0 {
         return Some(OF_FIRST);
     }
     let transport = network.offset + network.header;

@@ -168,10 +168,19 @@ fn translation(
     egress: &EgressWords,
     port: u32,
 ) -> Result<Option<Translation>, Reason> {
-    if port == NO_PORT {
+    let address = if globals::nat_mask() == 0 || network.is_v6() {
+        0
+    } else {
+        nat(egress)
+    };
+    if port == NO_PORT && address == 0 {
         return Ok(None);
     }
-    let translation = Translation::of(packet, network, false, nat(egress));
+    // The path table has changed since the port was given.
+    if port == NO_PORT || address == 0 {
+        return Err(Reason::KernelDamaged);
+    }
+    let translation = Translation::of(packet, network, false, address);
     let Some(mut translation) = translation else {
         return Err(Reason::KernelDamaged);
     };

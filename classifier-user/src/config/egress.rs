@@ -35,15 +35,16 @@ pub struct EgressConfig {
     /// `route` or `redirect`, see [gateway.md](gateway.md).
     #[serde(default)]
     pub mode: Mode,
-    /// Whether XDP forwards the replies that come in by it too, with mode `redirect`.
+    /// Whether XDP forwards the replies that come in by it too, with mode `redirect`. Those of flows that are translated are forwarded in
+    /// any case.
     #[serde(default, rename = "return")]
     pub returns: bool,
     /// Whether steered packets get the interface's address as their source: by an nftables table of our own, and with mode `redirect`, for
     /// IPv4, by the programs themselves.
     #[serde(default)]
     pub masquerade: bool,
-    /// Whether DNAT and REDIRECT rules, as of a transparent proxy, are kept from steered packets. As `masquerade` when
-    /// absent.
+    /// Whether DNAT and REDIRECT rules, as of a transparent proxy, are kept from steered packets. When absent, as
+    /// `masquerade` with mode `route`.
     #[serde(default)]
     pub skip_dnat: Option<bool>,
     /// What is probed through it, as `turn:HOST:PORT`, `stun:HOST:PORT`, `icmp:HOST`, `tcp:HOST:PORT`, `tls:HOST:PORT` or `http://HOST/`.

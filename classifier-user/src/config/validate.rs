@@ -8,9 +8,7 @@ use breakout_common::egress::MAX_EGRESSES;
 use breakout_common::path::MAX_PREFERENCES;
 use ipnet::IpNet;
 
-use super::{
-    Config, EgressConfig, ListConfig, ListSource, Mode, PASS, Preference, SERVICE, Span,
-};
+use super::{Config, EgressConfig, ListConfig, ListSource, Mode, PASS, Preference, SERVICE, Span};
 use crate::list::{Category, Instance};
 use crate::plain::plain;
 use crate::secrets::masked;

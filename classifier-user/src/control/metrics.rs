@@ -324,10 +324,10 @@ impl Snapshot {
             Value::Gauge,
             nat.map(|nat| (Vec::new(), float(nat.flows as u64))),
         )?;
-        let busiest = nat.and_then(|nat| Some((nat.busiest.as_ref()?.flows, nat.ports)));
+        let busiest = nat.and_then(|nat| Some((nat.busiest.as_ref()?.ports_used, nat.ports)));
         families.put(
             "nat_ports_used",
-            "Share of the public ports that the remote address and port with the most flows has taken",
+            "Share of the public ports that are taken for the remote that has the fewest left",
             Some(&Unit::Other("ratio".to_owned())),
             Value::Gauge,
             busiest.map(|(flows, ports)| (Vec::new(), f64::from(flows) / f64::from(ports))),

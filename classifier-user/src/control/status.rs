@@ -182,7 +182,7 @@ pub struct NatStatus {
     pub flows: usize,
     /// How many flows to one remote address and port can have one, of TCP and of UDP.
     pub ports: u32,
-    /// The remote address and port with the most flows.
+    /// The remote address and port that is nearest to having no public port left.
     pub busiest: Option<BusiestRemote>,
 }
 
@@ -195,6 +195,8 @@ pub struct BusiestRemote {
     pub remote: SocketAddrV4,
     /// Its flows.
     pub flows: u32,
+    /// How many of the public ports that it can have are taken, by its flows and those of others with which it shares them.
+    pub ports_used: u32,
 }
 
 /// An egress.

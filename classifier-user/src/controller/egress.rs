@@ -147,7 +147,10 @@ pub(super) async fn look(
 
 /// Notes at which egresses replies of translated flows find no program.
 pub(super) fn note_unattended(states: &mut [EgressState], plans: &[LanPlan]) {
-    for state in states.iter_mut().filter(|state| state.config.is_translated()) {
+    for state in states
+        .iter_mut()
+        .filter(|state| state.config.is_translated())
+    {
         let attends = |interface: &Interface| {
             let mut plans = plans.iter().filter(|plan| plan.translates);
             plans.any(|plan| {

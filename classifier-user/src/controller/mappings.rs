@@ -40,12 +40,12 @@ impl Controller {
     /// What to say of public ports that run out.
     pub(super) fn port_alert(&self) -> Option<String> {
         let busiest = self.nat_status.as_ref()?.busiest.as_ref()?;
-        let share = f64::from(busiest.flows) / f64::from(PORTS);
+        let share = f64::from(busiest.ports_used) / f64::from(PORTS);
         (share >= NEARLY_ALL).then(|| {
             format!(
-                "public ports run out: {} flows to {} {} of {PORTS} that one address and port can have. Those beyond take the ordinary \
-                 path",
-                busiest.flows, busiest.proto, busiest.remote
+                "public ports run out: {} of {PORTS} are taken that {} {} shares with others; it has {} of them. Flows beyond take the \
+                 ordinary path",
+                busiest.ports_used, busiest.proto, busiest.remote, busiest.flows
             )
         })
     }
@@ -67,20 +67,26 @@ impl Controller {
 }
 
 fn status_of(mappings: &[Mapping]) -> NatStatus {
-    let mut remotes: HashMap<(SocketAddrV4, bool), u32> = HashMap::new();
-    for mapping in mappings {
-        *remotes.entry((mapping.remote, mapping.is_tcp)).or_default() += 1;
+    let mut regions: HashMap<u32, u32> = HashMap::new();
+    let mut remotes: HashMap<(SocketAddrV4, bool), (u32, u32)> = HashMap::new();
+    // What closes makes room as soon as it is needed.
+    for mapping in mappings.iter().filter(|mapping| mapping.is_open) {
+        *regions.entry(mapping.region).or_default() += 1;
+        let remote = remotes.entry((mapping.remote, mapping.is_tcp)).or_default();
+        *remote = (mapping.region, remote.1 + 1);
     }
+    let taken = |region: &u32| regions.get(region).copied().unwrap_or_default();
     let busiest = remotes
         .into_iter()
-        .max_by_key(|(remote, flows)| (*flows, *remote));
+        .max_by_key(|(remote, (region, flows))| (taken(region), *flows, *remote));
     NatStatus {
         flows: mappings.len(),
         ports: PORTS,
-        busiest: busiest.map(|((remote, is_tcp), flows)| BusiestRemote {
+        busiest: busiest.map(|((remote, is_tcp), (region, flows))| BusiestRemote {
             proto: if is_tcp { "tcp" } else { "udp" }.to_owned(),
             remote,
             flows,
+            ports_used: taken(&region),
         }),
     }
 }
@@ -97,7 +103,8 @@ mod tests {
             is_tcp,
             port: 20_000,
             egress: 0,
-            silent: 0,
+            is_open: true,
+            region: 3,
         };
         assert_eq!(status_of(&[]).busiest, None);
         let status = status_of(&[
@@ -107,7 +114,7 @@ mod tests {
             mapping("52.98.1.2:443", 4, false),
         ]);
         let busiest = status.busiest.unwrap();
-        assert_eq!((status.flows, busiest.flows), (4, 2));
+        assert_eq!((status.flows, busiest.flows, busiest.ports_used), (4, 2, 4));
         assert_eq!(busiest.remote.to_string(), "52.98.1.2:443");
         assert_eq!(busiest.proto, "tcp");
     }

@@ -36,17 +36,9 @@ impl Controller {
                 Place::Free => self.attach_again(attachment),
                 Place::Taken => false,
             };
-            let is_egress = self
-                .lans
-                .iter()
-                .any(|lan| lan.is_egress && lan.index == attachment.index);
-            let hook = match attachment.hook {
-                Hook::Tc(Side::Ingress) if is_egress => REPLIES,
-                other => hook(other),
-            };
             programs.push(ProgramStatus {
                 interface: attachment.interface.clone(),
-                hook: hook.to_owned(),
+                hook: hook(attachment.hook).to_owned(),
                 in_place,
             });
         }
@@ -136,6 +128,7 @@ fn hook(hook: Hook) -> &'static str {
         Hook::Xdp => "xdp",
         Hook::Tc(Side::Ingress) => "tc",
         Hook::Tc(Side::Egress) => ANSWERS,
+        Hook::Tc(Side::Replies) => REPLIES,
     }
 }
 

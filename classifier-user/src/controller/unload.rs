@@ -59,7 +59,10 @@ pub(super) async fn remove(
 ) -> Result<()> {
     let mut lans = std::mem::take(&mut persistent.lans);
     lans.extend(config.lan.iter().map(|lan| lan.interface.clone()));
-    let egresses = config.egress.values().filter(|egress| egress.is_translated());
+    let egresses = config
+        .egress
+        .values()
+        .filter(|egress| egress.is_translated());
     lans.extend(egresses.map(|egress| egress.interface.clone()));
     let mut outcome = datapath.uninstall(&lans);
     for name in std::mem::take(&mut persistent.clsact) {

@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use aya::programs::TcAttachType;
 
 use super::DataPath;
-use super::program::FILTER_PRIORITY;
+use super::program::{ANSWER, FILTER_PRIORITY, REPLIES_PRIORITY, RETURN, TC};
 use super::sys::tcx_programs;
 
 /// A program of ours, and where it belongs.
@@ -29,32 +29,45 @@ pub enum Hook {
     Tc(Side),
 }
 
-/// Which packets of an interface a TC program sees.
+/// Which packets of an interface a TC program sees, and of which kind of interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
-    /// Those that come in.
+    /// Those that come in by a LAN interface.
     Ingress,
-    /// Those that go out.
+    /// Those that go out by one.
     Egress,
+    /// Those that come in by an egress.
+    Replies,
 }
 
 impl Side {
-    /// Both, in the order in which programs are attached.
-    pub(super) const ALL: [Side; 2] = [Side::Ingress, Side::Egress];
+    /// All of them.
+    pub(super) const ALL: [Side; 3] = [Side::Ingress, Side::Egress, Side::Replies];
+
+    /// The program that belongs there.
+    pub(super) fn program(self) -> &'static str {
+        match self {
+            Side::Ingress => TC,
+            Side::Egress => ANSWER,
+            Side::Replies => RETURN,
+        }
+    }
 
     /// The priority of its filter on kernels before 6.6. Each side has its own: on an ingress qdisc, which somebody may have in the place
-    /// of a clsact qdisc, both sides are one, and one filter would replace the other.
+    /// of a clsact qdisc, both sides are one, and one filter would replace the other. On an egress it comes early: shapers send what comes
+    /// in to another device.
     pub fn filter_priority(self) -> u16 {
         match self {
             Side::Ingress => FILTER_PRIORITY,
             Side::Egress => FILTER_PRIORITY + 1,
+            Side::Replies => REPLIES_PRIORITY,
         }
     }
 
     /// What the loader calls it.
     pub(super) fn attach_type(self) -> TcAttachType {
         match self {
-            Side::Ingress => TcAttachType::Ingress,
+            Side::Ingress | Side::Replies => TcAttachType::Ingress,
             Side::Egress => TcAttachType::Egress,
         }
     }
@@ -80,8 +93,8 @@ impl DataPath {
                 });
                 Ok(())
             };
-            for (side, name) in lan.tc_programs() {
-                add(Hook::Tc(side), name)?;
+            for side in lan.sides() {
+                add(Hook::Tc(*side), side.program())?;
             }
             if lan.xdp.is_some() {
                 add(Hook::Xdp, lan.xdp_program())?;

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use aya::maps::MapData;
-use breakout_common::flows::{ENTRIES, Facts, Limits, SET_WORDS};
-use breakout_common::nat::{LEAST_SETS, TCP_IDLE, UDP_IDLE, idle, limits, port_of};
+use breakout_common::flows::{ENTRIES, Facts, Limits, SET_WORDS, State};
+use breakout_common::nat::{LEAST_SETS, PORTS, TCP_IDLE, UDP_IDLE, idle, limits, port_of};
 
 use super::flows::{Shape, set_shape, shape};
 use super::mapped::MappedWords;
@@ -38,8 +38,10 @@ pub struct Mapping {
     pub port: u16,
     /// The index of the egress that its last packet took.
     pub egress: u8,
-    /// For how many ticks the client has been silent.
-    pub silent: u32,
+    /// Whether it has not begun to close.
+    pub is_open: bool,
+    /// What its remote shares with others that are in the same part of the table: the public ports.
+    pub region: u32,
 }
 
 /// A table, and whether it has just been made.
@@ -134,7 +136,6 @@ impl MappingTable {
     }
 
     fn mappings(&self) -> Vec<Mapping> {
-        let now = Clock::of_kernel().now();
         let mappings = self.entries().filter_map(|(slot, [first, second])| {
             let second_word = second.load(Ordering::Acquire);
             let first = first.load(Ordering::Acquire);
@@ -148,7 +149,8 @@ impl MappingTable {
                 is_tcp: facts.is_tcp(),
                 port: port_of(slot),
                 egress: facts.egress(),
-                silent: facts.silent(now),
+                is_open: facts.state() != State::Closing as u32,
+                region: slot / PORTS,
             })
         });
         mappings.collect()

@@ -30,7 +30,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use aya::maps::{DevMapHash, Map, MapData};
+use aya::maps::{DevMapHash, HashMap, Map, MapData};
 use breakout_common::verdict::Reason;
 
 use crate::ruleset::Image;
@@ -55,7 +55,7 @@ pub use plan::{LanPlan, Paths, Plan};
 pub use program::has_tcx;
 
 /// The maps that all programs of one installation share, as the eBPF object names them.
-const MAPS: [&str; 15] = [
+const MAPS: [&str; 16] = [
     "RULESET",
     "PATHS",
     "DEVICES",
@@ -68,6 +68,7 @@ const MAPS: [&str; 15] = [
     ADDRESSES,
     pins::EVENTS,
     "LANS",
+    "TC_LANS",
     "REPLIES",
     answers::ANSWERS,
     MAPPINGS,
@@ -250,7 +251,9 @@ impl DataPath {
         let is_gone = |name: &&String| lans.iter().all(|lan| lan.name != **name);
         let removed = former.iter().filter(is_gone);
         let removed = removed.map(|name| (name, program::remove_filters(name)));
-        let unused = lans.iter().map(|lan| (&lan.name, program::remove_unused_filters(lan)));
+        let unused = lans
+            .iter()
+            .map(|lan| (&lan.name, program::remove_unused_filters(lan)));
         for (name, outcome) in removed.chain(unused) {
             if let Err(error) = outcome {
                 tracing::warn!("a filter is left on {name}: {error:#}");
@@ -337,6 +340,12 @@ impl DataPath {
         for lan in plan.lans.iter().filter(|lan| lan.takes_replies) {
             lans.insert(lan.index, lan.index, None, 0)
                 .with_context(|| format!("replies cannot be redirected to {}", lan.name))?;
+        }
+        let mut lans: HashMap<MapData, u32, u32> =
+            open_map(&self.pins.path("TC_LANS"))?.try_into()?;
+        for lan in plan.lans.iter().filter(|lan| !lan.is_egress) {
+            lans.insert(lan.index, lan.index, 0)
+                .with_context(|| format!("replies cannot be sent to {}", lan.name))?;
         }
         self.make_ready(mappings)?;
         let table = self.carry_over(flows, &carried)?;
@@ -462,7 +471,7 @@ impl DataPath {
     fn remove_links_except(&self, lans: &[LanPlan]) -> Result<()> {
         let mut wanted: Vec<String> = lans
             .iter()
-            .flat_map(|lan| lan.tc_programs().map(|(side, _)| lan.pin_at(side)))
+            .flat_map(|lan| lan.sides().iter().map(|side| lan.pin_at(*side)))
             .collect();
         wanted.extend(
             lans.iter()

@@ -36,20 +36,13 @@ pub struct LanPlan {
 }
 
 impl LanPlan {
-    /// The TC program that belongs on one side of it.
-    pub(super) fn tc_program(&self, side: Side) -> Option<&'static str> {
-        match (side, self.is_egress) {
-            (Side::Ingress, false) => Some(program::TC),
-            (Side::Egress, false) => Some(program::ANSWER),
-            (Side::Ingress, true) => self.translates.then_some(program::RETURN),
-            (Side::Egress, true) => None,
+    /// The sides on which it has TC programs.
+    pub(super) fn sides(&self) -> &'static [Side] {
+        match (self.is_egress, self.translates) {
+            (false, _) => &[Side::Ingress, Side::Egress],
+            (true, true) => &[Side::Replies],
+            (true, false) => &[],
         }
-    }
-
-    /// The sides on which it has TC programs, with these.
-    pub(super) fn tc_programs(&self) -> impl Iterator<Item = (Side, &'static str)> {
-        let programs = Side::ALL.map(|side| Some((side, self.tc_program(side)?)));
-        programs.into_iter().flatten()
     }
 
     /// The pin of the TC program on one side.
@@ -57,6 +50,7 @@ impl LanPlan {
         let what = match side {
             Side::Ingress => "tc",
             Side::Egress => "tc-answer",
+            Side::Replies => "tc-replies",
         };
         format!("{what}-{}-{}", self.namespace, self.index)
     }

@@ -34,6 +34,8 @@ pub(super) const RETURN: &str = "breakout_return";
 /// Where the TC filter stands on kernels before 6.6, which have no TCX. Fixed, so that a
 /// later controller finds and replaces it.
 pub(super) const FILTER_PRIORITY: u16 = 0x4252;
+/// The same on egresses.
+pub(super) const REPLIES_PRIORITY: u16 = 3;
 const FILTER_HANDLE: TcHandle = TcHandle::new(0, 1);
 
 /// What programs do beside their work.
@@ -138,7 +140,7 @@ impl Programs {
         let mut ebpf = loader
             .load(object()?)
             .context("cannot load the eBPF object")?;
-        for (_, name) in lan.tc_programs() {
+        for name in lan.sides().iter().map(|side| side.program()) {
             let tc: &mut SchedClassifier = program(&mut ebpf, name)?;
             tc.load().map_err(|error| verifier(name, error))?;
         }
@@ -178,8 +180,7 @@ impl Programs {
             detach(pins, &self.lan.other_xdp_pin())?;
             self.attach_xdp(pins, added)?;
         }
-        let lan = self.lan.clone();
-        for (side, _) in lan.tc_programs() {
+        for side in self.lan.sides().iter().copied() {
             let attached = if !has_tcx() {
                 self.attach_filter(side, added)
             } else if is_attached(pins, &self.lan.pin_at(side)) {
@@ -223,7 +224,7 @@ impl Programs {
                 }
             }
         }
-        for (side, _) in lan.tc_programs() {
+        for side in lan.sides().iter().copied() {
             let taken = self.take_over_tc(side, pins);
             self.needed(side, taken)?;
         }
@@ -232,7 +233,7 @@ impl Programs {
 
     fn take_over_tc(&mut self, side: Side, pins: &PinDirectory) -> Result<()> {
         let (name, pin) = (self.lan.name.clone(), self.lan.pin_at(side));
-        let tc = tc_program(&mut self.ebpf, &self.lan, side)?;
+        let tc: &mut SchedClassifier = program(&mut self.ebpf, side.program())?;
         let failed = || format!("cannot replace the TC program on {name}");
         if !has_tcx() {
             let filter = filter(&name, side)?;
@@ -297,7 +298,7 @@ impl Programs {
 
     fn attach_tcx(&mut self, side: Side, pins: &PinDirectory, added: &mut Added) -> Result<()> {
         let lan = self.lan.clone();
-        let tc = tc_program(&mut self.ebpf, &self.lan, side)?;
+        let tc: &mut SchedClassifier = program(&mut self.ebpf, side.program())?;
         let order = TcAttachOptions::TcxOrder(LinkOrder::default());
         let id = tc
             .attach_with_options(&lan.name, side.attach_type(), order)
@@ -321,7 +322,7 @@ impl Programs {
             handle: FILTER_HANDLE,
             classid: None,
         });
-        let tc = tc_program(&mut self.ebpf, &self.lan, side)?;
+        let tc: &mut SchedClassifier = program(&mut self.ebpf, side.program())?;
         match tc.attach_with_options(&name, side.attach_type(), options) {
             Ok(id) => {
                 mem::forget(tc.take_link(id)?);
@@ -346,7 +347,9 @@ pub(super) fn remove_filters(interface: &str) -> Result<()> {
 
 /// Removes those of them from an interface on whose sides nothing belongs any more.
 pub(super) fn remove_unused_filters(lan: &LanPlan) -> Result<()> {
-    let mut unused = Side::ALL.into_iter().filter(|side| lan.tc_program(*side).is_none());
+    let mut unused = Side::ALL
+        .into_iter()
+        .filter(|side| !lan.sides().contains(side));
     unused.try_for_each(|side| remove_filter_at(&lan.name, side))
 }
 
@@ -411,19 +414,6 @@ where
     let program = ebpf.program_mut(name);
     let program = program.with_context(|| format!("the eBPF object has no program {name}"))?;
     Ok(program.try_into()?)
-}
-
-/// The TC program that belongs on one side of an interface.
-fn tc_program<'a>(
-    ebpf: &'a mut Ebpf,
-    lan: &LanPlan,
-    side: Side,
-) -> Result<&'a mut SchedClassifier> {
-    let name = lan.tc_program(side);
-    program(
-        ebpf,
-        name.context("no program belongs on this side of the interface")?,
-    )
 }
 
 fn pinned_link(pins: &PinDirectory, name: &str) -> Result<Option<FdLink>> {

@@ -20,10 +20,10 @@ pub const fn limits(tcp_idle: u32, udp_idle: u32) -> Limits {
     }
 }
 
-/// For how many of those ticks a flow may be silent.
+/// For how many of those ticks a flow may be silent. A TCP connection that opens or closes lives no longer than UDP (RFC 5382, REQ-5).
 #[inline(always)]
 pub const fn idle(facts: Facts, limits: &Limits) -> u32 {
-    if facts.is_tcp() {
+    if facts.is_tcp() && facts.state() == State::Established as u32 {
         limits.tcp_idle
     } else {
         limits.udp_idle
@@ -61,14 +61,8 @@ pub const fn assignment(
         State::Closing as u32
     } else if !was.is_live() || opens {
         State::Opening as u32
-    } else if was.state() == State::Opening as u32 {
-        // Whoever goes on has been answered, or is seen again later.
-        if is_tcp || was.silent(now) > 0 {
-            State::Established as u32
-        } else {
-            State::Opening as u32
-        }
     } else {
+        // It is the peer that establishes a flow, by its answer; see `owner`.
         was.state()
     };
     let is = Facts::new(kind, now, 0).with(egress, state);

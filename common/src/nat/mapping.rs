@@ -1,7 +1,7 @@
 //! Where a mapping is, by its flow and by its public port.
 
 use super::{FIRST_PORT, LEAST_SETS, PORTS, is_public};
-use crate::flows::{Facts, Key, PER_SET, Set, SetSecret, Sets};
+use crate::flows::{Facts, Key, PER_SET, Set, SetSecret, Sets, State};
 use crate::path::Flow;
 
 /// The key of the mapping of a flow: its source address and ports, and its destination, as the words of an entry; the second one with
@@ -41,8 +41,16 @@ pub const fn port_of(slot: u32) -> u16 {
     FIRST_PORT | (slot & (PORTS - 1)) as u16
 }
 
+/// The second word of an entry whose flow has been answered.
+#[inline(always)]
+const fn established(second: u64) -> u64 {
+    let facts = Facts::of(second);
+    let facts = facts.with(facts.egress(), State::Established as u32);
+    second >> 32 << 32 | facts.0 as u64
+}
+
 /// The client that has a public port for a remote address and port, and what is known of its flow: the address and the port above
-/// [`Facts`]; zeros if nobody has.
+/// [`Facts`]; zeros if nobody has. It is asked for a reply, which establishes the flow.
 #[inline(always)]
 pub fn owner<S: Sets>(
     sets: &S,
@@ -72,5 +80,12 @@ pub fn owner<S: Sets>(
         && first & 0xffff == remote_port
         && second & Key::TCP == protocol
         && facts.is_live();
-    if is_its { (first >> 16, facts) } else { NOBODY }
+    if !is_its {
+        return NOBODY;
+    }
+    if facts.state() == State::Opening as u32 {
+        // If it changes meanwhile, another packet was faster, and the next one comes.
+        let _ = set.swap(at + 1, second, established(second));
+    }
+    (first >> 16, facts)
 }
