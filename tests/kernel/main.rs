@@ -121,6 +121,7 @@ const OF_NO_KERNEL: &[&str] = &[
     "a_new_public_address_is_used_at_once",
     "a_translating_egress_leaves_others_alone",
     "masquerading_moves_from_the_kernel_to_the_programs",
+    "public_ports_stay_over_a_failover",
     "public_ports_that_run_out_are_an_alert",
     "strangers_do_not_get_in_by_a_public_port",
     "translated_flows_keep_their_public_ports",

@@ -20,6 +20,7 @@ use crate::Test;
 use crate::any_link::{bridge_the_lan, forwards_nothing, leave_by_the_egress};
 use crate::links::Tunnel;
 use crate::redirect::reason;
+use crate::several::second_link;
 
 pub(crate) const TESTS: &[Test] = &[
     ("redirect_translates_by_xdp", || translates("lan")),
@@ -29,6 +30,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("clients_hear_that_a_port_is_closed", closed_port),
     ("strangers_do_not_get_in_by_a_public_port", strangers),
     ("translated_flows_keep_their_public_ports", keeps_ports),
+    ("public_ports_stay_over_a_failover", fails_over),
     ("a_new_public_address_is_used_at_once", new_address),
     ("public_ports_that_run_out_are_an_alert", run_out),
     ("a_translating_egress_leaves_others_alone", others),
@@ -76,15 +78,18 @@ fn socket(client: &Namespace, remote: SocketAddr) -> Result<UdpSocket> {
     })
 }
 
-/// Who answers a datagram of so many bytes.
+/// Who answers a datagram of so many bytes. Answers to others, which were late, do not count.
 fn ask(socket: &UdpSocket, bytes: usize) -> Result<String> {
     let mut answer = vec![0; bytes + 100];
     socket.send(&vec![b'x'; bytes])?;
-    let count = socket.recv(&mut answer).context("no answer")?;
-    let text = String::from_utf8_lossy(&answer[..count]);
-    let (identity, rest) = text.split_once('\n').context("no identity")?;
-    ensure!(rest.len() == bytes, "{} bytes came back", rest.len());
-    Ok(identity.to_owned())
+    loop {
+        let count = socket.recv(&mut answer).context("no answer")?;
+        let text = String::from_utf8_lossy(&answer[..count]);
+        let (identity, rest) = text.split_once('\n').context("no identity")?;
+        if rest.len() == bytes {
+            return Ok(identity.to_owned());
+        }
+    }
 }
 
 /// The public addresses and ports of clients' flows, by the flows.
@@ -286,6 +291,44 @@ fn keeps_ports() -> Result<()> {
     site.configure(&config("lan").replace("worldwide", "china"))?;
     site.json(&lab.gateway, &["reload"])?;
     check("another list")?;
+    daemon.stop()?;
+    Ok(())
+}
+
+/// A second link that is plugged in later translates too. A flow that goes over to it has the port that it had, with another address.
+fn fails_over() -> Result<()> {
+    let lab = private()?;
+    lab.wan.ip("route del 10.1.0.0/24")?;
+    let _servers = lab.serve(&[media()])?;
+    let second = "[egress.lte]\ninterface = \"wwan0\"\ngateway = \"10.4.0.2\"\nmode = \"redirect\"\nmasquerade = true\nprobes = []\n\
+                  [health]\nhold_down = \"500ms\"\n\
+                  [[policy]]\ncategory = \"optimize\"\naction = [\"local\", \"lte\"]\n";
+    let site = Site::new(&format!("{}{second}", config("lan")))?;
+    let mut daemon = Daemon::start(&site, &lab.gateway)?;
+    second_link(&lab)?;
+    let is_up = |name: &str| {
+        let status = site.json(&lab.gateway, &["status"]).unwrap_or_default();
+        status["egress"][name]["v4"]["up"] == true
+    };
+    daemon.wait_until(|_| is_up("local") && is_up("lte"))?;
+    let socket = socket(&lab.client, media().destination)?;
+    ensure!(ask(&socket, 10)? == "internet");
+    let port = |address: &str| -> Result<String> {
+        let mapping = public(&site, &lab)?;
+        let public = mapping.values().next().context("no mapping")?;
+        let port = public.strip_prefix(address).context("another address");
+        Ok(port.with_context(|| public.clone())?.to_owned())
+    };
+    let before = port("10.3.0.1:")?;
+    lab.internet.ip("link set eth0 down")?;
+    daemon.wait_until(|_| ask(&socket, 10).is_ok_and(|identity| identity == "wan"))?;
+    ensure!(port("10.4.0.1:")? == before);
+    lab.internet.ip("link set eth0 up")?;
+    daemon.wait_until(|_| is_up("local"))?;
+    ensure!(ask(&socket, 20)? == "wan", "a flow that works was moved");
+    lab.wan.ip("link set eth1 down")?;
+    daemon.wait_until(|_| ask(&socket, 30).is_ok_and(|identity| identity == "internet"))?;
+    ensure!(port("10.3.0.1:")? == before);
     daemon.stop()?;
     Ok(())
 }

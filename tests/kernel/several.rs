@@ -16,7 +16,7 @@ pub(crate) const TESTS: &[Test] = &[
 ];
 
 /// A second internet link, `lte`, to the WAN's far end, whose servers say `wan`.
-fn second_link(lab: &Lab) -> Result<()> {
+pub(crate) fn second_link(lab: &Lab) -> Result<()> {
     connect(&lab.gateway, "wwan0", &lab.wan, "eth1")?;
     lab.gateway.ip("addr add 10.4.0.1/24 dev wwan0")?;
     lab.gateway.sysctl("net.ipv4.conf.wwan0.rp_filter", 0)?;
