@@ -58,7 +58,8 @@ pub(crate) static TC_DEVICES: DevMap<MAX_EGRESSES> = DevMap::new();
 #[btf_map]
 pub(crate) static LANS: DevMapHash<MAX_LANS> = DevMapHash::new();
 
-/// The LAN interfaces, by their indices: TC sends replies of translated flows nowhere else.
+/// The LAN interfaces, by their indices: TC sends replies of translated flows nowhere else. The controller makes it as large as it has to
+/// be.
 #[btf_map]
 pub(crate) static TC_LANS: HashMap<u32, u32, MAX_LANS> = HashMap::new();
 

@@ -99,33 +99,37 @@ pub(super) async fn flows(client: &mut Client, json: bool, limit: usize) -> Resu
         report.clients,
         report.size
     );
-    let mut rows = table(
-        &[
-            "proto",
-            "client",
-            "destination",
-            "public",
-            "way",
-            "set",
-            "age",
-            "idle",
-        ],
-        &[6, 7],
-    );
+    let has_public = report.flows.iter().any(|flow| flow.public.is_some());
+    let mut titles = vec![
+        "proto",
+        "client",
+        "destination",
+        "way",
+        "set",
+        "age",
+        "idle",
+    ];
+    if has_public {
+        titles.push("public");
+    }
+    let mut rows = table(&titles, &[5, 6]);
     for flow in &report.flows {
-        rows.add_row([
+        let mut row = vec![
             flow.proto.clone(),
             flow.source.to_string(),
             flow.destination.to_string(),
-            flow.public
-                .map_or_else(|| "-".to_owned(), |public| public.to_string()),
             flow.egress
                 .clone()
                 .unwrap_or_else(|| "(ordinary path)".to_owned()),
             flow.endpoint_set.clone().unwrap_or_else(|| "-".to_owned()),
             for_people(Duration::from_secs(flow.age_seconds.into())),
             for_people(Duration::from_secs(flow.idle_seconds.into())),
-        ]);
+        ];
+        if has_public {
+            let public = flow.public.map(|public| public.to_string());
+            row.push(public.unwrap_or_else(|| "-".to_owned()));
+        }
+        rows.add_row(row);
     }
     out!("{rows}");
     Ok(())

@@ -68,7 +68,7 @@ const MAPS: [&str; 16] = [
     ADDRESSES,
     pins::EVENTS,
     "LANS",
-    "TC_LANS",
+    program::TC_LANS,
     "REPLIES",
     answers::ANSWERS,
     MAPPINGS,
@@ -253,7 +253,7 @@ impl DataPath {
         let removed = removed.map(|name| (name, program::remove_filters(name)));
         let unused = lans
             .iter()
-            .map(|lan| (&lan.name, program::remove_unused_filters(lan)));
+            .map(|lan| (&lan.name, program::remove_unused_filter(lan)));
         for (name, outcome) in removed.chain(unused) {
             if let Err(error) = outcome {
                 tracing::warn!("a filter is left on {name}: {error:#}");
@@ -322,6 +322,7 @@ impl DataPath {
             flows,
             mappings: mappings.shape,
             translates: plan.mappings.is_some(),
+            interfaces: u32::try_from(plan.lans.len())?.max(1),
         };
         let mut programs = Vec::with_capacity(plan.lans.len());
         for lan in plan.lans {
@@ -343,7 +344,8 @@ impl DataPath {
         }
         let mut lans: HashMap<MapData, u32, u32> =
             open_map(&self.pins.path("TC_LANS"))?.try_into()?;
-        for lan in plan.lans.iter().filter(|lan| !lan.is_egress) {
+        let takes_translated = |lan: &&LanPlan| plan.mappings.is_some() && !lan.is_egress;
+        for lan in plan.lans.iter().filter(takes_translated) {
             lans.insert(lan.index, lan.index, 0)
                 .with_context(|| format!("replies cannot be sent to {}", lan.name))?;
         }

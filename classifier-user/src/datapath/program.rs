@@ -34,9 +34,20 @@ pub(super) const RETURN: &str = "breakout_return";
 /// Where the TC filter stands on kernels before 6.6, which have no TCX. Fixed, so that a
 /// later controller finds and replaces it.
 pub(super) const FILTER_PRIORITY: u16 = 0x4252;
-/// The same on egresses.
-pub(super) const REPLIES_PRIORITY: u16 = 3;
 const FILTER_HANDLE: TcHandle = TcHandle::new(0, 1);
+/// The same on egresses. Others have filters of early priorities, so the handle is one that nobody gets by chance.
+pub(super) const REPLIES_PRIORITY: u16 = 7;
+const REPLIES_HANDLE: TcHandle = TcHandle::new(0, 0x4252);
+
+/// The map of the LAN interfaces, as the eBPF object names it.
+pub(super) const TC_LANS: &str = "TC_LANS";
+
+const fn filter_handle(side: Side) -> TcHandle {
+    match side {
+        Side::Replies => REPLIES_HANDLE,
+        Side::Ingress | Side::Egress => FILTER_HANDLE,
+    }
+}
 
 /// What programs do beside their work.
 #[derive(Clone, Copy, Debug)]
@@ -53,6 +64,8 @@ pub(super) struct Options {
     pub(super) mappings: Shape,
     /// Whether anything is translated by it.
     pub(super) translates: bool,
+    /// How many interfaces there are.
+    pub(super) interfaces: u32,
 }
 
 /// Loaded programs for one LAN interface, with what they need to be attached.
@@ -98,6 +111,7 @@ impl Programs {
             flows,
             mappings,
             translates,
+            interfaces,
         } = options;
         let mut loader = EbpfLoader::new();
         let limits = limits_in_ticks();
@@ -134,6 +148,7 @@ impl Programs {
             loader.map_max_entries(map, entries);
         }
         loader.map_max_entries(MAPPINGS, mappings.sets + 1);
+        loader.map_max_entries(TC_LANS, interfaces);
         for map in MAPS {
             loader.map_pin_path(map, staging.path(map));
         }
@@ -319,7 +334,7 @@ impl Programs {
         }
         let options = TcAttachOptions::Netlink(NlOptions {
             priority: side.filter_priority(),
-            handle: FILTER_HANDLE,
+            handle: filter_handle(side),
             classid: None,
         });
         let tc: &mut SchedClassifier = program(&mut self.ebpf, side.program())?;
@@ -345,12 +360,12 @@ pub(super) fn remove_filters(interface: &str) -> Result<()> {
         .try_for_each(|side| remove_filter_at(interface, side))
 }
 
-/// Removes those of them from an interface on whose sides nothing belongs any more.
-pub(super) fn remove_unused_filters(lan: &LanPlan) -> Result<()> {
-    let mut unused = Side::ALL
-        .into_iter()
-        .filter(|side| !lan.sides().contains(side));
-    unused.try_for_each(|side| remove_filter_at(&lan.name, side))
+/// Removes that for replies from an interface where nothing is translated any more.
+pub(super) fn remove_unused_filter(lan: &LanPlan) -> Result<()> {
+    match lan.sides().contains(&Side::Replies) {
+        true => Ok(()),
+        false => remove_filter_at(&lan.name, Side::Replies),
+    }
 }
 
 fn remove_filter_at(interface: &str, side: Side) -> Result<()> {
@@ -401,7 +416,7 @@ fn filter(interface: &str, side: Side) -> Result<SchedClassifierLink> {
         interface,
         side.attach_type(),
         side.filter_priority(),
-        FILTER_HANDLE,
+        filter_handle(side),
         None,
     )
     .with_context(|| format!("there is no interface {interface}"))

@@ -213,9 +213,10 @@ impl Passage<'_> {
             None if (fate.is_certain || !is_routed) && is_private(&packet.source) => {
                 // Where the egress has local addresses of IPv6 alone, they may be all that is used behind it.
                 let is_public = |net: &IpNet| !is_private(&net.addr());
-                if !packet.source.is_ipv4()
-                    && !of_family(self.egress, true).any(|net| is_public(&net))
-                {
+                let is_v6 = !packet.source.is_ipv4();
+                let has_public =
+                    |interface: &Interface| of_family(interface, true).any(|net| is_public(&net));
+                if is_v6 && (!has_public(self.egress) || !is_routed && has_public(self.lan)) {
                     return None;
                 }
                 let is_usual = self
@@ -228,7 +229,8 @@ impl Passage<'_> {
                         "Give clients addresses of the egress's provider, or set mode = \"route\" and masquerade = true in [egress.{name}]"
                     )
                 };
-                let (level, unless) = if is_usual {
+                // What is redirected meets none of these rules, so that they are there for others proves nothing.
+                let (level, unless) = if is_usual && is_routed {
                     (Level::Warning, "")
                 } else {
                     (Level::Note, ", unless a router behind it does that")
