@@ -238,7 +238,7 @@ impl Passage<'_> {
                 Some(Finding::new(
                     level,
                     format!(
-                        "clients behind {} have private addresses, such as {}, and nothing here translates what leaves by {out}",
+                        "clients behind {} have private addresses, such as {}, and no rule here translates what leaves by {out}",
                         packet.from, packet.source
                     ),
                     advice + unless,
