@@ -131,25 +131,3 @@ pub(crate) fn sink(ctx: XdpContext) -> u32 {
     }
     XDP_DROP
 }
-
-/// Sends UDP over IPv4 back to where it came from, with addresses and ports the other way round, and lets the rest pass.
-#[xdp]
-pub(crate) fn echo(ctx: XdpContext) -> u32 {
-    let mut packet = Packet::new(ctx.data(), ctx.data_end(), 0);
-    let is_udp = packet.read::<2>(12) == Some([0x08, 0x00]) && packet.read::<1>(23) == Some([17]);
-    if !is_udp {
-        return XDP_PASS;
-    }
-    match turn(&mut packet) {
-        Some(()) => XDP_TX,
-        None => XDP_DROP,
-    }
-}
-
-#[inline(always)]
-fn turn(packet: &mut Packet) -> Option<()> {
-    let [a, b, c, d, e, f, g, h, i, j, k, l] = packet.read(0)?;
-    packet.write(0, [g, h, i, j, k, l, a, b, c, d, e, f])?;
-    let [a, b, c, d, e, f, g, h, i, j, k, l] = packet.read(26)?;
-    packet.write(26, [e, f, g, h, a, b, c, d, k, l, i, j])
-}

@@ -134,16 +134,16 @@ fn of_flows(
     Ok(())
 }
 
-/// Each packet is masqueraded and answered, so that each is two.
+/// All of the traffic is masqueraded.
 pub(crate) fn masqueraded(report: &mut Report) -> Result<()> {
     let ways = [
         Way::RouteMasquerade,
         Way::NftablesMasquerade,
         Way::RedirectMasquerade,
     ];
-    let bench = Bench::new(&ways, Size::Real)?.with_replies();
+    let bench = Bench::new(&ways, Size::Real)?;
     bench.with_paths(|paths| {
-        let traffic = format!("masqueraded and answered, {DESTINATIONS} flows");
+        let traffic = format!("masqueraded, {DESTINATIONS} flows");
         let samples = measure(report, paths, &bench.steered(false), false, 64, &traffic)?;
         report.goal(Goal::at_least(
             format!("redirect over nftables and ip rule, {traffic}"),

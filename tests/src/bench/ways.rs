@@ -102,8 +102,6 @@ pub(crate) struct Bench {
     labs: Vec<(Way, Lab, Site)>,
     /// Source ports of the traffic.
     ports: u32,
-    /// Whether each packet is answered, so that there are as many on the way back.
-    replies: bool,
     ruleset: Ruleset,
     table: Image,
     /// All prefixes that are steered.
@@ -146,19 +144,10 @@ impl Bench {
         Ok(Bench {
             labs,
             ports,
-            replies: false,
             table: image(&ruleset)?,
             steered: steering.flat_map(|rule| rule.prefixes.clone()).collect(),
             ruleset,
         })
-    }
-
-    /// The same with an answer to each packet.
-    pub(crate) fn with_replies(self) -> Self {
-        Bench {
-            replies: true,
-            ..self
-        }
     }
 
     /// Sets all ways up and calls a function with them.
@@ -234,11 +223,8 @@ impl<'a> Path<'a> {
         .concat();
         let empty = image(&Ruleset::default())?;
         let mut asker = Asker::load_for_traffic(programs::object(), &empty, &traffic)?;
-        let far_end = if bench.replies { "echo" } else { "sink" };
-        within(&lab.internet, || asker.attach(far_end, "eth0"))?;
-        within(&lab.wan, || asker.attach("sink", "eth0"))?;
-        if bench.replies {
-            within(&lab.client, || asker.attach("sink", "eth0"))?;
+        for far_end in [&lab.internet, &lab.wan] {
+            within(far_end, || asker.attach("sink", "eth0"))?;
         }
         let mut daemon = None;
         match way {
