@@ -15,7 +15,7 @@ use breakout_common::forward;
 use breakout_common::frame::Frame;
 use breakout_common::nat::translate;
 use breakout_common::packet::{FIRST_FRAGMENT, Headers, OPTIONS, TAGGED};
-use breakout_common::table::{Destination, KEYS, Lookup, Outcome};
+use breakout_common::table::{Destination, KEYS, Lookup, Outcome, is_covered};
 
 use crate::answer::note_answer;
 use crate::count::add;
@@ -25,7 +25,7 @@ use crate::globals;
 use crate::maps::{LANS, REPLIES};
 use crate::nat::{address_of, breakout_owner};
 use crate::reader::Packet;
-use crate::ruleset::LiveRuleset;
+use crate::ruleset::{LiveTable, LookupApart};
 
 /// Address families as the helper wants them.
 const AF_INET: u8 = 2;
@@ -136,7 +136,10 @@ fn answered_word(packet: &Packet, headers: &Headers) -> u32 {
     };
     let key = headers.key & (KEYS - 1) & !0xffff | u32::from(u16::from_be_bytes([p0, p1]));
     let destination = Destination::from_halves(headers.is_v6(), high, low);
-    let word = LiveRuleset.lookup_word(destination, key, || {
+    if !LiveTable::current().is_some_and(|table| is_covered(&table, destination)) {
+        return 0;
+    }
+    let word = LookupApart.lookup_word(destination, key, || {
         Some(Client {
             source: headers.destination(),
             lan: 0,

@@ -7,8 +7,8 @@ use aya_ebpf::btf_maps::{Array, ArrayOfMaps};
 use aya_ebpf::macros::btf_map;
 use breakout_common::condition::Client;
 use breakout_common::table::{
-    BLOCK, CHAIN, Destination, Lookup, NO_PREFIX, Table, answer_word, is_covered, leaf_word,
-    lookup_v4, lookup_v6, v4_root, v6_root,
+    BLOCK, CHAIN, Destination, Lookup, Table, answer_word, leaf_word, lookup_v4, lookup_v6,
+    v4_root, v6_root,
 };
 
 use crate::globals;
@@ -19,28 +19,7 @@ use crate::opaque::opaque;
 #[btf_map]
 static RULESET: ArrayOfMaps<Array<u32, 1>, 1> = ArrayOfMaps::new();
 
-/// The ruleset in force at the time of each question.
-pub(crate) struct LiveRuleset;
-
-impl Lookup for LiveRuleset {
-    #[inline(always)]
-    fn lookup_word(
-        &self,
-        destination: Destination,
-        key: u32,
-        client: impl FnOnce() -> Option<Client>,
-    ) -> u32 {
-        match LiveTable::current() {
-            Some(table) if is_covered(&table, destination) => {
-                table.lookup_word(destination, key, client)
-            }
-            Some(_) => NO_PREFIX,
-            None => 0,
-        }
-    }
-}
-
-/// One table, for destinations of which it is known that they may be [covered](is_covered).
+/// One table, for destinations of which it is known that they may be [covered](breakout_common::table::is_covered).
 impl Lookup for LiveTable {
     #[inline(always)]
     fn lookup_word(
@@ -56,7 +35,7 @@ impl Lookup for LiveTable {
     }
 }
 
-/// The same with nothing inlined, for where that does not pay.
+/// The ruleset in force, with nothing inlined, for where that does not pay.
 pub(crate) struct LookupApart;
 
 impl Lookup for LookupApart {

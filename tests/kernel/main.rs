@@ -125,6 +125,15 @@ const OF_NO_KERNEL: &[&str] = &[
     "public_ports_that_run_out_are_an_alert",
     "strangers_do_not_get_in_by_a_public_port",
     "translated_flows_keep_their_public_ports",
+    "clients_hear_that_a_port_is_closed",
+    "redirect_by_tc_says_what_it_leaves",
+    "redirect_follows_a_new_mac_of_the_next_hop",
+    "redirect_that_translates_answers_what_is_too_long",
+    "redirect_to_a_macvlan",
+    "redirect_whose_replies_a_firewall_drops_takes_the_next_choice",
+    "redirect_without_next_hop_is_forwarded_by_the_kernel",
+    "tcp_finds_a_narrow_link_behind_a_redirecting_egress",
+    "tcp_finds_a_narrow_link_behind_a_translating_egress",
 ];
 
 /// Tests of what else runs on gateways: the start of their names, and the program.

@@ -20,7 +20,7 @@ mod account;
 pub use account::Account;
 
 /// How long the daemon may take to start or stop.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(150);
 
 /// The `breakout` that was built beside this program.
 ///

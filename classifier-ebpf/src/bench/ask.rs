@@ -4,14 +4,16 @@ use aya_ebpf::bindings::xdp_action::XDP_PASS;
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use breakout_common::classify::{by_preference, rule};
+use breakout_common::condition::Client;
 use breakout_common::frame::FrameMut;
 use breakout_common::packet::walk;
 use breakout_common::question::QuestionWords;
+use breakout_common::table::{Destination, Lookup, NO_PREFIX, is_covered};
 use breakout_common::verdict::Decision;
 
 use crate::questions::{advance, answer, question};
 use crate::reader::Packet;
-use crate::ruleset::LiveRuleset;
+use crate::ruleset::LiveTable;
 
 /// Length of the packet in bytes, with its Ethernet header: enough for IPv6 and TCP.
 const LEN: u32 = 74;
@@ -63,5 +65,26 @@ fn write(packet: &mut Packet, words: &QuestionWords) -> Option<()> {
         packet.write(46, d2)?;
         packet.write(50, d3)?;
         packet.write(54, ports)
+    }
+}
+
+/// The ruleset in force at the time of each question.
+struct LiveRuleset;
+
+impl Lookup for LiveRuleset {
+    #[inline(always)]
+    fn lookup_word(
+        &self,
+        destination: Destination,
+        key: u32,
+        client: impl FnOnce() -> Option<Client>,
+    ) -> u32 {
+        match LiveTable::current() {
+            Some(table) if is_covered(&table, destination) => {
+                table.lookup_word(destination, key, client)
+            }
+            Some(_) => NO_PREFIX,
+            None => 0,
+        }
     }
 }

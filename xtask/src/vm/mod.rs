@@ -26,7 +26,7 @@ use crate::test::Outcome;
 pub(crate) const SERIES: [&str; 2] = ["6.1", "6.12"];
 
 /// How long one machine may run, beside others.
-const LIMIT: Duration = Duration::from_secs(3000);
+const LIMIT: Duration = Duration::from_secs(3600);
 
 /// What `cargo xtask vm` takes.
 #[derive(Args)]
