@@ -280,7 +280,7 @@ pub(crate) extern "C" fn breakout_keep(first: u64, second: u64, note: u64, now: 
     u64::from(slot) | new
 }
 
-/// Whether a flow is known, and leaves by an egress.
+/// Tells whether a flow is known, and leaves by an egress.
 #[inline(always)]
 pub(crate) fn is_steered(pin_key: PinKey) -> bool {
     let key = key(pin_key);

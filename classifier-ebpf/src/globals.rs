@@ -69,7 +69,7 @@ pub(crate) fn is_to_lan<F: Frame + ?Sized>(frame: &F) -> bool {
         && frame.read(4).map(u16::from_ne_bytes) == Some(end)
 }
 
-/// Whether the interface has no MAC address, so that its packets begin with the IP header.
+/// Tells whether the interface has no MAC address, so that its packets begin with the IP header.
 #[inline(always)]
 pub(crate) fn is_bare() -> bool {
     // SAFETY: as for the constants above.

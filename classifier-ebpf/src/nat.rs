@@ -29,7 +29,7 @@ impl Sets for Mappings {
     }
 }
 
-/// How long mappings live.
+/// Returns the lifetimes of mappings.
 #[inline(always)]
 fn live_limits() -> Limits {
     limits(
@@ -51,7 +51,7 @@ const SYN_ACK: u32 = 0x12;
 const SYN: u32 = 0x02;
 const FIN_RST: u32 = 0x05;
 
-/// What is to be done for a packet, by what is known of its flow. `way` is its egress with the [`FLAGS`] above it.
+/// Decides what is to be done for a packet, by what is known of its flow. `way` is its egress with the [`FLAGS`] above it.
 #[inline(always)]
 fn assignment_of(was: Facts, second: u64, way: u32) -> Assignment {
     let kind = (second & Key::TCP) as u32;

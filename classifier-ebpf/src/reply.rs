@@ -115,7 +115,7 @@ fn owner(packet: &Packet, headers: &Headers) -> u64 {
     breakout_owner(from << 32 | u64::from(u32::from_be_bytes(ports)), protocol)
 }
 
-/// Whether the flow that a packet answers is known, where flows are.
+/// Tells whether the flow that a packet answers is known, where flows are.
 #[inline(always)]
 fn is_of_live_flow(packet: &Packet, headers: &Headers) -> bool {
     if globals::pins() == 0 {
@@ -125,7 +125,7 @@ fn is_of_live_flow(packet: &Packet, headers: &Headers) -> bool {
     key.is_some_and(flows::is_steered)
 }
 
-/// What the ruleset says about a packet with the addresses and ports the other way round, from some client; 0 if it is not steered.
+/// Asks the ruleset about a packet with the addresses and ports the other way round, from some client; 0 if it is not steered.
 #[inline(always)]
 fn answered_word(packet: &Packet, headers: &Headers) -> u32 {
     let (Some((high, low)), Some([p0, p1])) = (

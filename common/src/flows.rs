@@ -231,4 +231,4 @@ const fn is_zero(word: u64) -> u64 {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -12,7 +12,7 @@ mod message;
 
 pub use assign::{Assignment, TCP_IDLE, UDP_IDLE, assignment, idle, limits};
 pub use change::{Change, Rewritten, adjusted, difference, rewritten, translate};
-pub use mapping::{key, key_of, owner, port_of};
+pub use mapping::{key, owner, port_of};
 pub use message::{Quoted, quoted};
 
 /// Ports of a region.

@@ -8,7 +8,7 @@ use breakout_common::network::Network;
 
 use crate::reader::Packet;
 
-/// What takes the place of what, in words of the machine's byte order, and where; see
+/// A change of an address and a port, in words of the machine's byte order, and where; see
 /// [`Rewritten`](breakout_common::nat::Rewritten).
 #[derive(Clone, Copy)]
 pub(crate) struct Translation {
@@ -49,7 +49,7 @@ impl Translation {
         })
     }
 
-    /// Whether there is a port, as in all but later fragments.
+    /// Tells whether there is a port, as in all but later fragments.
     #[inline(always)]
     pub(crate) fn has_port(&self) -> bool {
         self.places >> 32 & 0xffff != 0

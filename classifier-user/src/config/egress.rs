@@ -60,12 +60,12 @@ impl EgressConfig {
         self.skip_dnat.unwrap_or_else(|| self.is_masqueraded())
     }
 
-    /// Whether the kernel translates the sources of steered packets.
+    /// Tells whether the kernel translates the sources of steered packets.
     pub fn is_masqueraded(&self) -> bool {
         self.masquerade && self.mode == Mode::Route
     }
 
-    /// Whether the programs translate them.
+    /// Tells whether the programs translate them.
     pub fn is_translated(&self) -> bool {
         self.masquerade && self.mode == Mode::Redirect
     }

@@ -179,6 +179,11 @@ impl Config {
             .any(|egress| egress.mode == Mode::Redirect)
     }
 
+    /// Tells whether the programs translate at any egress.
+    pub fn translates(&self) -> bool {
+        self.egress.values().any(EgressConfig::is_translated)
+    }
+
     /// The directory of the configuration file makes relative paths in it absolute.
     fn resolve_paths(&mut self, base: &Path) {
         self.list.resolve_paths(base);

@@ -35,7 +35,7 @@ impl Controller {
             paths.settle();
         }
         // Where flows are translated no packet leaves before what its reply needs is in place.
-        let early = match self.translates() {
+        let early = match self.config.translates() {
             true => Some(self.follow_lans().await),
             false => None,
         };

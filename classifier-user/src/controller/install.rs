@@ -24,7 +24,7 @@ use super::translation::{Translation, translate_afresh};
 use super::unload::remove;
 use super::ways::EgressVerdict;
 use super::{Controller, Options, clock, faults};
-use crate::config::{self, Config, EgressConfig, Routing, XdpAttach};
+use crate::config::{self, Config, Routing, XdpAttach};
 use crate::datapath::{
     DataPath, Foreign, LanPlan, Plan, Prepared, Side, XdpRefused, has_tcx, object,
 };
@@ -453,9 +453,7 @@ impl fmt::Display for Unsaved {
 
 /// For how many flows there are mappings at least; none if no egress translates.
 pub(super) fn mappings(config: &Config) -> Option<u32> {
-    let mut egresses = config.egress.values();
-    let translates = egresses.any(EgressConfig::is_translated);
-    translates.then_some(config.pinning.size)
+    config.translates().then_some(config.pinning.size)
 }
 
 /// How many flows are pinned, if they are.

@@ -3,11 +3,9 @@
 use std::collections::HashMap;
 use std::net::SocketAddrV4;
 
-use anyhow::Result;
 use breakout_common::nat::PORTS;
 
 use super::Controller;
-use crate::config::EgressConfig;
 use crate::control::{BusiestRemote, NatStatus};
 use crate::datapath::Mapping;
 
@@ -15,29 +13,19 @@ use crate::datapath::Mapping;
 const NEARLY_ALL: f64 = 0.8;
 
 impl Controller {
-    /// Whether the programs translate at any egress.
-    pub(super) fn translates(&self) -> bool {
-        let mut egresses = self.config.egress.values();
-        egresses.any(EgressConfig::is_translated)
-    }
-
     /// Forgets idle mappings, and counts the others.
     pub(super) fn tidy_mappings(&mut self) {
-        let counted = match self.translates() {
-            true => self.datapath.tidy_mappings().and_then(|()| self.count()),
-            false => Ok(None),
-        };
-        match counted {
-            Ok(nat) => self.nat_status = nat,
+        if !self.config.translates() {
+            self.nat_status = None;
+            return;
+        }
+        match self.datapath.tidy_mappings() {
+            Ok(mappings) => self.nat_status = Some(status_of(&mappings)),
             Err(error) => tracing::warn!("cannot tidy the table of mappings: {error:#}"),
         }
     }
 
-    fn count(&self) -> Result<Option<NatStatus>> {
-        Ok(Some(status_of(&self.datapath.mappings()?)))
-    }
-
-    /// What to say of public ports that run out.
+    /// Says that public ports run out, if they do.
     pub(super) fn port_alert(&self) -> Option<String> {
         let busiest = self.nat_status.as_ref()?.busiest.as_ref()?;
         let share = f64::from(busiest.ports_used) / f64::from(PORTS);
@@ -52,7 +40,7 @@ impl Controller {
 
     /// The mappings of flows, by client, remote, and whether it is TCP; none where nothing is translated.
     pub(super) fn public_ports(&self) -> HashMap<(SocketAddrV4, SocketAddrV4, bool), u16> {
-        if !self.translates() {
+        if !self.config.translates() {
             return HashMap::new();
         }
         let mappings = self.datapath.mappings().unwrap_or_default();
@@ -102,7 +90,6 @@ mod tests {
             remote: remote.parse().unwrap(),
             is_tcp,
             port: 20_000,
-            egress: 0,
             is_open: true,
             region: 3,
         };

@@ -36,8 +36,6 @@ pub struct Mapping {
     pub is_tcp: bool,
     /// The public port.
     pub port: u16,
-    /// The index of the egress that its last packet took.
-    pub egress: u8,
     /// Whether it has not begun to close.
     pub is_open: bool,
     /// What its remote shares with others that are in the same part of the table: the public ports.
@@ -101,14 +99,15 @@ impl DataPath {
         Ok(MappingTable::open(&self.lasting_map(MAPPINGS)?, None)?.mappings())
     }
 
-    /// Gives up mappings that nobody has used for too long. To be called every few seconds.
+    /// Gives up mappings that nobody has used for too long, and returns the others. To be called every few seconds.
     ///
     /// # Errors
     ///
     /// As [`mappings`](Self::mappings).
-    pub fn tidy_mappings(&self) -> Result<()> {
-        MappingTable::open(&self.lasting_map(MAPPINGS)?, None)?.tidy();
-        Ok(())
+    pub fn tidy_mappings(&self) -> Result<Vec<Mapping>> {
+        let table = MappingTable::open(&self.lasting_map(MAPPINGS)?, None)?;
+        table.tidy();
+        Ok(table.mappings())
     }
 }
 
@@ -148,7 +147,6 @@ impl MappingTable {
                 remote: SocketAddrV4::new(address(second_word), (first & 0xffff) as u16),
                 is_tcp: facts.is_tcp(),
                 port: port_of(slot),
-                egress: facts.egress(),
                 is_open: facts.state() != State::Closing as u32,
                 region: slot / PORTS,
             })

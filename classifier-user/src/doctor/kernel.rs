@@ -6,7 +6,7 @@ use std::path::Path;
 use super::{Finding, Level};
 use breakout_common::nat::{FIRST_PORT, LAST_PORT};
 
-use crate::config::{Config, EgressConfig};
+use crate::config::Config;
 use crate::tool;
 
 pub(super) async fn examine(config: &Config) -> Vec<Finding> {
@@ -181,13 +181,12 @@ fn vrf(config: &Config) -> Vec<Finding> {
 
 /// The ports of the gateway's own sockets, which must not be those of clients' flows.
 fn local_ports(config: &Config) -> Option<Finding> {
-    let translates = config.egress.values().any(EgressConfig::is_translated);
     let read = |name: &str| {
         let path = Path::new("/proc/sys/net/ipv4").join(name);
         fs::read_to_string(path).ok()
     };
     let (range, reserved) = (
-        read("ip_local_port_range").filter(|_| translates)?,
+        read("ip_local_port_range").filter(|_| config.translates())?,
         read("ip_local_reserved_ports").unwrap_or_default(),
     );
     let (first, last) = taken(&range, &reserved)?;

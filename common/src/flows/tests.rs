@@ -33,10 +33,11 @@ const LIMITS: Limits = Limits {
     only_free: false,
 };
 
-struct Table(Vec<[AtomicU64; SET_WORDS]>);
+/// A table in memory.
+pub(crate) struct Table(Vec<[AtomicU64; SET_WORDS]>);
 
 impl Table {
-    fn new(sets: usize) -> Self {
+    pub(crate) fn new(sets: usize) -> Self {
         Table((0..sets).map(|_| Default::default()).collect())
     }
 

@@ -2,7 +2,6 @@
 
 use super::{FIRST_PORT, LEAST_SETS, PORTS, is_public};
 use crate::flows::{Facts, Key, PER_SET, Set, SetSecret, Sets, State};
-use crate::path::Flow;
 
 /// The key of the mapping of a flow: its source address and ports, and its destination, as the words of an entry; the second one with
 /// its [kind](Key::kind).
@@ -13,18 +12,6 @@ pub const fn key(first: u64, second: u64, secret: &SetSecret) -> Key {
     let region = region(remote, port, second & Key::TCP, secret);
     let (one, other) = (flow.set(LEAST_SETS - 1), flow.other_set(LEAST_SETS - 1));
     flow.in_sets(region | one, region | other)
-}
-
-/// The words by which [`key`] finds a flow's mapping.
-#[inline(always)]
-pub const fn key_of(flow: &Flow) -> (u64, u64) {
-    let (source, ports) = (flow.source.1 & 0xffff_ffff, flow.facts >> 32);
-    let kind = if flow.facts & Flow::TCP != 0 {
-        Key::TCP
-    } else {
-        0
-    };
-    (source << 32 | ports, flow.destination.1 << 32 | kind)
 }
 
 /// The first set of the region of a remote address, port and protocol, in a table of any size.

@@ -1,34 +1,14 @@
 extern crate std;
 
-use core::sync::atomic::AtomicU64;
 use std::collections::HashMap;
 use std::vec::Vec;
 
 use super::*;
-use crate::flows::{Facts, Kept, Key, SET_WORDS, Secret, Sets, State, find, keep};
+use crate::flows::tests::Table;
+use crate::flows::{Facts, Kept, Key, Secret, State, find, keep};
 use crate::frame::{Frame, folded};
 use crate::network::network;
 use crate::packet::plain_v4;
-
-struct Table(Vec<[AtomicU64; SET_WORDS]>);
-
-impl Table {
-    fn new(sets: u32) -> Self {
-        Table((0..sets).map(|_| Default::default()).collect())
-    }
-}
-
-impl<'a> Sets for &'a Table {
-    type Set = &'a [AtomicU64; SET_WORDS];
-
-    fn mask(&self) -> u32 {
-        u32::try_from(self.0.len() - 1).unwrap()
-    }
-
-    fn set(&self, index: u32) -> Option<Self::Set> {
-        self.0.get(index as usize)
-    }
-}
 
 /// Numbers that look like chance, the same in each run (SplitMix64).
 struct Numbers(u64);
@@ -59,7 +39,7 @@ fn opening(key: &Key, now: u32) -> Facts {
 #[test]
 fn a_public_port_leads_back_to_its_client_and_to_nobody_else() {
     let secret = Secret::of(SECRET).sets;
-    let table = &Table::new(16 * LEAST_SETS);
+    let table = &Table::new(16 * LEAST_SETS as usize);
     let mut numbers = Numbers(1);
     let mut taken = HashMap::new();
     for at in 0..40_000u64 {
@@ -123,7 +103,7 @@ fn a_public_port_leads_back_to_its_client_and_to_nobody_else() {
 #[test]
 fn one_remote_fills_its_region_nearly_to_the_last_port() {
     let secret = Secret::of(SECRET).sets;
-    let table = &Table::new(2 * LEAST_SETS);
+    let table = &Table::new(2 * LEAST_SETS as usize);
     let mut kept = 0;
     for at in 0..u64::from(PORTS) {
         let first = (0x0a00_0000 + at / 200) << 32 | (2000 + at % 200) << 16 | 443;
