@@ -13,8 +13,8 @@ use breakout_tests::seen;
 use crate::Test;
 use crate::any_link::{forwards_nothing, leave_by_the_egress};
 
-const VIRTIO: &str = "redirect_between_cards_of_virtio_net";
-const VMXNET3: &str = "redirect_between_cards_of_vmxnet3";
+pub(crate) const VIRTIO: &str = "redirect_between_cards_of_virtio_net";
+pub(crate) const VMXNET3: &str = "redirect_between_cards_of_vmxnet3";
 
 pub(crate) const TESTS: &[Test] = &[
     (VIRTIO, || between("virtio_net")),

@@ -18,8 +18,8 @@ pub(crate) const TESTS: &[Test] = &[
     (NETEM, lossy_link),
 ];
 
-const VLAN: &str = "a_vlan_interface_is_a_lan_like_any_other";
-const NETEM: &str = "a_link_that_delays_and_loses_packets_is_no_obstacle";
+pub(crate) const VLAN: &str = "a_vlan_interface_is_a_lan_like_any_other";
+pub(crate) const NETEM: &str = "a_link_that_delays_and_loses_packets_is_no_obstacle";
 
 /// Why this kernel cannot run a test of a kind of link, if so.
 pub(crate) fn lacks(name: &str) -> Option<&'static str> {

@@ -34,6 +34,7 @@ mod reload;
 mod replay;
 mod routing;
 mod seeing;
+mod selection;
 mod several;
 mod sound;
 mod switch;
@@ -68,74 +69,6 @@ const NEEDS: &[(&str, u32, u32)] = &[("an_egress_that_takes_no_frames_now_is_lef
 /// Tests of what newer kernels do otherwise: name, and the first of those.
 const BEFORE: &[(&str, u32, u32)] = &[("a_clsact_qdisc_that_is_deleted_is_put_back", 6, 6)];
 
-/// Tests for which the kernel makes no difference, beside those of whole modules.
-const OF_NO_KERNEL: &[&str] = &[
-    "a_bad_list_or_config_changes_nothing",
-    "a_call_that_returns_with_its_ports_is_translated",
-    "a_cleared_mark_is_an_alert",
-    "a_config_typo_is_refused",
-    "a_failed_installation_leaves_the_one_before_in_force",
-    "a_flapping_link_splits_and_loses_nothing",
-    "a_gateway_beyond_the_prefix_is_reached_by_its_route",
-    "a_gateway_that_is_not_on_link_is_refused",
-    "a_huge_broken_list_costs_little",
-    "a_lan_interface_that_is_missing_holds_up_no_other",
-    "a_full_link_ends_no_connection",
-    "a_link_that_is_down_at_the_start_is_waited_for",
-    "a_link_whose_flows_are_answered_is_not_dead",
-    "a_next_hop_with_another_mac_is_followed",
-    "a_relay_that_is_silent_costs_the_media_only",
-    "a_rule_that_only_looks_like_ours_is_replaced",
-    "a_second_controller_is_refused",
-    "an_egress_interface_that_comes_back_is_used_again",
-    "an_egress_without_any_gateway_is_refused",
-    "bad_lists_are_refused",
-    "commands_without_a_controller_say_so",
-    "doctor_follows_packets_through_the_firewall",
-    "flows_of_a_gap_of_our_rules_are_translated_again",
-    "golden_verdicts_by_explain",
-    "half_a_table_of_flows_keeps_nobody_from_starting",
-    "media_leaves_a_lossy_link_and_mail_stays",
-    "missing_interfaces_are_refused",
-    "our_table_is_made_again_if_somebody_flushes_all",
-    "pins_of_a_version_before_are_carried_over",
-    "pins_that_are_removed_are_put_back",
-    "probes_are_few",
-    "probes_of_each_kind_are_answered",
-    "redirect_beside_an_xdp_program_of_others",
-    "redirect_from_a_lan_that_refuses_xdp",
-    "replay_of_a_damaged_capture_says_so",
-    "replay_sums_up",
-    "sighup_reloads",
-    "somebody_elses_translation_is_an_alert",
-    "the_manuals_export_of_routes_follows_the_list",
-    "the_manuals_policy_is_tried_and_applied",
-    "the_operators_own_nat_is_moved_along",
-    "trace_logs_decisions_only_when_asked",
-    "traceroute_shows_the_gateway_in_redirect_mode",
-    "unload_removes_our_table_too",
-    "what_a_bypass_moves_is_translated_afresh",
-    "what_a_hard_rule_moves_is_translated_afresh",
-    "what_a_stop_moves_is_translated_afresh",
-    "without_root_it_says_so",
-    "a_new_public_address_is_used_at_once",
-    "a_translating_egress_leaves_others_alone",
-    "masquerading_moves_from_the_kernel_to_the_programs",
-    "public_ports_stay_over_a_failover",
-    "public_ports_that_run_out_are_an_alert",
-    "strangers_do_not_get_in_by_a_public_port",
-    "translated_flows_keep_their_public_ports",
-    "clients_hear_that_a_port_is_closed",
-    "redirect_by_tc_says_what_it_leaves",
-    "redirect_follows_a_new_mac_of_the_next_hop",
-    "redirect_that_translates_answers_what_is_too_long",
-    "redirect_to_a_macvlan",
-    "redirect_whose_replies_a_firewall_drops_takes_the_next_choice",
-    "redirect_without_next_hop_is_forwarded_by_the_kernel",
-    "tcp_finds_a_narrow_link_behind_a_redirecting_egress",
-    "tcp_finds_a_narrow_link_behind_a_translating_egress",
-];
-
 /// Tests of what else runs on gateways: the start of their names, and the program.
 const TOOLS: &[(&str, &str)] = &[
     ("squid_", "squid"),
@@ -165,46 +98,6 @@ fn lacks_tool(name: &str) -> bool {
         }
         !is_there
     })
-}
-
-/// Whether a test is left out under this kernel because others show as much; says so. BREAKOUT_TEST_KERNEL is `oldest` for
-/// what any kernel but the machine's own can show, and `other` for what each of them may do differently: programs, maps and links.
-fn is_shown_elsewhere(name: &str) -> bool {
-    let is_of = |modules: &[&[Test]]| modules.concat().iter().any(|(test, _)| *test == name);
-    let is_same = OF_NO_KERNEL.contains(&name)
-        || is_of(&[
-            follow::TESTS,
-            feed::TESTS,
-            orders::TESTS,
-            thousand::TESTS,
-            messages::TESTS,
-            boundaries::TESTS,
-            failover::TESTS,
-            unmoved::TESTS,
-            families::TESTS,
-            several::TESTS,
-            pinning::TESTS,
-            seeing::TESTS,
-            policy::TESTS,
-        ]);
-    let is_of_links = is_of(&[
-        egress::TESTS,
-        translation::TESTS,
-        links::TESTS,
-        probes::TESTS,
-        icmp::TESTS,
-        routing::TESTS,
-        reload::TESTS,
-        replay::TESTS,
-        bad_input::TESTS,
-    ]);
-    let why = match std::env::var("BREAKOUT_TEST_KERNEL").as_deref() {
-        Ok("oldest" | "other") if is_same => "the same under every kernel",
-        Ok("other") if is_of_links => "shown under the oldest kernel and the machine's own",
-        _ => return false,
-    };
-    println!("skipped: {name}: {why}");
-    true
 }
 
 /// Whether this kernel lacks what a test needs; says so.
@@ -303,12 +196,13 @@ fn main() -> ExitCode {
         messages::TESTS,
     ]
     .concat();
+    selection::check(&tests);
     if let Some(reason) = &missing {
         println!("skipped: {} kernel tests: {reason}", tests.len());
     }
     let trials = tests.into_iter().map(|(name, test)| {
         Trial::test(name, move || attempt(name, test)).with_ignored_flag(
-            missing.is_some() || is_shown_elsewhere(name) || lacks(name) || lacks_tool(name),
+            missing.is_some() || selection::leaves_out(name) || lacks(name) || lacks_tool(name),
         )
     });
     libtest_mimic::run(&arguments, trials.collect()).exit_code()

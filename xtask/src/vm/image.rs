@@ -317,7 +317,7 @@ pub(super) fn make_executable(path: &Path) -> Result<()> {
     )?)
 }
 
-/// Writes what the machine runs first. The oldest kernel has more tests than the others.
+/// Writes what the machine runs first: the tests that the filter matches, or a selection, which is larger for the oldest kernel.
 pub(super) fn init_script(is_oldest: bool, filter: Option<&str>) -> String {
     // One kernel with the service's account, as Debian 12 runs it, and one with root's.
     let (account, kernel) = if is_oldest {
@@ -325,6 +325,7 @@ pub(super) fn init_script(is_oldest: bool, filter: Option<&str>) -> String {
     } else {
         ("root", "other")
     };
+    let kernel = filter.map_or(kernel, |_| "");
     let modules = MODULES.join(" ");
     let filter = filter.unwrap_or_default();
     format!(

@@ -41,7 +41,7 @@ pub(crate) struct Arguments {
     /// unless there is a filter.
     #[arg(long, value_enum, default_value = "x86_64")]
     arch: dist::Machine,
-    /// Run only the tests whose names contain this.
+    /// Run the tests whose names contain this, and no selection.
     #[arg(long)]
     filter: Option<String>,
 }
