@@ -4,6 +4,7 @@ mod adopt;
 mod any_link;
 mod bad_input;
 mod boundaries;
+mod captive;
 mod cards;
 mod cleanup;
 mod egress;
@@ -171,6 +172,7 @@ fn main() -> ExitCode {
         several::TESTS,
         links::TESTS,
         probes::TESTS,
+        captive::TESTS,
         pinning::TESTS,
         icmp::TESTS,
         proxies::TESTS,

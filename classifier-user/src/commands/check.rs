@@ -15,6 +15,7 @@ use crate::control::{ListSummary, Unusable};
 use crate::controller::summary;
 use crate::doctor::{Finding, Level, examine};
 use crate::exit::{Code, WithCode};
+use crate::health;
 use crate::policy::{Build, sign_in_notes};
 use crate::ruleset::{Rule, Ruleset, compile};
 
@@ -174,6 +175,10 @@ fn warnings(offline: &Offline) -> Result<Vec<String>> {
         if !file.is_file() {
             warnings.push(format!("[list] there is no file {}", file.display()));
         }
+    }
+    let ca_file = offline.config.health.ca_file.as_deref();
+    if let Err(error) = health::check_ca_file(ca_file) {
+        warnings.push(format!("{error:#}"));
     }
     if offline.config.shadow {
         warnings

@@ -1,6 +1,7 @@
 //! `[egress.NAME]`, `[health]` and `[pinning]`.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use schemars::JsonSchema;
@@ -47,8 +48,8 @@ pub struct EgressConfig {
     /// `masquerade` with mode `route`.
     #[serde(default)]
     pub skip_dnat: Option<bool>,
-    /// What is probed through it, as `turn:HOST:PORT`, `stun:HOST:PORT`, `icmp:HOST`, `tcp:HOST:PORT`, `tls:HOST:PORT` or `http://HOST/`.
-    /// Chosen from the list when absent; nothing if empty.
+    /// What is probed through it, as `turn:HOST:PORT`, `stun:HOST:PORT`, `icmp:HOST`, `tcp:HOST:PORT`, `tls:HOST:PORT`,
+    /// `http://HOST/` or `http://HOST/ STATUS`. Chosen from the list when absent; nothing if empty.
     #[serde(default)]
     #[schemars(with = "Option<Vec<String>>")]
     pub probes: Option<OneOrMany<Target>>,
@@ -89,6 +90,8 @@ pub struct HealthConfig {
     pub loss: Share,
     /// Everything leaves an egress whose probes take so long, and comes back below half of it.
     pub latency: Span,
+    /// A PEM file with further certificates to trust in `tls:` probes, for networks that intercept TLS knowingly.
+    pub ca_file: Option<PathBuf>,
 }
 
 impl Default for HealthConfig {
@@ -101,6 +104,7 @@ impl Default for HealthConfig {
             media_latency: Span(Duration::from_millis(300)),
             loss: Share::percent(40),
             latency: Span(Duration::from_millis(800)),
+            ca_file: None,
         }
     }
 }

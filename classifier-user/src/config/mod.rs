@@ -187,6 +187,9 @@ impl Config {
     /// The directory of the configuration file makes relative paths in it absolute.
     fn resolve_paths(&mut self, base: &Path) {
         self.list.resolve_paths(base);
+        if let Some(file) = &mut self.health.ca_file {
+            *file = base.join(&*file);
+        }
         for file in self
             .custom
             .iter_mut()

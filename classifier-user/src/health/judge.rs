@@ -52,6 +52,9 @@ pub struct Standing {
     pub since: Timestamp,
     /// Why it is not `up`, or why it is so only now.
     pub why: Option<String>,
+    /// Whether somebody else answers for Microsoft there, such as a captive portal.
+    #[serde(default)]
+    pub captive: bool,
     /// What the probes measure; without any if there are none.
     pub measure: Option<Measure>,
     /// The answers to flows there; none if flows are not remembered.
@@ -240,6 +243,7 @@ impl Judge {
             standard: self.seats[0].works,
             media: self.seats[1].works,
             congested: self.is_congested,
+            captive: (self.measure.as_ref()).is_some_and(|measure| measure.captive.is_some()),
             score: (self.score * 10.0).round() / 10.0,
             since: self.since,
             why: why.next(),
@@ -272,9 +276,16 @@ fn fault(
     // To come back it must be twice as good as it had to be to stay.
     let scale = if works { 1.0 } else { 0.5 };
     // Where flows are answered, it is the probes that are not.
-    let is_proved = works && life.is_alive && class == Class::Standard;
+    let is_proved = works && life.is_alive && class == Class::Standard && measure.captive.is_none();
+    let captive = measure
+        .captive
+        .as_ref()
+        .map(|who| format!("captive: {who}"));
     if measure.alive == Some(false) && is_proved {
         return None;
+    }
+    if let (Some(false), Some(captive)) = (measure.alive, &captive) {
+        return Some(captive.clone());
     }
     if measure.alive == Some(false) {
         let errors = measure.targets.iter().find_map(|target| {
@@ -304,7 +315,7 @@ fn fault(
         return Some(format!("answers take {time:.0} ms"));
     }
     if class == Class::Standard && measure.doors == Some(false) && !is_proved {
-        return Some("no front door answers over TCP".to_owned());
+        return captive.or(Some("no front door answers over TCP".to_owned()));
     }
     None
 }

@@ -6,11 +6,14 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Target;
+use super::probe::Failure;
 
 /// Unanswered quick probes in a row, over all targets, after which an egress is dead.
 pub(super) const DEAD_AFTER: u32 = 7;
 /// Unanswered tries in a row after which a TCP, TLS or HTTP target does not answer.
 pub(super) const SLOW_DEAD_AFTER: u32 = 3;
+/// Answers of somebody else after which the link leads to them.
+const FOREIGN_AFTER: u32 = 2;
 
 /// One target's answers.
 #[derive(Clone, Debug)]
@@ -20,6 +23,8 @@ pub(super) struct Meter {
     pub(super) is_proven: bool,
     /// Unanswered probes in a row.
     pub(super) misses: u32,
+    /// Probes that somebody else answered since the target did.
+    foreign: u32,
     loss: f64,
     /// The loss before the misses in a row.
     loss_before: f64,
@@ -37,6 +42,7 @@ impl Meter {
             target,
             is_proven: false,
             misses: 0,
+            foreign: 0,
             loss: 0.0,
             loss_before: 0.0,
             latency: None,
@@ -47,7 +53,7 @@ impl Meter {
     }
 
     /// Takes in how long an answer took, or why there was none.
-    pub(super) fn note(&mut self, outcome: Result<Duration, String>) {
+    pub(super) fn note(&mut self, outcome: Result<Duration, Failure>) {
         // Exponentially weighted moving averages (as in RFC 6298 for the latency). One lost probe, or two, must not reach the
         // smallest limit for loss that makes sense, 2 %.
         let weight = if self.target.kind.is_quick() {
@@ -74,9 +80,10 @@ impl Meter {
                 self.loss -= self.loss * loss_weight;
                 self.is_proven = true;
                 self.misses = 0;
+                self.foreign = 0;
                 self.why = None;
             }
-            Err(why) => {
+            Err(failure) => {
                 if self.misses == 0 {
                     self.loss_before = self.loss;
                 }
@@ -84,6 +91,9 @@ impl Meter {
                     self.loss += (1.0 - self.loss) * loss_weight;
                 }
                 self.misses = self.misses.saturating_add(1);
+                let is_foreign = matches!(failure, Failure::Foreign(_));
+                self.foreign = self.foreign.saturating_add(is_foreign.into());
+                let (Failure::Silence(why) | Failure::Foreign(why)) = failure;
                 self.why = Some(why);
             }
         }
@@ -141,6 +151,12 @@ impl Meter {
         Duration::from_secs_f64(usual.clamp(least, most) / 1000.0)
     }
 
+    /// Tells whether it may turn out that somebody else answers, or that nobody does.
+    fn is_open(&self) -> bool {
+        let is_unknown = !self.is_proven && self.misses == 0;
+        self.target.is_verifiable() && (is_unknown || (1..FOREIGN_AFTER).contains(&self.foreign))
+    }
+
     fn report(&self) -> TargetReport {
         TargetReport {
             target: self.target.clone(),
@@ -179,6 +195,9 @@ pub struct Measure {
     pub relays: Option<bool>,
     /// Whether a TCP, TLS or HTTP target answers; null while that is not known.
     pub doors: Option<bool>,
+    /// Who answers in the place of the TLS and HTTP targets, as a captive portal does; null if nobody is known to.
+    #[serde(default)]
+    pub captive: Option<String>,
     /// The share of probes that is lost, from 0 to 1.
     pub loss: f64,
     /// How long answers take, in milliseconds.
@@ -209,13 +228,20 @@ impl Measure {
                 .map(|meter| meter.misses < SLOW_DEAD_AFTER)
                 .reduce(|a, b| a || b)
         };
-        let doors = slow_alive(&mut proven(false));
+        let captive = captive(meters);
+        let doors = match captive {
+            Some(_) => Some(false),
+            None => slow_alive(&mut proven(false)),
+        };
         let relays = (proven(true).next().is_some()).then_some(silence < DEAD_AFTER);
         let alive = if relays == Some(true) {
             relays
         } else if relays == Some(false) {
             // Where others answer, it is only the relays that do not.
             Some(door_opened && doors == Some(true))
+        } else if captive.is_none() && meters.iter().any(Meter::is_open) {
+            // Whoever intercepts connections accepts them too.
+            None
         } else if doors.is_some() {
             doors
         } else {
@@ -238,6 +264,7 @@ impl Measure {
             alive,
             relays,
             doors,
+            captive,
             loss: best.map_or(0.0, |meter| meter.loss),
             latency_ms: best.and_then(|meter| meter.latency),
             idle_latency_ms: best.and_then(|meter| meter.idle),
@@ -259,6 +286,17 @@ impl Measure {
     }
 }
 
+/// Says who answers in the place of targets, if none is answered by itself.
+fn captive(meters: &[Meter]) -> Option<String> {
+    let verifiable = || meters.iter().filter(|meter| meter.target.is_verifiable());
+    if verifiable().any(|meter| meter.is_proven && meter.misses == 0) {
+        return None;
+    }
+    let intercepted = verifiable().find(|meter| meter.foreign >= FOREIGN_AFTER)?;
+    let why = intercepted.why.as_deref().unwrap_or_default();
+    Some(format!("{}: {why}", intercepted.target))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -267,9 +305,13 @@ mod tests {
         Meter::new(text.parse().unwrap())
     }
 
+    fn silent() -> Result<Duration, Failure> {
+        Err(Failure::Silence("no answer".to_owned()))
+    }
+
     fn missed(meter: &mut Meter, times: u32) {
         for _ in 0..times {
-            meter.note(Err("no answer".to_owned()));
+            meter.note(silent());
         }
     }
 
@@ -301,7 +343,7 @@ mod tests {
         let mut relay = meter("stun:192.0.2.1");
         for number in 0..600 {
             relay.note(if number % 5 == 4 {
-                Err(String::new())
+                silent()
             } else {
                 Ok(Duration::from_millis(40))
             });
@@ -374,6 +416,48 @@ mod tests {
     }
 
     #[test]
+    fn whoever_answers_in_a_servers_place_is_no_way_out() {
+        let foreign = || Err(Failure::Foreign("another certificate".to_owned()));
+        let answered = || Ok(Duration::from_millis(5));
+        let (mut relay, mut door) = (meter("turn:192.0.2.1"), meter("tcp:192.0.2.2:443"));
+        let mut named = meter("tls:front.example");
+        door.note(answered());
+        let measure = |relay: &Meter, named: &Meter, silence| {
+            Measure::of(&[relay.clone(), door.clone(), named.clone()], silence, true)
+        };
+        // A portal takes the connection before it shows its certificate.
+        assert_eq!(measure(&relay, &named, 0).alive, None);
+        named.note(foreign());
+        assert_eq!(measure(&relay, &named, 0).alive, None, "it may be a slip");
+        named.note(foreign());
+        let captured = measure(&relay, &named, 0);
+        assert_eq!((captured.alive, captured.doors), (Some(false), Some(false)));
+        assert_eq!(
+            captured.captive.as_deref(),
+            Some("tls:front.example:443: another certificate")
+        );
+        // Silence tells nothing new.
+        missed(&mut named, 20);
+        assert!(measure(&relay, &named, 0).captive.is_some());
+        // Where relays answer, only TLS is intercepted.
+        relay.note(answered());
+        let intercepted = measure(&relay, &named, 0);
+        assert_eq!(
+            (intercepted.alive, intercepted.doors),
+            (Some(true), Some(false))
+        );
+        assert_eq!(measure(&relay, &named, DEAD_AFTER).alive, Some(false));
+        named.note(answered());
+        let free = measure(&relay, &named, 0);
+        assert_eq!((free.captive, free.doors), (None, Some(true)));
+        // One host that is intercepted does not speak for all.
+        let mut other = meter("http://front.example/ 204");
+        other.note(foreign());
+        other.note(foreign());
+        assert_eq!(Measure::of(&[named, other], 0, false).captive, None);
+    }
+
+    #[test]
     fn a_link_that_has_become_slow_is_alive_again() {
         for (target, before, after) in [("icmp:192.0.2.1", 20, 900), ("tls:192.0.2.1", 60, 2500)] {
             let mut meter = meter(target);
@@ -382,11 +466,7 @@ mod tests {
                 let time = Duration::from_millis(if number < 100 { before } else { after });
                 let is_heard = time <= meter.timeout();
                 silence = if is_heard { 0 } else { silence + 1 };
-                meter.note(if is_heard {
-                    Ok(time)
-                } else {
-                    Err(String::new())
-                });
+                meter.note(if is_heard { Ok(time) } else { silent() });
             }
             let measure = Measure::of(&[meter], silence, false);
             assert_eq!(measure.alive, Some(true), "{target}");

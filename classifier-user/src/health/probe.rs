@@ -2,20 +2,22 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, RootCertStore};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
+use super::peer::Trust;
 use super::stun::{Answer, Method, Request};
 use super::{Kind, Target};
 use crate::links::{PROBE_TOS, ProbeWay};
+
+/// The status that is a captive portal's alone (RFC 6585, section 6).
+const NETWORK_AUTHENTICATION_REQUIRED: u16 = 511;
 
 /// By which way probes leave.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +38,21 @@ pub(super) struct Answered {
     pub(super) method: Option<Method>,
 }
 
+/// Why a probe failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// The target did not answer.
+    Silence(String),
+    /// Somebody answered in its place.
+    Foreign(String),
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Failure::Silence(error.to_string())
+    }
+}
+
 /// Probes a target once; a relay by the method that it answers, if that is known. Returns the answer, or why there is none. Where
 /// nothing comes back it waits for ever; the caller has `patience`.
 pub(super) async fn probe(
@@ -43,24 +60,22 @@ pub(super) async fn probe(
     address: SocketAddr,
     method: Option<Method>,
     bound: &Bound,
+    trust: &Trust,
     patience: Duration,
-) -> Result<Answered, String> {
+) -> Result<Answered, Failure> {
     let started = Instant::now();
-    let attempt = async {
-        match target.kind {
-            Kind::Turn => return turn(address, method, bound, patience).await,
-            Kind::Stun => stun(address, bound).await?,
-            Kind::Icmp => icmp(address.ip(), bound).await?,
-            Kind::Tcp => drop(connect(address, bound).await?),
-            Kind::Tls => tls(target, address, bound).await?,
-            Kind::Http => http(target, address, bound).await?,
-        }
-        Ok(Answered {
-            took: started.elapsed(),
-            method: None,
-        })
-    };
-    attempt.await.map_err(|error: io::Error| error.to_string())
+    match target.kind {
+        Kind::Turn => return Ok(turn(address, method, bound, patience).await?),
+        Kind::Stun => stun(address, bound).await?,
+        Kind::Icmp => icmp(address.ip(), bound).await?,
+        Kind::Tcp => drop(connect(address, bound).await?),
+        Kind::Tls => tls(target, address, bound, trust).await?,
+        Kind::Http => http(target, address, bound).await?,
+    }
+    Ok(Answered {
+        took: started.elapsed(),
+        method: None,
+    })
 }
 
 fn socket(
@@ -208,44 +223,53 @@ async fn connect(address: SocketAddr, bound: &Bound) -> io::Result<TcpStream> {
         .await
 }
 
-async fn tls(target: &Target, address: SocketAddr, bound: &Bound) -> io::Result<()> {
+async fn tls(
+    target: &Target,
+    address: SocketAddr,
+    bound: &Bound,
+    trust: &Trust,
+) -> Result<(), Failure> {
     let stream = connect(address, bound).await?;
     let name = ServerName::try_from(target.host.clone()).map_err(io::Error::other)?;
-    let provider = rustls::crypto::ring::default_provider();
-    let config = ClientConfig::builder_with_provider(Arc::new(provider))
-        .with_safe_default_protocol_versions()
-        .map_err(io::Error::other)?
-        .with_root_certificates(RootCertStore::empty())
-        .with_no_client_auth();
-    match TlsConnector::from(Arc::new(config))
-        .connect(name, stream)
-        .await
-    {
-        Ok(_) => Ok(()),
-        // No certificate is trusted here, nor is anything sent. That there is one means that a server speaks TLS.
-        Err(error) => match error.get_ref().and_then(|inner| inner.downcast_ref()) {
-            Some(rustls::Error::InvalidCertificate(_) | rustls::Error::AlertReceived(_)) => Ok(()),
-            _ => Err(error),
-        },
+    let (config, is_checked) = trust.config(&name);
+    let Err(error) = TlsConnector::from(config).connect(name, stream).await else {
+        return Ok(());
+    };
+    match error.get_ref().and_then(|inner| inner.downcast_ref()) {
+        Some(rustls::Error::InvalidCertificate(why)) if is_checked => Err(Failure::Foreign(
+            format!("the certificate is not that of {}: {why}", target.host),
+        )),
+        // That there is a certificate, or a refusal, means that a server speaks TLS.
+        Some(rustls::Error::InvalidCertificate(_) | rustls::Error::AlertReceived(_)) => Ok(()),
+        _ => Err(error.into()),
     }
 }
 
-async fn http(target: &Target, address: SocketAddr, bound: &Bound) -> io::Result<()> {
+async fn http(target: &Target, address: SocketAddr, bound: &Bound) -> Result<(), Failure> {
     let mut stream = connect(address, bound).await?;
     let request = format!(
         "HEAD {} HTTP/1.1\r\nHost: {}\r\nUser-Agent: breakout\r\nConnection: close\r\n\r\n",
         target.path, target.host
     );
     stream.write_all(request.as_bytes()).await?;
-    let mut start = [0; 5];
+    let mut start = [0; "HTTP/1.1 200".len()];
     stream.read_exact(&mut start).await?;
-    if start != *b"HTTP/" {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            "the answer is not HTTP",
-        ));
+    let not_http = || io::Error::new(io::ErrorKind::InvalidData, "the answer is not HTTP");
+    let start = str::from_utf8(&start).map_err(|_| not_http())?;
+    let (version, status) = start.split_once(' ').ok_or_else(not_http)?;
+    let status: u16 = status.parse().map_err(|_| not_http())?;
+    if !version.starts_with("HTTP/") {
+        return Err(not_http().into());
     }
-    Ok(())
+    match target.expects {
+        Some(expected) if status != expected => Err(Failure::Foreign(format!(
+            "the status is {status} instead of {expected}"
+        ))),
+        None if status == NETWORK_AUTHENTICATION_REQUIRED => Err(Failure::Foreign(
+            "the network asks for a log-in (status 511)".to_owned(),
+        )),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]

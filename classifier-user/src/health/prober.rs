@@ -16,7 +16,8 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::meter::{DEAD_AFTER, Meter, SLOW_DEAD_AFTER};
-use super::probe::{Answered, Bound, probe};
+use super::peer::Trust;
+use super::probe::{Answered, Bound, Failure, probe};
 use super::stun::Method;
 use super::{Measure, Target};
 use crate::config::HealthConfig;
@@ -118,8 +119,11 @@ impl Probers {
             if !self.running.iter().any(|(running, _)| **running == path) {
                 let path = Arc::new(path);
                 let links = self.links.clone();
-                let prober = Prober::new(Arc::clone(&path), links, Arc::clone(&self.reports));
-                let task = self.runtime.spawn(prober.run());
+                let (of_path, reports) = (Arc::clone(&path), Arc::clone(&self.reports));
+                // It reads certificates, for which nobody waits here.
+                let task = self
+                    .runtime
+                    .spawn(async move { Prober::new(of_path, links, reports).run().await });
                 self.running.push((path, task.abort_handle()));
             }
         }
@@ -176,12 +180,13 @@ struct Outcome {
     was_silent: bool,
     /// Whether it had been taken for lost.
     is_late: bool,
-    answer: Result<Answered, String>,
+    answer: Result<Answered, Failure>,
 }
 
 struct Prober {
     path: Arc<Path>,
     bound: Bound,
+    trust: Trust,
     routes: Option<ProbeRoutes>,
     meters: Vec<Meter>,
     addresses: Vec<Option<SocketAddr>>,
@@ -211,6 +216,7 @@ impl Prober {
         let now = Instant::now();
         let meters: Vec<Meter> = path.targets.iter().cloned().map(Meter::new).collect();
         Prober {
+            trust: trust(path.health.ca_file.as_deref()),
             bound: Bound {
                 interface: path.interface.clone(),
                 mark: path.mark,
@@ -373,6 +379,7 @@ impl Prober {
             self.meters[index].timeout(),
         );
         let (bound, method) = (self.bound.clone(), self.methods[index]);
+        let trust = self.trust.clone();
         let was_silent = self.meters[index].is_silent();
         let routes = self.routes.clone();
         let outcomes = self.outcomes.0.clone();
@@ -396,15 +403,15 @@ impl Prober {
                 None => Ok(()),
             };
             if let Err(error) = led {
-                return tell(Err(format!("{error:#}")), false);
+                return tell(Err(Failure::Silence(format!("{error:#}"))), false);
             }
-            let attempt = probe(&target, address, method, &bound, patience);
+            let attempt = probe(&target, address, method, &bound, &trust, patience);
             tokio::pin!(attempt);
             match timeout(patience, &mut attempt).await {
                 Ok(answer) => tell(answer, false),
                 Err(_) => {
                     let why = format!("no answer within {} ms", patience.as_millis());
-                    tell(Err(why), false);
+                    tell(Err(Failure::Silence(why)), false);
                     if let Ok(Ok(answered)) = timeout(late, attempt).await {
                         tell(Ok(answered), true);
                     }
@@ -500,6 +507,14 @@ impl Prober {
             self.path.health.slow_interval.0.min(UNAIDED)
         }
     }
+}
+
+/// Whose certificates are believed. A file of them that cannot be read is nobody's reason to probe nothing.
+fn trust(ca_file: Option<&std::path::Path>) -> Trust {
+    Trust::new(ca_file).unwrap_or_else(|error| {
+        tracing::error!("probes verify certificates without it: {error:#}");
+        Trust::default()
+    })
 }
 
 /// The interval, up to a tenth shorter or longer, so that many gateways do not probe in step.

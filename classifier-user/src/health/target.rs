@@ -18,9 +18,9 @@ pub enum Kind {
     Icmp,
     /// A TCP connection.
     Tcp,
-    /// A TCP connection with a TLS handshake. The certificate is not looked at: who answers does not matter.
+    /// A TCP connection with a TLS handshake. The certificate must be that of the host, if it is given by name.
     Tls,
-    /// A request over HTTP, which any status answers.
+    /// A request over HTTP, which the expected status answers, or any.
     Http,
 }
 
@@ -65,6 +65,8 @@ pub struct Target {
     pub port: u16,
     /// The path of an HTTP request.
     pub path: String,
+    /// The status that answers an HTTP request; any does if there is none.
+    pub expects: Option<u16>,
 }
 
 impl Target {
@@ -76,6 +78,16 @@ impl Target {
             host,
             port,
             path,
+            expects: None,
+        }
+    }
+
+    /// Tells whether its answers show that nobody stands in its place.
+    pub fn is_verifiable(&self) -> bool {
+        match self.kind {
+            Kind::Tls => self.address().is_none(),
+            Kind::Http => self.expects.is_some(),
+            Kind::Stun | Kind::Turn | Kind::Icmp | Kind::Tcp => false,
         }
     }
 
@@ -91,13 +103,21 @@ impl FromStr for Target {
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = || {
             format!(
-                "\"{text}\" is no probe; there are: turn:HOST:PORT, stun:HOST:PORT, icmp:HOST, tcp:HOST:PORT, tls:HOST:PORT, http://HOST/"
+                "\"{text}\" is no probe; there are: turn:HOST:PORT, stun:HOST:PORT, icmp:HOST, tcp:HOST:PORT, tls:HOST:PORT, http://HOST/, http://HOST/ STATUS"
             )
         };
         let (kind, rest) = text.split_once(':').ok_or_else(wrong)?;
         let (kind, _) = *(Kind::ALL.iter())
             .find(|(_, name)| *name == kind)
             .ok_or_else(wrong)?;
+        let (rest, expects) = match (kind, rest.split_once(' ')) {
+            (Kind::Http, Some((rest, status))) => {
+                let status = status.parse().ok();
+                let status = status.filter(|status| (100..=599).contains(status));
+                (rest, Some(status.ok_or_else(wrong)?))
+            }
+            _ => (rest, None),
+        };
         let (rest, path) = match (kind, rest.strip_prefix("//")) {
             (Kind::Http, Some(rest)) => match rest.split_once('/') {
                 Some((host, path)) => (host, format!("/{path}")),
@@ -131,6 +151,7 @@ impl FromStr for Target {
             host: host.to_owned(),
             port: port.ok_or_else(wrong)?,
             path,
+            expects,
         })
     }
 }
@@ -149,7 +170,11 @@ impl fmt::Display for Target {
         if self.kind != Kind::Icmp {
             write!(f, ":{}", self.port)?;
         }
-        f.write_str(&self.path)
+        f.write_str(&self.path)?;
+        match self.expects {
+            Some(status) => write!(f, " {status}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -185,6 +210,10 @@ mod tests {
                 "http://front.example:80/check",
             ),
             ("http://front.example:8080", "http://front.example:8080/"),
+            (
+                "http://front.example/a 204",
+                "http://front.example:80/a 204",
+            ),
         ] {
             let target: Target = text.parse().unwrap();
             assert_eq!(target.to_string(), again, "{text}");
@@ -203,6 +232,9 @@ mod tests {
             "stun:a b:1",
             "tls:[::1",
             "http://a/b c",
+            "http://a/b 99",
+            "http://a/b 204 ",
+            "tls:a 204",
         ] {
             assert!(wrong.parse::<Target>().is_err(), "{wrong}");
         }

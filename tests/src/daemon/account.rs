@@ -46,7 +46,7 @@ impl Account {
 /// Where pins are.
 const BPFFS: &str = "/sys/fs/bpf";
 
-/// A command that runs `program` in the namespace as the service's user. As in the service, of the BPF file system there is
+/// A command that runs `program` in the namespace as the service's user; a file `hosts` at the place tells it the names of hosts. As in the service, of the BPF file system there is
 /// only the directory of the pins, which is the user's.
 pub(super) fn as_service(namespace: &Namespace, place: &Path, program: &Path) -> Result<Command> {
     let is_mounted = statfs(BPFFS).is_ok_and(|status| status.filesystem_type() == BPF_FS_MAGIC);
@@ -65,6 +65,7 @@ pub(super) fn as_service(namespace: &Namespace, place: &Path, program: &Path) ->
          mount --bind {BPFFS}/breakout {place}/pins\n\
          mount --bind {program} {place}/breakout\n\
          mount -t sysfs sysfs /sys\n\
+         if [ -f {place}/hosts ]; then mount --bind {place}/hosts /etc/hosts; fi\n\
          export BREAKOUT_PINS={place}/pins\n\
          cd {place}\n\
          exec /usr/bin/setpriv --reuid {USER} --regid {USER} --clear-groups --no-new-privs --inh-caps {capabilities} \

@@ -19,7 +19,7 @@ fn prober(targets: &[&str]) -> Prober {
 }
 
 /// A target, asked after others had answered, answers or does not.
-fn note(prober: &mut Prober, index: usize, answer: Result<Duration, String>) {
+fn note(prober: &mut Prober, index: usize, answer: Result<Duration, Failure>) {
     prober.note(Outcome {
         index,
         was_silent: false,
@@ -89,11 +89,19 @@ async fn a_silence_has_the_front_doors_asked_at_once() {
     note(&mut prober, 1, Ok(Duration::from_millis(5)));
     let later = Instant::now() + Duration::from_secs(9);
     prober.next_slow[1] = Some(later);
-    note(&mut prober, 0, Err("no answer".to_owned()));
+    note(
+        &mut prober,
+        0,
+        Err(Failure::Silence("no answer".to_owned())),
+    );
     assert!(prober.next_slow[1].unwrap() < later && prober.burst == DEAD_AFTER);
     note(&mut prober, 1, Ok(Duration::from_millis(5)));
     for _ in 0..DEAD_AFTER {
-        note(&mut prober, 0, Err("no answer".to_owned()));
+        note(
+            &mut prober,
+            0,
+            Err(Failure::Silence("no answer".to_owned())),
+        );
     }
     let measure = Measure::of(&prober.known(), prober.silence, prober.door_opened);
     assert_eq!((measure.alive, measure.relays), (Some(true), Some(false)));
@@ -104,7 +112,11 @@ fn what_was_sent_into_the_silence_is_no_loss_once_it_is_over() {
     let mut prober = prober(&["icmp:192.0.2.1"]);
     note(&mut prober, 0, Ok(Duration::from_millis(5)));
     for _ in 0..DEAD_AFTER {
-        note(&mut prober, 0, Err("no answer".to_owned()));
+        note(
+            &mut prober,
+            0,
+            Err(Failure::Silence("no answer".to_owned())),
+        );
     }
     assert_eq!(prober.silence, DEAD_AFTER);
     note(&mut prober, 0, Ok(Duration::from_millis(5)));
@@ -113,7 +125,7 @@ fn what_was_sent_into_the_silence_is_no_loss_once_it_is_over() {
             index: 0,
             was_silent: true,
             is_late: false,
-            answer: Err("no answer".to_owned()),
+            answer: Err(Failure::Silence("no answer".to_owned())),
         });
     }
     let measure = Measure::of(&prober.known(), prober.silence, prober.door_opened);
@@ -143,7 +155,11 @@ fn a_full_queue_raises_one_alarm_and_not_one_for_each_probe() {
     note(&mut prober, 1, soon);
     let mut alarms = 0;
     for _ in 0..50 {
-        note(&mut prober, 0, Err("no answer".to_owned()));
+        note(
+            &mut prober,
+            0,
+            Err(Failure::Silence("no answer".to_owned())),
+        );
         alarms += u32::from(prober.burst > 0);
         prober.note(Outcome {
             index: 0,
