@@ -252,7 +252,7 @@ fn proven(office: &Office, daemon: &mut Daemon<'_>) -> Result<()> {
 }
 
 /// Has a namespace discard what comes in from the gateway: all of it, or what an expression matches.
-fn discard(namespace: &Namespace, expression: &str) -> Result<()> {
+pub(crate) fn discard(namespace: &Namespace, expression: &str) -> Result<()> {
     namespace.exec("nft add table ip lossy")?;
     namespace.exec("nft add chain ip lossy in { type filter hook prerouting priority -300 ; }")?;
     namespace.exec(&format!(

@@ -8,13 +8,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use breakout_tests::daemon::Daemon;
 use breakout_tests::fake_service::{Credentials, FakeService};
+use breakout_tests::live::Stream;
 use breakout_tests::requirements::unpacked;
 use breakout_tests::seen::Counter;
 use breakout_tests::server::{Relay, Web};
 use serde_json::Value;
 
 use crate::Test;
-use crate::office::{Office, address};
+use crate::egress::discard;
+use crate::office::{MEDIA, Office, address};
 
 pub(crate) const TESTS: &[Test] = &[
     ("probes_of_each_kind_are_answered", || kinds("route")),
@@ -23,6 +25,7 @@ pub(crate) const TESTS: &[Test] = &[
     }),
     ("a_relay_that_is_silent_costs_the_media_only", silent_relay),
     ("probes_are_few", few),
+    ("probes_of_a_metered_link_are_fewer", metered),
     ("a_turn_relay_is_measured_without_a_password", turn_relay),
 ];
 
@@ -184,6 +187,33 @@ fn few() -> Result<()> {
     let (count, seconds) = (sent.packets()?, started.elapsed().as_secs_f64());
     let rate = count as f64 / seconds;
     ensure!((2.0..=5.0).contains(&rate), "{rate} probes a second");
+    daemon.stop()?;
+    Ok(())
+}
+
+/// A probe every thirteen seconds, and one at once when what was answered no longer is.
+fn metered() -> Result<()> {
+    let office = Office::open("metered = true\nprobes = [\"stun:52.112.0.9:3478\"]\n")?;
+    let (lab, site) = (&office.lab, &office.site);
+    lab.own(["52.112.0.9".parse()?])?;
+    let _relay = Relay::start(&lab.internet, address("52.112.0.9:3478"))?;
+    let sent = Counter::start(&lab.gateway, "probes", "ip daddr 52.112.0.9")?;
+    let mut daemon = Daemon::start(site, &lab.gateway)?;
+    daemon.wait_until(office.is_in_state("v4", "up"))?;
+    let stream = Stream::start(&lab.client, address(MEDIA))?;
+    daemon.wait_until(|_| stream.now().as_deref() == Some("internet"))?;
+    std::thread::sleep(Duration::from_secs(5));
+    let count = sent.packets()?;
+    ensure!(count <= 2, "{count} probes in five seconds");
+    let cut = Instant::now();
+    discard(&lab.internet, "")?;
+    daemon.wait_until(|_| stream.now().as_deref() == Some("wan"))?;
+    let gap = stream.gap_since(cut);
+    println!("on the other way after {gap:?}, and {count} probes before");
+    ensure!(
+        gap < Duration::from_secs(6),
+        "the stream was silent for {gap:?}"
+    );
     daemon.stop()?;
     Ok(())
 }

@@ -115,7 +115,8 @@ fn lan_comes_back(mode: &str) -> Result<()> {
     lab.gateway.ip("link set lan9 name lan")?;
     lab.gateway.ip("link set lan up")?;
     daemon.wait_until(is_attached_again(1))?;
-    ensure!(flow.talk(&lab.client)? == "internet");
+    let way = flow.talk(&lab.client)?;
+    ensure!(way == "internet", "{way}: {}", daemon.log());
     let checked = site.output(&lab.gateway, &["status", "--check"])?;
     ensure!(checked.status.success(), "{checked:?}");
     lab.gateway.ip("link del lan")?;
@@ -126,7 +127,8 @@ fn lan_comes_back(mode: &str) -> Result<()> {
         .ip_lines("addr add 10.1.0.2/24 dev eth0\nroute add default via 10.1.0.1")?;
     lab.tune()?;
     daemon.wait_until(is_attached_again(2))?;
-    ensure!(flow.talk(&lab.client)? == "internet");
+    let way = flow.talk(&lab.client)?;
+    ensure!(way == "internet", "{way}: {}", daemon.log());
     daemon.stop()?;
     Ok(())
 }

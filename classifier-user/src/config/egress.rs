@@ -7,7 +7,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{OneOrMany, Share, Span};
+use super::{MonthlyVolume, OneOrMany, Share, Span};
 use crate::health::Target;
 
 /// How steered packets get to an egress.
@@ -53,12 +53,24 @@ pub struct EgressConfig {
     #[serde(default)]
     #[schemars(with = "Option<Vec<String>>")]
     pub probes: Option<OneOrMany<Target>>,
+    /// Whether traffic costs money there: probes get a `probe_budget`.
+    #[serde(default)]
+    pub metered: bool,
+    /// How much probes may send and receive there, as in `"200 MiB/month"`, which a metered egress has when absent.
+    #[serde(default)]
+    pub probe_budget: Option<MonthlyVolume>,
 }
 
 impl EgressConfig {
     /// Whether steered packets are kept from DNAT and REDIRECT rules.
     pub fn skips_dnat(&self) -> bool {
         self.skip_dnat.unwrap_or_else(|| self.is_masqueraded())
+    }
+
+    /// How much probes may send and receive in a month.
+    pub fn probe_budget(&self) -> Option<MonthlyVolume> {
+        let default = self.metered.then_some(MonthlyVolume::OF_METERED);
+        self.probe_budget.or(default)
     }
 
     /// Tells whether the kernel translates the sources of steered packets.

@@ -20,7 +20,7 @@ pub use list::{Apply, ListConfig, ListSource, SERVICE, UnknownNetworks};
 pub use parse::{ConfigError, load, parse, places_of};
 pub use policy::{Class, CustomConfig, Failback, PolicyConfig};
 pub use preference::{PASS, Preference};
-pub use values::{OneOrMany, Ports, Share, Span};
+pub use values::{MonthlyVolume, OneOrMany, Ports, Share, Span};
 
 /// Where the configuration is looked for when none is named.
 pub const DEFAULT_PATH: &str = "/etc/breakout/breakout.toml";

@@ -5,6 +5,7 @@ use std::marker::PhantomData;
 use std::ops::Deref;
 use std::time::Duration;
 
+use bytesize::ByteSize;
 use schemars::JsonSchema;
 use serde::de::value::SeqAccessDeserializer;
 use serde::de::{self, SeqAccess, Visitor};
@@ -90,6 +91,38 @@ impl TryFrom<String> for Span {
 impl From<Span> for String {
     fn from(span: Span) -> Self {
         humantime::format_duration(span.0).to_string()
+    }
+}
+
+/// A volume of traffic in a month, in bytes, as in `"200 MiB/month"`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "String", into = "String")]
+#[schemars(with = "String")]
+pub struct MonthlyVolume(pub u64);
+
+impl MonthlyVolume {
+    /// The budget for probes by a metered egress.
+    pub const OF_METERED: Self = MonthlyVolume(200 << 20);
+}
+
+impl TryFrom<String> for MonthlyVolume {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let volume = text.trim().strip_suffix("/month");
+        let parsed = volume.and_then(|volume| volume.trim().parse::<ByteSize>().ok());
+        match parsed {
+            Some(volume) if volume >= ByteSize::mib(1) => Ok(MonthlyVolume(volume.as_u64())),
+            _ => Err(format!(
+                "\"{text}\" is no volume of 1 MiB a month or more, as in \"200 MiB/month\""
+            )),
+        }
+    }
+}
+
+impl From<MonthlyVolume> for String {
+    fn from(volume: MonthlyVolume) -> Self {
+        format!("{}/month", ByteSize::b(volume.0))
     }
 }
 

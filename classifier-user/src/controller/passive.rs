@@ -39,6 +39,11 @@ impl PathTraffic {
         self.traffic.life(now, self.silent)
     }
 
+    /// Tells whether flows were answered until just now, and are no longer.
+    pub(super) fn has_ceased(&self, now: Instant) -> bool {
+        self.traffic.has_ceased(now)
+    }
+
     /// Tells how the path stands: as it is judged by its probes, unless it is broken ahead.
     pub(super) fn standing(&self, judge: &Judge) -> Standing {
         let standing = Standing {

@@ -104,7 +104,10 @@ impl Health {
                 };
                 let targets: Vec<_> = targets.into_iter().filter(can_answer).collect();
                 if state.problem(v6).is_none() && !targets.is_empty() {
+                    // Each address family has half of it.
+                    let budget = state.config.probe_budget().map(|volume| volume.0 / 2);
                     paths.push(health::Path {
+                        budget,
                         egress: state.name.clone(),
                         v6,
                         interface: state.config.interface.clone(),
@@ -184,6 +187,9 @@ impl Health {
                 let is_silent = measure.is_some_and(|measure| measure.alive == Some(false));
                 let traffic = self.traffic.entry(key.clone()).or_default();
                 let life = traffic.life(now, is_silent);
+                if traffic.has_ceased(now) {
+                    self.probers.suspect(&state.name, v6);
+                }
                 let new = || (state.link(v6), Judge::default());
                 let (_, judge) = self.judges.entry(key.clone()).or_insert_with(new);
                 judge.look(now, &config.health, problem.as_deref(), measure, life);

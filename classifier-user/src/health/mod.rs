@@ -9,6 +9,7 @@
 //! Nothing here knows of routes or of the data path; [`crate::controller`] brings them together.
 
 mod ahead;
+mod budget;
 mod defaults;
 mod judge;
 mod meter;

@@ -15,6 +15,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::budget::{Pace, pace};
 use super::meter::{DEAD_AFTER, Meter, SLOW_DEAD_AFTER};
 use super::peer::Trust;
 use super::probe::{Answered, Bound, Failure, probe};
@@ -39,6 +40,7 @@ const LOOKUP_AGAIN: Duration = Duration::from_secs(30);
 const LATE: Duration = Duration::from_secs(5);
 /// How long a resolver may take.
 const PATIENCE: Duration = Duration::from_secs(5);
+
 /// What is probed, and how.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Path {
@@ -56,6 +58,8 @@ pub struct Path {
     pub targets: Vec<Target>,
     /// How often.
     pub health: HealthConfig,
+    /// How many bytes of a month they may cost.
+    pub budget: Option<u64>,
 }
 
 /// What the probes of a path tell.
@@ -69,7 +73,7 @@ pub struct Report {
 
 /// All probers that run.
 pub struct Probers {
-    running: Vec<(Arc<Path>, AbortHandle)>,
+    running: Vec<Running>,
     /// Where they run.
     runtime: Handle,
     /// By which they make their routes.
@@ -77,10 +81,17 @@ pub struct Probers {
     reports: Arc<Reports>,
 }
 
+struct Running {
+    path: Arc<Path>,
+    task: AbortHandle,
+    /// Says that something seems to be wrong there.
+    suspicion: Arc<Notify>,
+}
+
 impl Drop for Probers {
     fn drop(&mut self) {
-        for (_, task) in &self.running {
-            task.abort();
+        for running in &self.running {
+            running.task.abort();
         }
     }
 }
@@ -101,7 +112,7 @@ impl Probers {
 
     /// Probes these paths, and no others. Those that stay the same go on as they are.
     pub fn set(&mut self, paths: Vec<Path>) {
-        self.running.retain(|(path, task)| {
+        self.running.retain(|Running { path, task, .. }| {
             let stays = paths.contains(path);
             if !stays {
                 task.abort();
@@ -116,22 +127,40 @@ impl Probers {
             stays
         });
         for path in paths {
-            if !self.running.iter().any(|(running, _)| **running == path) {
+            if !self.running.iter().any(|running| *running.path == path) {
                 let path = Arc::new(path);
                 let links = self.links.clone();
                 let (of_path, reports) = (Arc::clone(&path), Arc::clone(&self.reports));
+                let suspicion = Arc::<Notify>::default();
+                let heard = Arc::clone(&suspicion);
                 // It reads certificates, for which nobody waits here.
                 let task = self
                     .runtime
-                    .spawn(async move { Prober::new(of_path, links, reports).run().await });
-                self.running.push((path, task.abort_handle()));
+                    .spawn(async move { Prober::new(of_path, links, reports).run(heard).await });
+                self.running.push(Running {
+                    path,
+                    task: task.abort_handle(),
+                    suspicion,
+                });
             }
         }
     }
 
     /// Whether a report is of a path that is probed still, and not of one that has been left since.
     pub fn is_current(&self, report: &Report) -> bool {
-        self.running.iter().any(|(path, _)| *path == report.path)
+        (self.running.iter()).any(|running| running.path == report.path)
+    }
+
+    /// Probes an egress and address family soon, because flows there are no longer answered.
+    pub fn suspect(&self, egress: &str, v6: bool) {
+        let is_meant = |path: &Path| path.egress == egress && path.v6 == v6;
+        for running in self
+            .running
+            .iter()
+            .filter(|running| is_meant(&running.path))
+        {
+            running.suspicion.notify_one();
+        }
     }
 
     /// Where the reports are.
@@ -187,6 +216,9 @@ struct Prober {
     path: Arc<Path>,
     bound: Bound,
     trust: Trust,
+    pace: Pace,
+    /// When a suspicion was followed last.
+    suspected: Option<Instant>,
     routes: Option<ProbeRoutes>,
     meters: Vec<Meter>,
     addresses: Vec<Option<SocketAddr>>,
@@ -216,6 +248,8 @@ impl Prober {
         let now = Instant::now();
         let meters: Vec<Meter> = path.targets.iter().cloned().map(Meter::new).collect();
         Prober {
+            pace: pace(&path.health, &path.targets, path.budget),
+            suspected: None,
             trust: trust(path.health.ca_file.as_deref()),
             bound: Bound {
                 interface: path.interface.clone(),
@@ -246,7 +280,7 @@ impl Prober {
         }
     }
 
-    async fn run(mut self) {
+    async fn run(mut self, suspicion: Arc<Notify>) {
         let mut tries: JoinSet<()> = JoinSet::new();
         let mut lookups = JoinSet::new();
         loop {
@@ -285,6 +319,10 @@ impl Prober {
                     self.retain_routes();
                 }
                 Some(outcome) = self.outcomes.1.recv() => self.note(outcome),
+                () = suspicion.notified() => {
+                    self.suspect();
+                    continue;
+                }
             }
             self.reports.put(Report {
                 path: Arc::clone(&self.path),
@@ -344,7 +382,7 @@ impl Prober {
         let interval = if self.burst > 0 {
             BURST
         } else {
-            jittered(self.path.health.interval.0)
+            jittered(self.pace.quick)
         };
         self.burst = self.burst.saturating_sub(1);
         self.next_quick = Instant::now() + interval;
@@ -499,7 +537,26 @@ impl Prober {
         }
     }
 
+    /// Probes at once where the next probe would be long in coming: a quick target, or the others where there is none.
+    fn suspect(&mut self) {
+        let now = Instant::now();
+        let is_early = (self.suspected).is_some_and(|before| now - before < self.pace.quick);
+        if !self.pace.is_held || is_early {
+            return;
+        }
+        self.suspected = Some(now);
+        if self.next_target().is_some() {
+            self.next_quick = now;
+        } else {
+            let slow = self.next_slow.iter_mut();
+            slow.for_each(|next| *next = next.map(|_| now));
+        }
+    }
+
     fn slow_interval(&self) -> Duration {
+        if self.pace.is_held {
+            return self.pace.slow;
+        }
         let is_helped = |meter: &Meter| meter.target.kind.is_quick() && meter.is_proven;
         if self.silence < DEAD_AFTER && self.meters.iter().any(is_helped) {
             self.path.health.slow_interval.0

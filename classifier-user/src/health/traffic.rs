@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 const FRESH: Duration = Duration::from_millis(400);
 /// An answer that is no older says that established flows get on, however badly.
 const RECENT: Duration = Duration::from_secs(5);
+/// Traffic that has no answer for so long may have ended, or its link.
+const CEASED: Duration = Duration::from_millis(800);
 /// For how long after the last answers to a flow and to a probe packets of any kind may say that the link is full and not dead.
 const PATIENCE: Duration = Duration::from_secs(4);
 /// As many packets between two looks are more than the few that come by a link that leads nowhere.
@@ -68,6 +70,13 @@ impl Traffic {
         self.received = Some(packets);
     }
 
+    /// Tells whether flows were answered until just now, and are no longer.
+    pub fn has_ceased(&self, now: Instant) -> bool {
+        self.answered
+            .map(|answered| now.saturating_duration_since(answered))
+            .is_some_and(|since| (CEASED..=RECENT).contains(&since))
+    }
+
     /// What they tell. `silent` says since when no probe has been answered.
     pub fn life(&self, now: Instant, silent: Option<Instant>) -> Life {
         let within = |time: Option<Instant>, span| {
@@ -103,6 +112,11 @@ mod tests {
         assert!(life(600).is_alive && life(600).is_recent);
         assert!(!life(700).is_alive && life(700).is_recent);
         assert!(!life(6000).is_recent);
+        let ceased = |millis| traffic.has_ceased(after(start, millis));
+        assert_eq!(
+            [1000, 1100, 5200, 5300].map(ceased),
+            [false, true, true, false]
+        );
     }
 
     #[test]

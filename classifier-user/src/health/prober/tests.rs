@@ -9,6 +9,7 @@ fn path(targets: &[&str]) -> Path {
         way: None,
         targets: targets.iter().map(|text| text.parse().unwrap()).collect(),
         health: HealthConfig::default(),
+        budget: None,
     }
 }
 

@@ -1,0 +1,127 @@
+//! How often probes are sent where what they send and receive costs money.
+
+use std::time::Duration;
+
+use super::{Kind, Target};
+use crate::config::HealthConfig;
+
+/// The longest month.
+const MONTH: Duration = Duration::from_secs(31 * 24 * 3600);
+/// The share of a budget, in percent, that is for probes as they are planned. As many quick ones may be sent on suspicion, and the
+/// rest is for those behind a lost one.
+const PLANNED: u64 = 60;
+
+/// How often probes are sent to the targets of an egress and address family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Pace {
+    /// Between two quick probes.
+    pub(super) quick: Duration,
+    /// Between two probes of each other target.
+    pub(super) slow: Duration,
+    /// Whether that is longer than it would be without a budget.
+    pub(super) is_held: bool,
+}
+
+/// How often targets are probed so that it costs `budget` bytes a month at most.
+pub(super) fn pace(health: &HealthConfig, targets: &[Target], budget: Option<u64>) -> Pace {
+    let (quick, slow) = (health.interval.0, health.slow_interval.0);
+    let costs = |is_quick: bool| {
+        let targets = targets.iter();
+        targets
+            .filter(move |target| target.kind.is_quick() == is_quick)
+            .map(|target| cost(target.kind))
+    };
+    // Quick probes go to one target at a time, the others to each.
+    let costs = (costs(true).max().unwrap_or(0), costs(false).sum::<u64>());
+    let Some(budget) = budget else {
+        return Pace {
+            quick,
+            slow,
+            is_held: false,
+        };
+    };
+    let planned = budget / 100 * PLANNED;
+    // Either kind has half, or all where there are none of the other.
+    let share = if costs.0 > 0 && costs.1 > 0 { 2 } else { 1 };
+    let interval = |cost: u64| {
+        let count = planned / share / cost.max(1);
+        MONTH / u32::try_from(count.max(1)).unwrap_or(u32::MAX)
+    };
+    let held = Pace {
+        quick: quick.max(interval(costs.0)),
+        slow: slow.max(interval(costs.1)),
+        is_held: true,
+    };
+    Pace {
+        is_held: (held.quick, held.slow) != (quick, slow),
+        ..held
+    }
+}
+
+/// The bytes that a probe and its answer have on an IPv6 link, headers included, as a relay of Teams and a front door of Exchange
+/// Online answer, rounded up.
+fn cost(kind: Kind) -> u64 {
+    match kind {
+        Kind::Icmp => 150,
+        Kind::Stun | Kind::Turn => 300,
+        Kind::Tcp => 600,
+        Kind::Http => 1500,
+        // The chain of certificates has most of it.
+        Kind::Tls => 9000,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn targets(texts: &[&str]) -> Vec<Target> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    /// The bytes of a month at a pace.
+    fn volume(pace: Pace, quick: u64, slow: u64) -> f64 {
+        let times = |interval: Duration| MONTH.as_secs_f64() / interval.as_secs_f64();
+        times(pace.quick) * quick as f64 + times(pace.slow) * slow as f64
+    }
+
+    #[test]
+    fn a_budget_is_kept_by_longer_intervals() {
+        let health = HealthConfig::default();
+        let all = targets(&[
+            "turn:a.example",
+            "icmp:192.0.2.1",
+            "tls:b.example",
+            "tcp:192.0.2.2:443",
+        ]);
+        let free = pace(&health, &all, None);
+        assert_eq!(
+            (free.quick, free.slow),
+            (health.interval.0, health.slow_interval.0)
+        );
+        assert!(!free.is_held && volume(free, 300, 9600) > 4e9);
+        for budget in [1_000_000, 100_000_000, 1_000_000_000] {
+            let held = pace(&health, &all, Some(budget));
+            let volume = volume(held, 300, 9600);
+            assert!(
+                held.is_held && volume <= 0.61 * budget as f64,
+                "{held:?} {volume}"
+            );
+            assert!(volume >= 0.55 * budget as f64, "{held:?} {volume}");
+        }
+        assert_eq!(pace(&health, &all, Some(1 << 40)), free);
+    }
+
+    #[test]
+    fn one_kind_has_the_whole_budget() {
+        let health = HealthConfig::default();
+        let relay = pace(&health, &targets(&["turn:a.example"]), Some(100_000_000));
+        let both = pace(
+            &health,
+            &targets(&["turn:a.example", "tls:b.example"]),
+            Some(100_000_000),
+        );
+        assert!(relay.quick < both.quick && relay.quick > health.interval.0);
+        assert!(pace(&health, &[], Some(0)).quick >= health.interval.0);
+    }
+}
