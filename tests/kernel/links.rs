@@ -13,11 +13,15 @@ use breakout_tests::live::Stream;
 use breakout_tests::netns::{Namespace, run};
 
 use crate::Test;
-use crate::office::{MEDIA, Office, address, config};
+use crate::office::{MEDIA, MEDIA6, Office, address, config};
 use crate::redirect::reason;
 
 pub(crate) const TESTS: &[Test] = &[
     ("a_next_hop_with_another_mac_is_followed", other_mac),
+    (
+        "a_next_hop_whose_mac_changes_unannounced_is_found",
+        unannounced_mac,
+    ),
     (
         "an_egress_interface_that_comes_back_is_used_again",
         vanishing,
@@ -55,6 +59,22 @@ fn route_kinds() -> Result<()> {
         ensure!(way == "internet", "{commands}: {way}");
         daemon.stop()?;
     }
+    // One that is not supported takes no packet, and the other family goes on.
+    let office = Office::open("probes = []\n")?;
+    let (lab, site) = (&office.lab, &office.site);
+    site.configure(&config("probes = []\n").replace("gateway = \"10.3.0.2\"\n", ""))?;
+    lab.gateway
+        .ip("-4 route add default via inet6 fd00:3::2 dev inet metric 500")?;
+    let daemon = Daemon::start(site, &lab.gateway)?;
+    let status = site.json(&lab.gateway, &["status"])?;
+    let why = &status["egress"]["local"]["v4"]["standing"]["why"];
+    let expected = "has the next hop fd00:3::2 of another address family";
+    ensure!(
+        why.as_str().is_some_and(|why| why.contains(expected)),
+        "{why}"
+    );
+    ensure!(office.new_way()? == "wan" && office.new_way6()? == "internet");
+    daemon.stop()?;
     Ok(())
 }
 
@@ -102,6 +122,57 @@ fn other_mac() -> Result<()> {
             counted("tc_next_hop")? <= by_kernel + 2,
             "{mode}: XDP left packets to the kernel"
         );
+        daemon.stop()?;
+    }
+    Ok(())
+}
+
+/// A router is replaced by one that says nothing. Probes notice, and the next hop is asked for before the link is taken for dead.
+fn unannounced_mac() -> Result<()> {
+    for mode in ["route", "redirect"] {
+        let office = Office::open("")?;
+        let (lab, site) = (&office.lab, &office.site);
+        let probes = "probes = [\"icmp:52.98.1.1\", \"icmp:2603:1006::1\"]\n";
+        let mode = format!("mode = \"{mode}\"");
+        site.configure(&config(probes).replace("masquerade = true", &mode))?;
+        lab.internet.ip("route add 10.1.0.0/24 via 10.3.0.1")?;
+        lab.internet.ip("route add fd00:1::/64 via fd00:3::1")?;
+        let mut daemon = Daemon::start(site, &lab.gateway)?;
+        daemon.wait_until(office.is_in_state("v4", "up"))?;
+        daemon.wait_until(office.is_in_state("v6", "up"))?;
+        let streams = [MEDIA, MEDIA6].map(|to| Stream::start(&lab.client, address(to)));
+        let [v4, v6] = streams;
+        let (v4, v6) = (v4?, v6?);
+        let is_at = |stream: &Stream, place: &str| stream.now().as_deref() == Some(place);
+        daemon.wait_until(|_| is_at(&v4, "internet") && is_at(&v6, "internet"))?;
+        // Neither an announcement, nor a question to the gateway from the new address.
+        for family in ["arp_notify", "ndisc_notify"] {
+            let version = if family == "arp_notify" {
+                "ipv4"
+            } else {
+                "ipv6"
+            };
+            lab.internet
+                .sysctl(&format!("net.{version}.conf.all.{family}"), 0)?;
+        }
+        let changed = Instant::now();
+        lab.internet
+            .ip("link set dev eth0 address 02:00:00:00:be:ef")?;
+        daemon.wait_until(|_| changed.elapsed() > Duration::from_secs(4))?;
+        for (family, stream) in [("IPv4", &v4), ("IPv6", &v6)] {
+            let gap = stream.gap_since(changed);
+            println!("{mode}, {family}: a gap of {gap:?}");
+            ensure!(
+                stream.who_since(changed) == ["internet"],
+                "{mode}, {family}: {:?}",
+                stream.who_since(changed)
+            );
+            ensure!(
+                gap < Duration::from_secs(2),
+                "{mode}, {family}: a gap of {gap:?}"
+            );
+        }
+        ensure!(!daemon.log().contains("is down"), "{}", daemon.log());
         daemon.stop()?;
     }
     Ok(())

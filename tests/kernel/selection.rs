@@ -46,18 +46,14 @@ const OLDEST: &[&str] = &[
     "downloads_by_a_narrow_egress_in_route_mode_go_on",
     "flows_stay_through_an_upgrade",
     "flows_that_a_firewall_drops_take_the_next_choice",
-    "probes_of_each_kind_are_answered_without_a_rule",
     "redirect_fails_open_without_a_controller",
     "redirect_from_a_bridge",
     "redirect_goes_through_a_shaper",
     "redirect_leaves_hard_packets_to_the_kernel",
     "rules_that_somebody_removes_come_back",
-    "squid_by_tproxy_sees_only_what_is_not_steered",
-    "the_gateways_own_addresses_are_never_steered",
     "upgrades_in_route_mode_lose_and_misplace_nothing",
     "what_a_controller_leaves_is_removed_by_unload",
     "what_others_have_stays_as_it_is",
-    "without_a_gateway_in_the_config_it_is_learnt",
 ];
 
 /// Panics if a name above is no test's.

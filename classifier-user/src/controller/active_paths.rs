@@ -156,7 +156,7 @@ impl ActivePaths {
 
     /// Takes in what probes tell.
     pub(super) fn note(&mut self, report: Report) {
-        self.health.note(report);
+        self.health.note(report, &self.egresses);
     }
 
     /// Has the controller look at the links.

@@ -14,7 +14,9 @@ use crate::control::{EgressStatus, WayOut};
 use crate::datapath::LanPlan;
 use crate::exit::{Code, WithCode};
 use crate::health::{Standing, State};
-use crate::links::{Fact, Gateway, Gateways, Interface, Links, Neighbour, NoRedirect, NoWayOut};
+use crate::links::{
+    Asker, Fact, Gateway, Gateways, Interface, Links, Neighbour, NoRedirect, NoWayOut,
+};
 
 pub use routes::mark_of;
 pub(super) use routes::{empty_routing, note_refused, routing};
@@ -120,8 +122,9 @@ pub(super) async fn look(
             } else {
                 egress.gateway.is_some()
             };
-            let ways = way_out.as_ref();
-            is_configured || ways.is_ok_and(|ways| ways.gateway(v6) != Gateway::None)
+            let gateways = way_out.as_ref().ok().map(|ways| &ways.gateways);
+            let learnt = gateways.map(|both| if v6 { &both.v6 } else { &both.v4 });
+            is_configured || learnt.is_some_and(|learnt| *learnt != Ok(Gateway::None))
         };
         let mut state = EgressState {
             name: name.clone(),
@@ -244,6 +247,24 @@ pub(super) async fn refresh_neighbours(links: &Links, states: &[EgressState], on
 }
 
 impl EgressState {
+    /// Asks the link for the MAC address of the next hop, if it has one.
+    pub(super) fn solicit(&self, v6: bool) {
+        let Ok(ways) = &self.way_out else {
+            return;
+        };
+        let (Gateway::Address(address), Some(mac)) = (ways.gateway(v6), ways.interface.mac) else {
+            return;
+        };
+        let asker = Asker {
+            interface: ways.interface.index,
+            mac,
+            v4: ways.public_address(),
+        };
+        if let Err(error) = asker.solicit(address) {
+            tracing::debug!("cannot ask for the MAC address of {address}: {error}");
+        }
+    }
+
     /// Whether its interface has an address, or had it when it was last there.
     pub(super) fn has_address(&self, address: IpAddr) -> bool {
         self.addresses.iter().any(|net| net.addr() == address)
@@ -285,7 +306,9 @@ impl EgressState {
         match &self.way_out {
             Ok(ways) => [&ways.gateways.v4, &ways.gateways.v6]
                 .into_iter()
-                .find_map(|gateway| gateway.clone().err()),
+                .filter_map(|gateway| gateway.clone().err())
+                // It is learnt, so another one may come.
+                .find(|error| !matches!(error, NoWayOut::OtherFamily { .. })),
             Err(NoWayOut::Down { .. }) => None,
             Err(error) => Some(error.clone()),
         }

@@ -20,6 +20,9 @@ const TCP_ESTABLISHED: Duration = Duration::from_secs(300);
 /// should).
 const UDP_ESTABLISHED: Duration = Duration::from_secs(30);
 
+/// How often a next hop is asked for its MAC address while probes are not answered.
+const SOLICIT_AGAIN: Duration = Duration::from_secs(1);
+
 /// How all egresses stand, and the probes that tell.
 pub(super) struct Health {
     /// By egress and whether it is IPv6. A verdict is about the link that it was made on.
@@ -29,6 +32,8 @@ pub(super) struct Health {
     watching: Watching,
     /// The state that was told last.
     told: BTreeMap<(String, bool), State>,
+    /// When next hops were asked for their MAC addresses last.
+    solicited: BTreeMap<(String, bool), Instant>,
     pub(super) probers: Probers,
 }
 
@@ -66,6 +71,7 @@ impl Health {
             traffic: BTreeMap::new(),
             watching: Watching::default(),
             told: BTreeMap::new(),
+            solicited: BTreeMap::new(),
             probers: Probers::new(runtime),
         }
     }
@@ -167,12 +173,20 @@ impl Health {
         verdicts.collect()
     }
 
-    /// Takes in what probes tell.
-    pub(super) fn note(&mut self, report: health::Report) {
-        if self.probers.is_current(&report) {
-            let key = (report.path.egress.clone(), report.path.v6);
-            self.measures.insert(key, report.measure);
+    /// Takes in what probes tell. Asks the next hop for its MAC address where the last answers are missing.
+    pub(super) fn note(&mut self, report: health::Report, states: &[EgressState]) {
+        if !self.probers.is_current(&report) {
+            return;
         }
+        let key = (report.path.egress.clone(), report.path.v6);
+        let now = Instant::now();
+        let is_early = (self.solicited.get(&key)).is_some_and(|last| now < *last + SOLICIT_AGAIN);
+        if report.is_doubtful && !is_early {
+            let meant = states.iter().find(|state| state.name == key.0);
+            meant.into_iter().for_each(|state| state.solicit(key.1));
+            self.solicited.insert(key.clone(), now);
+        }
+        self.measures.insert(key, report.measure);
     }
 
     /// Judges every egress anew. Returns those that stand otherwise than before.

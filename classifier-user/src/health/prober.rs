@@ -26,6 +26,8 @@ use crate::links::{Links, ProbeWay};
 
 /// Between the further quick probes that a lost one is followed by, to tell loss from death.
 const BURST: Duration = Duration::from_millis(40);
+/// Quick probes in a row without an answer after which the next hop is asked for its MAC address.
+const DOUBT: u32 = 2;
 /// Between the tries of a slow target that does not answer.
 const RETRY: Duration = Duration::from_millis(300);
 /// How often slow targets are tried while no quick one answers.
@@ -69,6 +71,8 @@ pub struct Report {
     pub path: Arc<Path>,
     /// What they tell now.
     pub measure: Measure,
+    /// Whether the last answers are missing, so that the next hop may have another MAC address.
+    pub is_doubtful: bool,
 }
 
 /// All probers that run.
@@ -324,9 +328,13 @@ impl Prober {
                     continue;
                 }
             }
+            let known = self.known();
+            let is_doubtful = self.silence >= DOUBT
+                || (!known.is_empty() && known.iter().all(|meter| meter.misses > 0));
             self.reports.put(Report {
                 path: Arc::clone(&self.path),
-                measure: Measure::of(&self.known(), self.silence, self.door_opened),
+                measure: Measure::of(&known, self.silence, self.door_opened),
+                is_doubtful,
             });
         }
     }

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use ipnet::IpNet;
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteNextHop, RouteNextHopFlags,
-    RouteType,
+    RouteType, RouteVia,
 };
 
 use super::{Interface, Links, is_errno};
@@ -64,6 +64,17 @@ pub enum NoWayOut {
          Set gateway (or gateway6) in its [egress] section"
     )]
     Unknown {
+        /// The interface.
+        interface: String,
+    },
+    /// The next hop of the default route is of the other address family.
+    #[error(
+        "the default route over {interface} has the next hop {gateway} of another address family, which is not supported. \
+         Set gateway in its [egress] section if the router has an address of this family too"
+    )]
+    OtherFamily {
+        /// The next hop.
+        gateway: IpAddr,
         /// The interface.
         interface: String,
     },
@@ -127,7 +138,7 @@ impl Links {
             }
             None => {
                 let routes = self.routes_over(interface, v6).await?;
-                Ok(Ok(learnt(interface, v6, routes)))
+                Ok(learnt(interface, v6, routes))
             }
         }
     }
@@ -158,6 +169,8 @@ struct RoutesOver {
     gateways: Vec<Hop>,
     /// Whether there is a default route without a gateway: everything is a neighbour.
     is_direct_default: bool,
+    /// The next hop of a default route, if it is of the other address family (RFC 5549).
+    other_family: Option<IpAddr>,
 }
 
 /// A gateway of a route.
@@ -172,10 +185,13 @@ struct Hop {
 impl RoutesOver {
     fn add(&mut self, interface: &Interface, route: &RouteMessage) {
         let (mut index, mut gateway, mut destination, mut metric) = (None, None, None, 0);
+        let mut via = None;
         for attribute in &route.attributes {
             match attribute {
                 RouteAttribute::Oif(oif) => index = Some(*oif),
                 RouteAttribute::Gateway(address) => gateway = address_of(address),
+                RouteAttribute::Via(RouteVia::Inet(address)) => via = Some(IpAddr::V4(*address)),
+                RouteAttribute::Via(RouteVia::Inet6(address)) => via = Some(IpAddr::V6(*address)),
                 RouteAttribute::Destination(address) => destination = address_of(address),
                 RouteAttribute::Priority(priority) => metric = *priority,
                 _ => {}
@@ -199,7 +215,10 @@ impl RoutesOver {
             return;
         }
         let is_default = length == 0 && route.header.kind == RouteType::Unicast;
-        self.is_direct_default |= is_default && gateway.is_none();
+        if let (true, Some(_)) = (is_default, via) {
+            self.other_family = via;
+        }
+        self.is_direct_default |= is_default && gateway.is_none() && via.is_none();
         let is_onlink = route.header.flags.contains(RouteFlags::Onlink);
         match (gateway, destination) {
             (Some(address), _) => self.gateways.push(Hop {
@@ -207,7 +226,9 @@ impl RoutesOver {
                 address,
                 is_onlink,
             }),
-            (None, Some(destination)) if route.header.kind == RouteType::Unicast => {
+            (None, Some(destination))
+                if route.header.kind == RouteType::Unicast && via.is_none() =>
+            {
                 self.direct.extend(IpNet::new(destination, length).ok());
             }
             (None, _) => {}
@@ -236,7 +257,7 @@ fn gateway_of(attribute: &RouteAttribute) -> Option<IpAddr> {
 
 /// The gateway of the interface's default route, else of any route over it. The kernel keeps routes whose gateway is no longer
 /// in a network of the interface, because its address is gone; those do not count.
-fn learnt(interface: &Interface, v6: bool, routes: RoutesOver) -> Gateway {
+fn learnt(interface: &Interface, v6: bool, routes: RoutesOver) -> Result<Gateway, NoWayOut> {
     let has_address = interface.has_usable_address(v6);
     let mut gateways = routes.gateways;
     gateways.retain(|hop| {
@@ -245,11 +266,17 @@ fn learnt(interface: &Interface, v6: bool, routes: RoutesOver) -> Gateway {
         is_reachable && (has_address || !v6)
     });
     match gateways.iter().min_by_key(|hop| hop.rank) {
-        Some(hop) => Gateway::Address(hop.address),
+        Some(hop) => Ok(Gateway::Address(hop.address)),
         None if (interface.point_to_point || routes.is_direct_default) && has_address => {
-            Gateway::Peer
+            Ok(Gateway::Peer)
         }
-        None => Gateway::None,
+        None => match routes.other_family {
+            Some(gateway) => Err(NoWayOut::OtherFamily {
+                gateway,
+                interface: interface.name.clone(),
+            }),
+            None => Ok(Gateway::None),
+        },
     }
 }
 

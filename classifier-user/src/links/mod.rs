@@ -12,6 +12,7 @@ mod own;
 mod probes;
 mod qdisc;
 mod routing;
+mod solicit;
 mod survey;
 mod watch;
 mod xdp_features;
@@ -27,6 +28,7 @@ pub use neighbour::Neighbour;
 pub use nftables::Removals;
 pub use probes::{PROBE_TOS, ProbeWay};
 pub use routing::{RouteRule, RoutingOutcome, RoutingPlan};
+pub use solicit::Asker;
 pub use survey::{RouteFound, RuleFound};
 pub use watch::{Changes, Fact, Facts, Interest};
 

@@ -138,6 +138,7 @@ async fn what_another_link_was_like_says_nothing() {
     let (before, mut after) = (path(&["icmp:192.0.2.1"]), path(&["icmp:192.0.2.1"]));
     after.interface = "wwan0".to_owned();
     let report = Report {
+        is_doubtful: false,
         path: Arc::new(before.clone()),
         measure: Measure::default(),
     };
