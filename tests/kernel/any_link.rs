@@ -22,6 +22,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("redirect_to_a_bridge", to_a_bridge),
     ("redirect_to_a_macvlan", to_a_macvlan),
     ("redirect_from_a_bridge", from_a_bridge),
+    ("redirect_from_a_virtual_mac", from_a_virtual_mac),
     ("redirect_from_a_lan_that_refuses_xdp", refused),
     ("redirect_beside_an_xdp_program_of_others", beside_another),
     ("redirect_goes_through_a_shaper", through_a_shaper),
@@ -117,6 +118,39 @@ fn to_a_bridge() -> Result<()> {
         why: "br0 is a bridge",
     }
     .redirects(&lab)
+}
+
+/// Clients send to the MAC address of VRRP, which keepalived's interface has: that they are not steered is an alert, and ends when the
+/// interface is named.
+fn from_a_virtual_mac() -> Result<()> {
+    let lab = Lab::build()?;
+    let flow = Flow::new(Transport::Tcp, "52.98.1.1", 443);
+    let _servers = lab.serve(std::slice::from_ref(&flow))?;
+    lab.gateway
+        .ip("link add vrrp.51 link lan address 00:00:5e:00:01:33 type macvlan mode bridge")?;
+    lab.gateway.ip("addr add 10.1.0.254/24 dev vrrp.51")?;
+    lab.gateway.ip("link set vrrp.51 up")?;
+    // As keepalived has it: the virtual address is answered for by its own interface only.
+    lab.gateway.sysctl("net.ipv4.conf.all.arp_ignore", 1)?;
+    lab.client.ip("route replace default via 10.1.0.254")?;
+    let config = CONFIG.replace("MODE", "redirect");
+    let site = Site::new(&config)?;
+    let mut daemon = Daemon::start(&site, &lab.gateway)?;
+    daemon.wait_until(|_| site.next_hops_known(&lab.gateway))?;
+    ensure!(flow.talk(&lab.client)? == "wan");
+    let alerts =
+        || -> Result<String> { Ok(site.json(&lab.gateway, &["status"])?["alerts"].to_string()) };
+    daemon.wait_until(|_| {
+        alerts().is_ok_and(|alerts| alerts.contains("to the addresses of vrrp.51"))
+    })?;
+    site.configure(&format!("[[lan]]\ninterface = \"vrrp.51\"\n{config}"))?;
+    daemon.stop()?;
+    let mut daemon = Daemon::start(&site, &lab.gateway)?;
+    daemon.wait_until(|_| site.next_hops_known(&lab.gateway))?;
+    ensure!(flow.talk(&lab.client)? == "internet");
+    ensure!(!alerts()?.contains("vrrp.51"), "{}", alerts()?);
+    daemon.stop()?;
+    Ok(())
 }
 
 fn to_a_macvlan() -> Result<()> {

@@ -1,5 +1,5 @@
-//! Rules of the gateway's own firewall that lose steered packets, as `breakout doctor` finds them: looked for at the start, now and
-//! then, and when an egress fails; in a task of its own, since `nft` may take long.
+//! What loses steered packets or keeps them from being steered, as `breakout doctor` finds it in the gateway's own firewall and links:
+//! looked for at the start, now and then, and when an egress fails; in a task of its own, since `nft` may take long.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
 use super::Controller;
-use crate::doctor::{Finding, Level, examine_firewall};
+use crate::doctor::{Finding, Level, examine_again};
 
 /// Between two looks.
 const INTERVAL: Duration = Duration::from_secs(300);
@@ -57,7 +57,7 @@ impl Controller {
         self.obstacles.next = Some(now + INTERVAL);
         let (config, ruleset) = (self.config.clone(), self.ruleset.clone());
         self.obstacles.running.spawn(async move {
-            let examined = timeout(LIMIT, examine_firewall(&config, &ruleset));
+            let examined = timeout(LIMIT, examine_again(&config, &ruleset));
             examined.await?
         });
     }
@@ -79,7 +79,7 @@ impl Controller {
             if finding.level > Level::Note && !before.contains(finding) {
                 tracing::warn!("{finding}");
                 let what = finding.what.clone();
-                self.events.note("firewall", "rules", what, &finding.advice);
+                self.events.note("gateway", "set-up", what, &finding.advice);
             }
         }
     }

@@ -5,6 +5,7 @@ mod kernel;
 mod netfilter;
 mod packet_way;
 mod routing;
+mod virtual_mac;
 
 use std::fmt;
 
@@ -67,6 +68,7 @@ pub async fn examine(config: &Config, ruleset: &Ruleset) -> Result<Vec<Finding>>
     let mut findings = kernel::examine(config).await;
     findings.extend(routing::examine(&links, config, ruleset).await?);
     findings.extend(netfilter::examine(&links, config, ruleset).await);
+    findings.extend(virtual_mac::examine(&links, config).await?);
     let lans = config.lan.iter();
     let lans = lans.map(|lan| ("[[lan]]".to_owned(), lan.interface.as_str()));
     findings.extend(missing(&links, lans.collect()).await?);
@@ -91,13 +93,16 @@ pub async fn examine(config: &Config, ruleset: &Ruleset) -> Result<Vec<Finding>>
     Ok(findings)
 }
 
-/// Looks at the rules of the gateway's own firewall alone, which may change at any time. Changes nothing.
+/// Looks at the rules of the gateway's own firewall and at virtual MAC addresses, which may change at any time. Changes nothing.
 ///
 /// # Errors
 ///
 /// When the kernel does not answer.
-pub async fn examine_firewall(config: &Config, ruleset: &Ruleset) -> Result<Vec<Finding>> {
-    Ok(netfilter::examine(&Links::open()?, config, ruleset).await)
+pub async fn examine_again(config: &Config, ruleset: &Ruleset) -> Result<Vec<Finding>> {
+    let links = Links::open()?;
+    let mut findings = netfilter::examine(&links, config, ruleset).await;
+    findings.extend(virtual_mac::examine(&links, config).await?);
+    Ok(findings)
 }
 
 /// Finds the interfaces that are not there. Beside others that are it may be a modem that is not plugged in; without any nothing is

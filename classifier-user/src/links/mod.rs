@@ -14,6 +14,7 @@ mod qdisc;
 mod routing;
 mod solicit;
 mod survey;
+mod virtual_mac;
 mod watch;
 mod xdp_features;
 
