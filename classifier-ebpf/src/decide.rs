@@ -1,15 +1,19 @@
 //! From a frame to the decision on it, for both programs.
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
-use breakout_common::classify::rule;
+use breakout_common::classify::{rule, source};
 use breakout_common::egress::{EgressWords, is_up};
 use breakout_common::fragment::{self, Fragment};
 use breakout_common::frame::Frame;
+use breakout_common::icmp::about;
+use breakout_common::network::network;
 use breakout_common::packet::{Headers, Stop, V6, walk};
-use breakout_common::path::PathTable;
-use breakout_common::table::{Destination, OWN, is_covered, may_be_own};
+use breakout_common::path::{Flow, ORDINARY, PathTable};
+use breakout_common::table::{Destination, OWN, Outcome, Transport, is_covered, may_be_own};
 use breakout_common::verdict::{Decision, Reason};
 
+use crate::clock;
+use crate::flows;
 use crate::globals;
 use crate::maps::{FRAGMENTS, egress, paths};
 use crate::path::decide_way;
@@ -29,11 +33,24 @@ pub(crate) fn decide_frame(packet: &Packet, walked: &mut Walked) -> Decided {
         packet.tag_beside(),
         walked,
     );
+    if walked.stop == Reason::OtherProtocol as u32 && globals::pins() != 0 {
+        about_apart(
+            packet.start(),
+            packet.end(),
+            packet.len(),
+            packet.tag_beside(),
+            walked,
+        );
+    }
     let headers = &walked.headers;
     match walked.stop {
-        Walked::WHOLE => {
+        Walked::WHOLE | Walked::ABOUT => {
             let word = rule(&LookupApart, packet, headers, u32::from(globals::lan()));
             let paths = paths();
+            if walked.stop == Walked::ABOUT {
+                let decision = way_of_flow(packet, headers, walked.ports, word);
+                return with_egress(decision, headers.is_v6(), paths);
+            }
             let decision = decide_way::<_, false>(packet, headers, word, paths);
             if let Some(first) = headers.first_fragment() {
                 remember(
@@ -63,12 +80,16 @@ pub(crate) struct Walked {
     pub(crate) headers: Headers,
     /// The number of the reason why there are none, or one of the numbers below.
     pub(crate) stop: u32,
+    /// The ports of the flow that an ICMP error is about.
+    pub(crate) ports: u64,
 }
 
 impl Walked {
     /// There are headers.
     pub(crate) const WHOLE: u32 = 1 << 8;
     const LATER_FRAGMENT: u32 = 1 << 9;
+    /// It is an ICMP error, and the headers are those of the [flow that it is about](breakout_common::icmp::About).
+    const ABOUT: u32 = 1 << 10;
 
     pub(crate) const NONE: Walked = Walked {
         headers: Headers {
@@ -83,6 +104,7 @@ impl Walked {
             vlan: 0,
         },
         stop: 0,
+        ports: 0,
     };
 
     #[inline(always)]
@@ -117,6 +139,41 @@ pub(crate) fn walk_apart(start: usize, end: usize, len: u32, tag: u32, walked: &
         }
         Err(Stop::Reason(reason)) => walked.stop = reason as u32,
     }
+}
+
+/// Reads what an ICMP error is about. A function of its own, as above.
+#[inline(never)]
+fn about_apart(start: usize, end: usize, len: u32, tag: u32, walked: &mut Walked) {
+    let packet = Packet::new(start, end, len).with_tag(tag);
+    if let Some(network) = network(&packet)
+        && let Some(about) = about(&packet, &network)
+    {
+        walked.headers = about.headers;
+        walked.ports = about.ports;
+        walked.stop = Walked::ABOUT;
+    }
+}
+
+/// The decision on an ICMP error: by the egress of the flow that it is about, if that is known to leave by one.
+#[inline(always)]
+fn way_of_flow(packet: &Packet, headers: &Headers, ports: u64, word: u32) -> Decision {
+    const HELD: u32 = Outcome::BYPASS | Outcome::SHADOW;
+    let (high, low) = headers.halves;
+    let mut kind = if headers.is_v6() { Flow::V6 } else { 0 };
+    if headers.key & Transport::Udp.key(0) == 0 {
+        kind |= Flow::TCP;
+    }
+    if word & HELD == 0
+        && let Some((client_high, client_low)) = source(packet, headers)
+        && let Some(pin) = flows::get(
+            [client_high, client_low, high, low, ports | kind],
+            clock::now(),
+        )
+        && pin.egress() != ORDINARY
+    {
+        return Decision::steer(pin.egress(), pin.set());
+    }
+    Decision::pass(Reason::OtherProtocol)
 }
 
 /// Decides a packet whose headers are [plain](breakout_common::packet::plain_v4).

@@ -149,6 +149,16 @@ pub(crate) fn port<F: Frame>(
     (port > NEW).then_some(port)
 }
 
+/// The port that a flow has by its parts, or [`UNKNOWN`].
+#[inline(always)]
+pub(crate) fn known_port(from: u64, to: u64, ports: u32, is_tcp: bool, index: u8) -> u32 {
+    let [first, second] = words(from, to, ports, is_tcp);
+    match breakout_assign(first, second, way(index, 0)) {
+        NEW => UNKNOWN,
+        port => port,
+    }
+}
+
 /// The port that a packet gets by its parts; or [`FULL`], or [`UNKNOWN`].
 #[inline(always)]
 pub(crate) fn port_for(

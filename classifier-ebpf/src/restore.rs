@@ -217,16 +217,8 @@ fn restore(skb: *mut __sk_buff, client: u64) -> Option<i32> {
     };
     // No part of the packet is used behind the first change.
     if let Some(quoted) = quoted {
-        let places = u64::from(network.offset & 0xffff)
-            | u64::from((network.offset + network.header) & 0xffff) << 16
-            | u64::from(quoted.ip & 0xffff) << 32
-            | u64::from(quoted.transport & 0xffff) << 48;
+        let (places, kind) = message::parts(&network, &quoted);
         store(skb, offset, bytes)?;
-        let mut kind = if quoted.is_tcp { message::IS_TCP } else { 0 };
-        let sum = quoted.transport + if quoted.is_tcp { 16 } else { 6 };
-        if sum + 2 <= network.offset + network.len {
-            kind |= message::HAS_SUM;
-        }
         let client = u64::from(address) << 16 | u64::from(port) | kind;
         message::breakout_message(skb, places, client);
     } else {

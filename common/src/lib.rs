@@ -24,6 +24,7 @@ pub mod flows;
 pub mod forward;
 pub mod fragment;
 pub mod frame;
+pub mod icmp;
 pub mod mss;
 pub mod nat;
 pub mod network;

@@ -5,6 +5,7 @@ use breakout_tests::daemon::{Daemon, Site};
 use breakout_tests::flow::{Flow, Transport, bulk};
 use breakout_tests::lab::{Lab, connect};
 use breakout_tests::netns::Namespace;
+use breakout_tests::seen::Counter;
 use breakout_tests::server::Servers;
 
 use crate::Test;
@@ -28,6 +29,15 @@ pub(crate) const TESTS: &[Test] = &[
         "tcp_finds_a_narrow_link_behind_a_translating_egress",
         || narrow("mode = \"redirect\"\nmasquerade = true"),
     ),
+    ("servers_hear_of_a_narrow_lan_in_route_mode", || {
+        narrow_lan("masquerade = true")
+    }),
+    ("servers_hear_of_a_narrow_lan_in_redirect_mode", || {
+        narrow_lan("mode = \"redirect\"")
+    }),
+    ("servers_hear_of_a_narrow_lan_through_translation", || {
+        narrow_lan("mode = \"redirect\"\nmasquerade = true")
+    }),
 ];
 
 fn config(more: &str) -> String {
@@ -132,6 +142,58 @@ fn narrow(how: &str) -> Result<()> {
             .ip(&format!("route get {}", flow.destination.ip()))?;
         ensure!(route.contains("mtu 1300"), "{route}");
     }
+    daemon.stop()?;
+    Ok(())
+}
+
+/// Behind a router of the LAN is a link that takes 1300 bytes only, and a client that knows nothing of that: the server hears of it from
+/// the router, by the way of the flow.
+fn narrow_lan(how: &str) -> Result<()> {
+    let flows = [
+        Flow::new(Transport::Tcp, "52.98.1.1", 443),
+        Flow::new(Transport::Tcp, "2603:1006::1", 443),
+    ];
+    let lab = Lab::build()?;
+    let _servers = lab.serve(&flows)?;
+    let router = &lab.client;
+    let desk = Namespace::create(router.name().replace("client", "desk"))?;
+    connect(router, "narrow", &desk, "eth0")?;
+    router.ip_lines(
+        "link set narrow mtu 1300
+         addr add 10.8.0.1/24 dev narrow
+         addr add fd00:8::1/64 dev narrow nodad",
+    )?;
+    desk.ip_lines(
+        "addr add 10.8.0.2/24 dev eth0
+         addr add fd00:8::2/64 dev eth0 nodad
+         route add default via 10.8.0.1
+         route add default via fd00:8::1",
+    )?;
+    router.sysctl("net.ipv4.ip_forward", 1)?;
+    router.sysctl("net.ipv6.conf.all.forwarding", 1)?;
+    lab.gateway.ip_lines(
+        "route add 10.8.0.0/24 via 10.1.0.2
+         route add fd00:8::/64 via fd00:1::2",
+    )?;
+    // What is not translated: by the programs nothing of IPv6 is.
+    if !how.contains("masquerade") {
+        lab.internet.ip("route add 10.8.0.0/24 via 10.3.0.1")?;
+    }
+    if how.contains("redirect") {
+        lab.internet.ip("route add fd00:8::/64 via fd00:3::1")?;
+    }
+    let site = Site::new(&config(how))?;
+    let daemon = start(&lab, &site, how.contains("redirect"))?;
+    let errors = "oifname \"wan\" icmp type destination-unreachable";
+    let strays = Counter::start(&lab.gateway, "strays", errors)?;
+    for flow in flows {
+        let identity = bulk(&desk, flow.destination, 300_000)?;
+        ensure!(identity == "internet", "{identity}");
+    }
+    ensure!(
+        strays.packets()? == 0,
+        "errors about steered flows left by the WAN"
+    );
     daemon.stop()?;
     Ok(())
 }

@@ -1,10 +1,12 @@
-//! Gives an ICMP error about a translated packet its client back: in its header, and in the packet that it quotes (RFC 5508, section 4.2).
+//! Translates ICMP errors, in their headers and in the packets that they quote (RFC 5508, section 4): one from the internet gets its client
+//! back, and one about what came to a client gets its public address and port.
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::{
     bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_store_bytes,
 };
-use breakout_common::nat::{Change, adjusted, difference};
+use breakout_common::nat::{Change, Quoted, adjusted, difference};
+use breakout_common::network::Network;
 
 /// Where things are in headers.
 const SOURCE: u32 = 12;
@@ -18,38 +20,54 @@ pub(crate) const IS_TCP: u64 = 1 << 48;
 /// The bit above that which says that the quote has the checksum of TCP or UDP.
 pub(crate) const HAS_SUM: u64 = 1 << 49;
 
-/// Writes the client into a message. `places` are those of the IP header, of the message, and of the quoted headers, 16 bits each;
-/// `client` has the port, above it the address, both as they stand in packets, and above those [`IS_TCP`] and [`HAS_SUM`].
+/// The bit above that which says that the message leaves: its source is translated, and the destination of what it quotes.
+pub(crate) const LEAVES: u64 = 1 << 50;
+
+/// The places in a message as [`breakout_message`] takes them, and the bits above the address.
+#[inline(always)]
+pub(crate) fn parts(network: &Network, quoted: &Quoted) -> (u64, u64) {
+    let end = network.offset + network.len;
+    let places = u64::from(network.offset & 0xffff)
+        | u64::from((network.offset + network.header) & 0xffff) << 16
+        | u64::from(quoted.ip & 0xffff) << 32
+        | u64::from(quoted.transport & 0xffff) << 48;
+    let (kind, sum) = if quoted.is_tcp { (IS_TCP, 16) } else { (0, 6) };
+    let has_sum = quoted.transport + sum + 2 <= end;
+    (places, kind | if has_sum { HAS_SUM } else { 0 })
+}
+
+/// Writes an address and port into a message: the client's, or the public ones. `places` are those of the IP header, of the message, and
+/// of the quoted headers, 16 bits each; `to` has the port, above it the address, both as they stand in packets, and above those
+/// [`IS_TCP`], [`HAS_SUM`] and [`LEAVES`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) extern "C" fn breakout_message(skb: *mut __sk_buff, places: u64, client: u64) -> u32 {
-    u32::from(restore(skb, places, client).is_some())
+pub(crate) extern "C" fn breakout_message(skb: *mut __sk_buff, places: u64, to: u64) -> u32 {
+    u32::from(translate(skb, places, to).is_some())
 }
 
 #[inline(always)]
-fn restore(skb: *mut __sk_buff, places: u64, client: u64) -> Option<()> {
+fn translate(skb: *mut __sk_buff, places: u64, to: u64) -> Option<()> {
     let place = |at: u32| (places >> at & 0xffff) as u32;
     let (ip, message, quoted_ip, transport) = (place(0), place(16), place(32), place(48));
-    let (address, port) = (
-        (client >> 16 & 0xffff_ffff) as u32,
-        (client & 0xffff) as u16,
-    );
-    let is_tcp = client & IS_TCP != 0;
+    let (address, port) = ((to >> 16 & 0xffff_ffff) as u32, (to & 0xffff) as u16);
+    let is_tcp = to & IS_TCP != 0;
+    let (address_at, quoted_at, port_at) = if to & LEAVES != 0 {
+        (ip + SOURCE, quoted_ip + DESTINATION, transport + 2)
+    } else {
+        (ip + DESTINATION, quoted_ip + SOURCE, transport)
+    };
     let sum = message + ICMP_SUM;
-    let before = load::<4>(skb, ip + DESTINATION).map(u32::from_ne_bytes)?;
+    let before = load::<4>(skb, address_at).map(u32::from_ne_bytes)?;
     // SAFETY: the helper takes the live socket buffer, and checks its offset.
     unsafe {
         let (from, to) = (u64::from(before), u64::from(address));
         bpf_l3_csum_replace(skb.cast(), ip + HEADER_SUM, from, to, 4);
     }
-    store(skb, ip + DESTINATION, address.to_ne_bytes());
+    store(skb, address_at, address.to_ne_bytes());
 
     let change = Change {
-        address: (
-            load::<4>(skb, quoted_ip + SOURCE).map(u32::from_ne_bytes)?,
-            address,
-        ),
-        port: (load::<2>(skb, transport).map(u16::from_ne_bytes)?, port),
+        address: (load::<4>(skb, quoted_at).map(u32::from_ne_bytes)?, address),
+        port: (load::<2>(skb, port_at).map(u16::from_ne_bytes)?, port),
     };
     let (of_header, of_both) = difference(&change);
     let header_sum = load::<2>(skb, quoted_ip + HEADER_SUM).map(u16::from_ne_bytes)?;
@@ -65,11 +83,11 @@ fn restore(skb: *mut __sk_buff, places: u64, client: u64) -> Option<()> {
         let (from, to) = (u64::from(change.address.0), u64::from(address));
         bpf_l4_csum_replace(skb.cast(), sum, from, to, 4);
     }
-    store(skb, quoted_ip + SOURCE, address.to_ne_bytes());
-    replace(skb, sum, transport, change.port.0, port);
+    store(skb, quoted_at, address.to_ne_bytes());
+    replace(skb, sum, port_at, change.port.0, port);
     // Of TCP the quote often ends before its checksum.
     let at = transport + if is_tcp { 16 } else { 6 };
-    if client & HAS_SUM != 0
+    if to & HAS_SUM != 0
         && let Some(quoted_sum) = load::<2>(skb, at).map(u16::from_ne_bytes)
         && (is_tcp || quoted_sum != 0)
     {

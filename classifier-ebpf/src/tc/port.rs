@@ -2,11 +2,11 @@
 
 use aya_ebpf::bindings::__sk_buff;
 use breakout_common::frame::Frame;
-use breakout_common::nat::rewritten;
+use breakout_common::nat::{quoted, rewritten};
 use breakout_common::network::{Network, TCP, network};
 
 use crate::globals;
-use crate::nat::{UNKNOWN, port_for};
+use crate::nat::{UNKNOWN, known_port, port_for};
 use crate::reader::Packet;
 
 /// Stands for the port of what is not translated.
@@ -15,7 +15,7 @@ pub(crate) const NO_PORT: u32 = u32::MAX;
 const OF_FIRST: u32 = 1 << 16;
 
 /// The public port of a packet that leaves by an egress that translates: [`NO_PORT`] of IPv6, and of what is not sent; else as
-/// [`port_for`]. A flow that has none gets one.
+/// [`port_for`]. A flow that has none gets one. An ICMP error has the port of the flow that it is about.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn breakout_port(skb: *mut __sk_buff, index: u32) -> u32 {
@@ -33,6 +33,13 @@ pub(crate) extern "C" fn breakout_port(skb: *mut __sk_buff, index: u32) -> u32 {
 
 #[inline(always)]
 fn port(packet: &Packet, network: &Network, index: u32) -> Option<u32> {
+    if let Some(quoted) = quoted(packet, network) {
+        let (client, client_port) = quoted.remote;
+        let ports = u32::from(client_port) << 16 | u32::from(quoted.port);
+        let (from, to) = (u64::from(client), network.destination.1);
+        let egress = (index & 0xff) as u8;
+        return Some(known_port(from, to, ports, quoted.is_tcp, egress));
+    }
     if rewritten(packet, network, false)?.port == 0 {
         return Some(OF_FIRST);
     }

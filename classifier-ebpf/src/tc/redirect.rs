@@ -7,7 +7,7 @@ use aya_ebpf::helpers::generated::{
 use breakout_common::egress::{EgressWords, gateway_v4, gateway_v6, link_header, mtu, nat};
 use breakout_common::forward;
 use breakout_common::frame::Frame;
-use breakout_common::network::{JUMBO, Network, TCP, network};
+use breakout_common::network::{JUMBO, Network, TCP, UDP, network};
 use breakout_common::verdict::Reason;
 
 use super::mss;
@@ -180,7 +180,11 @@ fn translation(
     if port == NO_PORT || address == 0 {
         return Err(Reason::KernelDamaged);
     }
-    let translation = Translation::of(packet, network, false, address);
+    let translation = if matches!(network.protocol, TCP | UDP) {
+        Translation::of(packet, network, false, address)
+    } else {
+        Translation::of_message(packet, network, address)
+    };
     let Some(mut translation) = translation else {
         return Err(Reason::KernelDamaged);
     };

@@ -3,20 +3,22 @@
 use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use aya_ebpf::helpers::generated::{bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_store_bytes};
 use breakout_common::frame::Frame;
-use breakout_common::nat::rewritten;
+use breakout_common::nat::{quoted, rewritten};
 use breakout_common::network::Network;
 
+use super::message::{LEAVES, breakout_message, parts};
 use crate::reader::Packet;
 
 /// A change of an address and a port, in words of the machine's byte order, and where; see
 /// [`Rewritten`](breakout_common::nat::Rewritten).
 #[derive(Clone, Copy)]
 pub(crate) struct Translation {
-    /// The places of the address, of the header's checksum, of the port and of the checksum, 16 bits each.
+    /// The places of the address, of the header's checksum, of the port and of the checksum, 16 bits each. Of a message those that
+    /// [`parts`] has.
     places: u64,
     /// The address before, above that of now.
     address: u64,
-    /// The port before, above that of now; and above them whether it is UDP.
+    /// The port before, above that of now; and above them whether it is UDP. Of a message the port of now, and the bits that go with it.
     port: u64,
 }
 
@@ -49,6 +51,17 @@ impl Translation {
         })
     }
 
+    /// The translation of an ICMP error that leaves, to an address. `None` if the packet is none.
+    #[inline(always)]
+    pub(crate) fn of_message(packet: &Packet, network: &Network, address: u32) -> Option<Self> {
+        let (places, kind) = parts(network, &quoted(packet, network)?);
+        Some(Translation {
+            places,
+            address: u64::from(address),
+            port: kind | LEAVES,
+        })
+    }
+
     /// Tells whether there is a port, as in all but later fragments.
     #[inline(always)]
     pub(crate) fn has_port(&self) -> bool {
@@ -64,7 +77,11 @@ impl Translation {
     /// Carries it out. Nothing of the packet that was read before may be used after this.
     #[inline(always)]
     pub(crate) fn apply(self, skb: *mut __sk_buff) {
-        breakout_rewrite(skb, self.places, self.address, self.port);
+        if self.port & LEAVES == 0 {
+            breakout_rewrite(skb, self.places, self.address, self.port);
+        } else {
+            breakout_message(skb, self.places, self.address << 16 | self.port);
+        }
     }
 }
 
