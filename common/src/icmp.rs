@@ -127,7 +127,7 @@ mod tests {
             frame.extend([0xfd, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7]);
             frame.extend(&quoted[8..24]);
         } else {
-            let len = 2payload;
+            let len = 20 + payload;
             frame.extend([8, 0, 0x45, 0, 0, len, 0, 0, 0, 0, 64, 1, 0, 0, 10, 1, 0, 7]);
             frame.extend(&quoted[12..16]);
         }

@@ -39,6 +39,7 @@ const OLDEST: &[&str] = &[
     "a_dead_link_is_left_within_a_second",
     "a_lan_interface_that_comes_back_is_attached_again",
     "a_next_hop_is_learnt_from_every_kind_of_route",
+    "a_next_hop_whose_mac_changes_unannounced_is_found",
     "a_program_that_is_taken_away_is_told_of",
     "an_egress_that_changes_its_mode_keeps_its_flows",
     "an_egress_whose_route_the_kernel_refuses_is_left",

@@ -247,22 +247,18 @@ pub(super) async fn refresh_neighbours(links: &Links, states: &[EgressState], on
 }
 
 impl EgressState {
-    /// Asks the link for the MAC address of the next hop, if it has one.
-    pub(super) fn solicit(&self, v6: bool) {
-        let Ok(ways) = &self.way_out else {
-            return;
-        };
-        let (Gateway::Address(address), Some(mac)) = (ways.gateway(v6), ways.interface.mac) else {
-            return;
+    /// Who asks the link for the MAC address of the next hop, and that next hop, if it has one.
+    pub(super) fn asker(&self, v6: bool) -> Option<(Asker, IpAddr)> {
+        let ways = self.way_out.as_ref().ok()?;
+        let Gateway::Address(address) = ways.gateway(v6) else {
+            return None;
         };
         let asker = Asker {
             interface: ways.interface.index,
-            mac,
+            mac: ways.interface.mac?,
             v4: ways.public_address(),
         };
-        if let Err(error) = asker.solicit(address) {
-            tracing::debug!("cannot ask for the MAC address of {address}: {error}");
-        }
+        Some((asker, address))
     }
 
     /// Whether its interface has an address, or had it when it was last there.

@@ -12,6 +12,7 @@ use super::passive::{PathTraffic, Watching};
 use crate::config::{Class, Config, Preference};
 use crate::datapath::{Clock, Paths, TrafficView};
 use crate::health::{self, Judge, Measure, Probers, Standing, State, Target, Verdict};
+use crate::links::Solicitor;
 
 /// For how long an established flow that is silent keeps its place when the table of flows is full: less than the time
 /// after which Microsoft's front ends and most NATs end an idle connection.
@@ -20,8 +21,8 @@ const TCP_ESTABLISHED: Duration = Duration::from_secs(300);
 /// should).
 const UDP_ESTABLISHED: Duration = Duration::from_secs(30);
 
-/// How often a next hop is asked for its MAC address while probes are not answered.
-const SOLICIT_AGAIN: Duration = Duration::from_secs(1);
+/// How soon a next hop is asked again for its MAC address while probes are not answered, and at the latest.
+const SOLICIT_AGAIN: [Duration; 2] = [Duration::from_millis(300), Duration::from_secs(60)];
 
 /// How all egresses stand, and the probes that tell.
 pub(super) struct Health {
@@ -32,8 +33,9 @@ pub(super) struct Health {
     watching: Watching,
     /// The state that was told last.
     told: BTreeMap<(String, bool), State>,
-    /// When next hops were asked for their MAC addresses last.
-    solicited: BTreeMap<(String, bool), Instant>,
+    solicitor: Solicitor,
+    /// When next hops are asked again for their MAC addresses, and how long it is from then to the next time.
+    solicited: BTreeMap<(String, bool), (Instant, Duration)>,
     pub(super) probers: Probers,
 }
 
@@ -71,6 +73,7 @@ impl Health {
             traffic: BTreeMap::new(),
             watching: Watching::default(),
             told: BTreeMap::new(),
+            solicitor: Solicitor::default(),
             solicited: BTreeMap::new(),
             probers: Probers::new(runtime),
         }
@@ -179,14 +182,30 @@ impl Health {
             return;
         }
         let key = (report.path.egress.clone(), report.path.v6);
-        let now = Instant::now();
-        let is_early = (self.solicited.get(&key)).is_some_and(|last| now < *last + SOLICIT_AGAIN);
-        if report.is_doubtful && !is_early {
-            let meant = states.iter().find(|state| state.name == key.0);
-            meant.into_iter().for_each(|state| state.solicit(key.1));
-            self.solicited.insert(key.clone(), now);
+        if report.is_doubtful {
+            self.solicit(&key, states);
+        } else {
+            self.solicited.remove(&key);
         }
         self.measures.insert(key, report.measure);
+    }
+
+    /// Asks a next hop for its MAC address, at growing intervals.
+    fn solicit(&mut self, key: &(String, bool), states: &[EgressState]) {
+        let (now, [first, longest]) = (Instant::now(), SOLICIT_AGAIN);
+        let (next, pause) = self.solicited.get(key).copied().unwrap_or((now, first));
+        if now < next {
+            return;
+        }
+        self.solicited
+            .insert(key.clone(), (now + pause, (pause * 2).min(longest)));
+        let meant = states.iter().find(|state| state.name == key.0);
+        let Some((asker, next_hop)) = meant.and_then(|state| state.asker(key.1)) else {
+            return;
+        };
+        if let Err(error) = self.solicitor.solicit(&asker, next_hop) {
+            tracing::warn!("cannot ask for the MAC address of {next_hop}: {error}");
+        }
     }
 
     /// Judges every egress anew. Returns those that stand otherwise than before.

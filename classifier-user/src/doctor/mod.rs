@@ -101,7 +101,10 @@ pub async fn examine(config: &Config, ruleset: &Ruleset) -> Result<Vec<Finding>>
 pub async fn examine_again(config: &Config, ruleset: &Ruleset) -> Result<Vec<Finding>> {
     let links = Links::open()?;
     let mut findings = netfilter::examine(&links, config, ruleset).await;
-    findings.extend(virtual_mac::examine(&links, config).await?);
+    match virtual_mac::examine(&links, config).await {
+        Ok(found) => findings.extend(found),
+        Err(error) => tracing::debug!("cannot look for virtual MAC addresses: {error:#}"),
+    }
     Ok(findings)
 }
 

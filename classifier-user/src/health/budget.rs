@@ -2,14 +2,18 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::{Kind, Target};
 use crate::config::HealthConfig;
 
 /// The longest month.
 const MONTH: Duration = Duration::from_secs(31 * 24 * 3600);
-/// The share of a budget, in percent, that is for probes as they are planned. As many quick ones may be sent on suspicion, and the
-/// rest is for those behind a lost one.
+/// The share of a budget, in percent, that is for probes as they are planned. The rest is for those that are sent on suspicion, and
+/// behind a lost one.
 const PLANNED: u64 = 60;
+/// For how long what is not spent is saved.
+const SAVED: Duration = Duration::from_secs(24 * 3600);
 
 /// How often probes are sent to the targets of an egress and address family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +59,40 @@ pub(super) fn pace(health: &HealthConfig, targets: &[Target], budget: Option<u64
     Pace {
         is_held: (held.quick, held.slow) != (quick, slow),
         ..held
+    }
+}
+
+/// What may be spent now, in bytes: as much as the budget has for the time since, less what was spent.
+#[derive(Clone, Debug)]
+pub(super) struct Allowance {
+    bytes: f64,
+    /// Bytes a second.
+    rate: f64,
+    at: Instant,
+}
+
+impl Allowance {
+    /// Begins with what can be saved at most.
+    pub(super) fn new(budget: u64, now: Instant) -> Self {
+        let rate = budget as f64 / MONTH.as_secs_f64();
+        Allowance {
+            bytes: rate * SAVED.as_secs_f64(),
+            rate,
+            at: now,
+        }
+    }
+
+    /// Takes a probe into account.
+    pub(super) fn spend(&mut self, kind: Kind, now: Instant) {
+        let gained = self.rate * now.saturating_duration_since(self.at).as_secs_f64();
+        let most = self.rate * SAVED.as_secs_f64();
+        self.bytes = (self.bytes + gained).min(most) - cost(kind) as f64;
+        self.at = now;
+    }
+
+    /// Tells whether there was something left after the last probe for one that is not planned.
+    pub(super) fn has_more(&self) -> bool {
+        self.bytes > 0.0
     }
 }
 
@@ -110,6 +148,25 @@ mod tests {
             assert!(volume >= 0.55 * budget as f64, "{held:?} {volume}");
         }
         assert_eq!(pace(&health, &all, Some(1 << 40)), free);
+    }
+
+    #[test]
+    fn what_is_spent_is_not_there_before_it_is_earned_again() {
+        let start = Instant::now();
+        let budget = 31 * 24 * 3600 * 10;
+        let mut allowance = Allowance::new(budget, start);
+        let mut sent = 0;
+        while allowance.has_more() {
+            allowance.spend(Kind::Tls, start);
+            sent += 1;
+        }
+        // A day of ten bytes a second.
+        assert_eq!(sent, 864_000 / 9000);
+        let later = |seconds| start + Duration::from_secs(seconds);
+        allowance.spend(Kind::Icmp, later(10));
+        assert!(!allowance.has_more());
+        allowance.spend(Kind::Icmp, later(40));
+        assert!(allowance.has_more());
     }
 
     #[test]

@@ -52,7 +52,7 @@ pub struct Standing {
     pub since: Timestamp,
     /// Why it is not `up`, or why it is so only now.
     pub why: Option<String>,
-    /// Whether somebody else answers for Microsoft there, such as a captive portal.
+    /// Whether somebody else answers in Microsoft's place there, such as a captive portal.
     #[serde(default)]
     pub captive: bool,
     /// What the probes measure; without any if there are none.

@@ -14,6 +14,8 @@ pub(super) const DEAD_AFTER: u32 = 7;
 pub(super) const SLOW_DEAD_AFTER: u32 = 3;
 /// Answers of somebody else after which the link leads to them.
 const FOREIGN_AFTER: u32 = 2;
+/// Unanswered probes after which it is no longer known that somebody else answers.
+const FOREIGN_LAPSES: u32 = 10;
 
 /// One target's answers.
 #[derive(Clone, Debug)]
@@ -25,6 +27,8 @@ pub(super) struct Meter {
     pub(super) misses: u32,
     /// Probes that somebody else answered since the target did.
     foreign: u32,
+    /// Unanswered probes since the last one that somebody else answered.
+    silent_since: u32,
     loss: f64,
     /// The loss before the misses in a row.
     loss_before: f64,
@@ -43,6 +47,7 @@ impl Meter {
             is_proven: false,
             misses: 0,
             foreign: 0,
+            silent_since: 0,
             loss: 0.0,
             loss_before: 0.0,
             latency: None,
@@ -91,8 +96,15 @@ impl Meter {
                     self.loss += (1.0 - self.loss) * loss_weight;
                 }
                 self.misses = self.misses.saturating_add(1);
-                let is_foreign = matches!(failure, Failure::Foreign(_));
-                self.foreign = self.foreign.saturating_add(is_foreign.into());
+                if matches!(failure, Failure::Foreign(_)) {
+                    self.foreign = self.foreign.saturating_add(1);
+                    self.silent_since = 0;
+                } else {
+                    self.silent_since = self.silent_since.saturating_add(1);
+                    if self.silent_since >= FOREIGN_LAPSES {
+                        self.foreign = 0;
+                    }
+                }
                 let (Failure::Silence(why) | Failure::Foreign(why)) = failure;
                 self.why = Some(why);
             }
@@ -154,7 +166,8 @@ impl Meter {
     /// Tells whether it may turn out that somebody else answers, or that nobody does.
     fn is_open(&self) -> bool {
         let is_unknown = !self.is_proven && self.misses == 0;
-        self.target.is_verifiable() && (is_unknown || (1..FOREIGN_AFTER).contains(&self.foreign))
+        let is_doubtful = !self.is_silent() && (1..FOREIGN_AFTER).contains(&self.foreign);
+        self.target.is_verifiable() && (is_unknown || is_doubtful)
     }
 
     fn report(&self) -> TargetReport {
@@ -195,7 +208,7 @@ pub struct Measure {
     pub relays: Option<bool>,
     /// Whether a TCP, TLS or HTTP target answers; null while that is not known.
     pub doors: Option<bool>,
-    /// Who answers in the place of the TLS and HTTP targets, as a captive portal does; null if nobody is known to.
+    /// A target that somebody else answers for, as a captive portal does, and how that shows; null if there is none.
     #[serde(default)]
     pub captive: Option<String>,
     /// The share of probes that is lost, from 0 to 1.
@@ -286,13 +299,14 @@ impl Measure {
     }
 }
 
-/// Says who answers in the place of targets, if none is answered by itself.
+/// Names a target that somebody else answers for, if none shows that it answers itself.
 fn captive(meters: &[Meter]) -> Option<String> {
-    let verifiable = || meters.iter().filter(|meter| meter.target.is_verifiable());
-    if verifiable().any(|meter| meter.is_proven && meter.misses == 0) {
+    let is_itself = |meter: &Meter| meter.is_proven && meter.foreign == 0 && !meter.is_silent();
+    let mut verifiable = meters.iter().filter(|meter| meter.target.is_verifiable());
+    if verifiable.any(is_itself) {
         return None;
     }
-    let intercepted = verifiable().find(|meter| meter.foreign >= FOREIGN_AFTER)?;
+    let intercepted = (meters.iter()).find(|meter| meter.foreign >= FOREIGN_AFTER)?;
     let why = intercepted.why.as_deref().unwrap_or_default();
     Some(format!("{}: {why}", intercepted.target))
 }
@@ -436,9 +450,14 @@ mod tests {
             captured.captive.as_deref(),
             Some("tls:front.example:443: another certificate")
         );
-        // Silence tells nothing new.
-        missed(&mut named, 20);
+        // Silence tells nothing new for some time.
+        missed(&mut named, FOREIGN_LAPSES - 1);
         assert!(measure(&relay, &named, 0).captive.is_some());
+        missed(&mut named, 1);
+        assert_eq!(measure(&relay, &named, 0).captive, None);
+        named.note(foreign());
+        assert_eq!(measure(&relay, &named, 0).alive, Some(true), "long silent");
+        named.note(foreign());
         // Where relays answer, only TLS is intercepted.
         relay.note(answered());
         let intercepted = measure(&relay, &named, 0);
@@ -454,7 +473,17 @@ mod tests {
         let mut other = meter("http://front.example/ 204");
         other.note(foreign());
         other.note(foreign());
-        assert_eq!(Measure::of(&[named, other], 0, false).captive, None);
+        let both = |named: &Meter| Measure::of(&[named.clone(), other.clone()], 0, false);
+        assert_eq!(both(&named).captive, None);
+        missed(&mut named, SLOW_DEAD_AFTER - 1);
+        assert_eq!(both(&named).captive, None, "one lost probe or two");
+        missed(&mut named, 1);
+        assert!(both(&named).captive.is_some());
+        // A status that is a portal's alone needs no expected one.
+        let mut any = meter("http://front.example/");
+        any.note(foreign());
+        any.note(foreign());
+        assert!(Measure::of(&[any], 0, false).captive.is_some());
     }
 
     #[test]

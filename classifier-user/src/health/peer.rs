@@ -24,13 +24,22 @@ pub(super) struct Trust {
 }
 
 impl Trust {
+    /// Trusts Mozilla's root certificates alone.
+    ///
+    /// # Errors
+    ///
+    /// When TLS cannot be set up.
+    pub(super) fn built_in() -> Result<Self> {
+        Self::of(built_in_roots())
+    }
+
     /// Trusts Mozilla's root certificates, those of the system, and those of a PEM file.
     ///
     /// # Errors
     ///
     /// When the file cannot be read or has no certificate.
-    pub(super) fn new(ca_file: Option<&Path>) -> Result<Self> {
-        let mut roots = RootCertStore::from_iter(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+    pub(super) fn read(ca_file: Option<&Path>) -> Result<Self> {
+        let mut roots = built_in_roots();
         // A gateway may have none, or only the company's; what cannot be read there is the system's matter.
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         if let Some(file) = ca_file {
@@ -41,6 +50,10 @@ impl Trust {
             let (added, _) = roots.add_parsable_certificates(certificates);
             ensure!(added > 0, "{} has no certificate", tried());
         }
+        Self::of(roots)
+    }
+
+    fn of(roots: RootCertStore) -> Result<Self> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = || {
             ClientConfig::builder_with_provider(Arc::clone(&provider))
@@ -70,10 +83,8 @@ impl Trust {
     }
 }
 
-impl Default for Trust {
-    fn default() -> Self {
-        Self::new(None).expect("the roots that are built in can be used")
-    }
+fn built_in_roots() -> RootCertStore {
+    RootCertStore::from_iter(webpki_roots::TLS_SERVER_ROOTS.iter().cloned())
 }
 
 /// Checks that certificates can be read from the file that `[health] ca_file` names.
@@ -82,7 +93,7 @@ impl Default for Trust {
 ///
 /// When it cannot be read or has no certificate.
 pub fn check_ca_file(file: Option<&Path>) -> Result<()> {
-    Trust::new(file).map(drop)
+    Trust::read(file).map(drop)
 }
 
 /// Verifies the issuer and the name of a certificate, and accepts it outside its validity: a gateway may have booted in 1970.

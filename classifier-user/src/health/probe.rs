@@ -239,6 +239,11 @@ async fn tls(
         Some(rustls::Error::InvalidCertificate(why)) if is_checked => Err(Failure::Foreign(
             format!("the certificate is not that of {}: {why}", target.host),
         )),
+        Some(rustls::Error::InvalidMessage(_)) if is_checked => Err(Failure::Foreign(
+            "what answers does not speak TLS".to_owned(),
+        )),
+        // A refusal does not say whose it is.
+        Some(rustls::Error::AlertReceived(_)) if is_checked => Err(error.into()),
         // That there is a certificate, or a refusal, means that a server speaks TLS.
         Some(rustls::Error::InvalidCertificate(_) | rustls::Error::AlertReceived(_)) => Ok(()),
         _ => Err(error.into()),

@@ -7,15 +7,16 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use anyhow::anyhow;
 use routes::ProbeRoutes;
 use tokio::net::lookup_host;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::{AbortHandle, JoinSet, spawn_blocking};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::budget::{Pace, pace};
+use super::budget::{Allowance, Pace, pace};
 use super::meter::{DEAD_AFTER, Meter, SLOW_DEAD_AFTER};
 use super::peer::Trust;
 use super::probe::{Answered, Bound, Failure, probe};
@@ -40,6 +41,14 @@ const LOOKUP: Duration = Duration::from_secs(600);
 const LOOKUP_AGAIN: Duration = Duration::from_secs(30);
 /// For how long an answer to a quick probe is heard that was taken for lost: longer than most queues of modems and mobile networks.
 const LATE: Duration = Duration::from_secs(5);
+/// While a target that does not answer is tried at growing intervals, the longest.
+const AGAIN: Duration = Duration::from_secs(300);
+/// At most one probe in that time is sent on suspicion where probes have a budget.
+const SUSPICION: Duration = Duration::from_secs(5);
+/// How soon certificates are read again while somebody else answers: they may have been what was wrong.
+const TRUST_AGAIN: Duration = Duration::from_secs(60);
+/// How soon a probe is tried again that waits for the certificates.
+const SOON: Duration = Duration::from_millis(50);
 /// How long a resolver may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -134,13 +143,9 @@ impl Probers {
             if !self.running.iter().any(|running| *running.path == path) {
                 let path = Arc::new(path);
                 let links = self.links.clone();
-                let (of_path, reports) = (Arc::clone(&path), Arc::clone(&self.reports));
                 let suspicion = Arc::<Notify>::default();
-                let heard = Arc::clone(&suspicion);
-                // It reads certificates, for which nobody waits here.
-                let task = self
-                    .runtime
-                    .spawn(async move { Prober::new(of_path, links, reports).run(heard).await });
+                let prober = Prober::new(Arc::clone(&path), links, Arc::clone(&self.reports));
+                let task = self.runtime.spawn(prober.run(Arc::clone(&suspicion)));
                 self.running.push(Running {
                     path,
                     task: task.abort_handle(),
@@ -219,14 +224,21 @@ struct Outcome {
 struct Prober {
     path: Arc<Path>,
     bound: Bound,
-    trust: Trust,
+    /// Whose certificates are believed; none before they were read.
+    trust: Option<Trust>,
+    /// When they were read last.
+    trust_read: Instant,
     pace: Pace,
+    allowance: Option<Allowance>,
     /// When a suspicion was followed last.
     suspected: Option<Instant>,
     routes: Option<ProbeRoutes>,
     meters: Vec<Meter>,
     addresses: Vec<Option<SocketAddr>>,
     next_lookup: Instant,
+    last_lookup: Instant,
+    /// Whether it is known of each target if it has an address.
+    is_looked_up: Vec<bool>,
     /// When each slow target is tried next; none for quick ones.
     next_slow: Vec<Option<Instant>>,
     next_quick: Instant,
@@ -253,8 +265,10 @@ impl Prober {
         let meters: Vec<Meter> = path.targets.iter().cloned().map(Meter::new).collect();
         Prober {
             pace: pace(&path.health, &path.targets, path.budget),
+            allowance: path.budget.map(|budget| Allowance::new(budget, now)),
             suspected: None,
-            trust: trust(path.health.ca_file.as_deref()),
+            trust: None,
+            trust_read: now,
             bound: Bound {
                 interface: path.interface.clone(),
                 mark: path.mark,
@@ -266,6 +280,8 @@ impl Prober {
                 .map(|(way, links)| ProbeRoutes::new(links, way)),
             addresses: vec![None; meters.len()],
             next_lookup: now,
+            last_lookup: now,
+            is_looked_up: vec![false; meters.len()],
             next_slow: meters
                 .iter()
                 .map(|meter| (!meter.target.kind.is_quick()).then_some(now))
@@ -287,6 +303,8 @@ impl Prober {
     async fn run(mut self, suspicion: Arc<Notify>) {
         let mut tries: JoinSet<()> = JoinSet::new();
         let mut lookups = JoinSet::new();
+        let mut reading = JoinSet::new();
+        self.read_trust(&mut reading);
         loop {
             let now = Instant::now();
             while tries.try_join_next().is_some() {}
@@ -301,7 +319,13 @@ impl Prober {
             }
             for index in 0..self.meters.len() {
                 if self.next_slow[index].is_some_and(|next| next <= now) {
-                    self.next_slow[index] = Some(now + jittered(self.slow_interval()));
+                    let is_early =
+                        self.trust.is_none() && self.meters[index].target.is_verifiable();
+                    if is_early {
+                        self.next_slow[index] = Some(now + SOON);
+                        continue;
+                    }
+                    self.next_slow[index] = Some(now + jittered(self.slow_interval(index)));
                     self.start(index, &mut tries);
                 }
             }
@@ -322,7 +346,17 @@ impl Prober {
                     }
                     self.retain_routes();
                 }
-                Some(outcome) = self.outcomes.1.recv() => self.note(outcome),
+                Some(outcome) = self.outcomes.1.recv() => {
+                    let is_foreign = matches!(outcome.answer, Err(Failure::Foreign(_)));
+                    self.note(outcome);
+                    if is_foreign && self.trust_read.elapsed() > TRUST_AGAIN && reading.is_empty() {
+                        self.read_trust(&mut reading);
+                    }
+                }
+                Some(read) = reading.join_next(), if !reading.is_empty() => {
+                    self.trust = read.ok().flatten().or(self.trust.take());
+                    continue;
+                }
                 () = suspicion.notified() => {
                     self.suspect();
                     continue;
@@ -339,24 +373,52 @@ impl Prober {
         }
     }
 
-    /// The meters of targets that have an address of the family.
+    /// The meters of targets that have an address of the family, or may have one that is yet to be shown as theirs.
     fn known(&self) -> Vec<Meter> {
-        let meters = self.meters.iter().zip(&self.addresses);
-        meters
-            .filter(|(_, address)| address.is_some())
-            .map(|(meter, _)| meter.clone())
+        let targets = self.meters.iter().enumerate();
+        targets
+            .filter(|(index, meter)| {
+                let is_awaited = !self.is_looked_up[*index] && meter.target.is_verifiable();
+                self.addresses[*index].is_some() || is_awaited
+            })
+            .map(|(_, meter)| meter.clone())
             .collect()
+    }
+
+    /// Reads the certificates beside the runtime, which fail-over shares. Those that are built in take the place of what cannot be read.
+    fn read_trust(&mut self, reading: &mut JoinSet<Option<Trust>>) {
+        self.trust_read = Instant::now();
+        let file = self.path.health.ca_file.clone();
+        let has_trust = self.trust.is_some();
+        reading.spawn(async move {
+            let read = spawn_blocking(move || Trust::read(file.as_deref()));
+            let read = match timeout(PATIENCE, read).await {
+                Ok(Ok(read)) => read,
+                Ok(Err(error)) => Err(error.into()),
+                Err(_) => Err(anyhow!("certificates cannot be read within {PATIENCE:?}")),
+            };
+            match read {
+                Ok(trust) => Some(trust),
+                Err(error) => {
+                    tracing::error!("probes verify certificates by fewer authorities: {error:#}");
+                    let built_in = || Trust::built_in().ok();
+                    (!has_trust).then(built_in).flatten()
+                }
+            }
+        });
     }
 
     /// Looks the names up again, beside the probes: a resolver may take long.
     fn look_up(&mut self, lookups: &mut JoinSet<(usize, Found)>) {
-        self.next_lookup = Instant::now() + LOOKUP;
+        self.last_lookup = Instant::now();
+        self.next_lookup = self.last_lookup + LOOKUP;
         let v6 = self.path.v6;
         for (index, meter) in self.meters.iter().enumerate() {
             let (host, port) = (meter.target.host.clone(), meter.target.port);
             if let Some(address) = meter.target.address() {
                 self.addresses[index] =
                     (address.is_ipv6() == v6).then(|| SocketAddr::new(address, port));
+                self.is_looked_up[index] = true;
                 continue;
             }
             lookups.spawn(async move {
@@ -378,8 +440,14 @@ impl Prober {
 
     /// Takes a looked up address. A name that cannot be looked up now keeps the one it had.
     fn looked_up(&mut self, index: usize, found: Found) {
+        self.is_looked_up[index] = true;
         match found {
-            Some(Some(address)) => self.addresses[index] = Some(address),
+            Some(Some(address)) => {
+                let before = self.addresses[index].replace(address);
+                if before != Some(address) && self.next_slow[index].is_some() {
+                    self.next_slow[index] = Some(Instant::now());
+                }
+            }
             Some(None) => {}
             None => self.next_lookup = self.next_lookup.min(Instant::now() + LOOKUP_AGAIN),
         }
@@ -387,7 +455,7 @@ impl Prober {
 
     /// Sends the next quick probe, to the targets in turn.
     fn quick(&mut self, tries: &mut JoinSet<()>) {
-        let interval = if self.burst > 0 {
+        let interval = if self.burst > 0 && self.may_hurry() {
             BURST
         } else {
             jittered(self.pace.quick)
@@ -416,16 +484,18 @@ impl Prober {
         quick.min_by_key(|index| (!is_due(index), self.asked[*index]))
     }
 
-    fn start(&self, index: usize, tries: &mut JoinSet<()>) {
-        let Some(address) = self.addresses[index] else {
+    fn start(&mut self, index: usize, tries: &mut JoinSet<()>) {
+        let (Some(address), Some(trust)) = (self.addresses[index], self.trust.clone()) else {
             return;
         };
+        if let Some(allowance) = &mut self.allowance {
+            allowance.spend(self.meters[index].target.kind, Instant::now());
+        }
         let (target, patience) = (
             self.meters[index].target.clone(),
             self.meters[index].timeout(),
         );
         let (bound, method) = (self.bound.clone(), self.methods[index]);
-        let trust = self.trust.clone();
         let was_silent = self.meters[index].is_silent();
         let routes = self.routes.clone();
         let outcomes = self.outcomes.0.clone();
@@ -474,6 +544,7 @@ impl Prober {
             answer,
         } = outcome;
         let is_answered = answer.is_ok();
+        let is_foreign = matches!(answer, Err(Failure::Foreign(_)));
         if let (false, Some(routes), Some(address)) =
             (is_answered, &self.routes, self.addresses[index])
         {
@@ -486,6 +557,8 @@ impl Prober {
         let is_quick = self.meters[index].target.kind.is_quick();
         if is_answered && self.was_dead(is_quick) {
             self.meters.iter_mut().for_each(Meter::forgive);
+            // They are well again too, as far as they were not.
+            self.ask_doors(|meter| meter.is_proven && meter.misses > 0);
         }
         if let Ok(Answered {
             method: Some(method),
@@ -502,6 +575,12 @@ impl Prober {
             // Another relay may have the name, or the address, by now.
             self.methods[index] = None;
         }
+        let is_lost = self.meters[index].misses == SLOW_DEAD_AFTER && !is_quick;
+        if is_foreign || is_lost {
+            // The name may have another address by now, or had one of whoever answers.
+            let soon = (self.last_lookup + LOOKUP_AGAIN).max(Instant::now());
+            self.next_lookup = self.next_lookup.min(soon);
+        }
         let meter = &self.meters[index];
         if is_quick {
             if is_answered {
@@ -514,8 +593,23 @@ impl Prober {
             }
         } else if is_answered {
             self.door_opened = true;
-        } else if meter.misses < SLOW_DEAD_AFTER {
+        } else if meter.misses < SLOW_DEAD_AFTER && self.may_hurry() {
             self.next_slow[index] = Some(Instant::now() + jittered(RETRY));
+        } else if self.pace.is_held {
+            self.next_slow[index] = Some(Instant::now() + jittered(self.slow_interval(index)));
+        }
+    }
+
+    /// Tells whether a probe may be sent that is not planned.
+    fn may_hurry(&self) -> bool {
+        self.allowance.as_ref().is_none_or(Allowance::has_more)
+    }
+
+    /// Probes some of the slow targets now.
+    fn ask_doors(&mut self, which: impl Fn(&Meter) -> bool) {
+        let now = Instant::now();
+        for (next, meter) in self.next_slow.iter_mut().zip(&self.meters) {
+            *next = next.map(|next| if which(meter) { now } else { next });
         }
     }
 
@@ -536,8 +630,8 @@ impl Prober {
             self.burst = DEAD_AFTER;
             self.next_quick = now;
             self.door_opened = false;
-            for (next, meter) in self.next_slow.iter_mut().zip(&self.meters) {
-                *next = next.map(|next| if meter.is_proven { now } else { next });
+            if self.may_hurry() {
+                self.ask_doors(|meter| meter.is_proven);
             }
         } else if self.silence == DEAD_AFTER {
             // The name may have another address by now.
@@ -545,25 +639,31 @@ impl Prober {
         }
     }
 
-    /// Probes at once where the next probe would be long in coming: a quick target, or the others where there is none.
+    /// Probes at once where the next probe would be long in coming: a quick target, or the others where none of those answers.
     fn suspect(&mut self) {
         let now = Instant::now();
-        let is_early = (self.suspected).is_some_and(|before| now - before < self.pace.quick);
-        if !self.pace.is_held || is_early {
+        let is_early = (self.suspected).is_some_and(|before| now - before < SUSPICION);
+        if !self.pace.is_held || is_early || !self.may_hurry() {
             return;
         }
         self.suspected = Some(now);
-        if self.next_target().is_some() {
+        let mut proven = self.meters.iter().filter(|meter| meter.is_proven);
+        if proven.any(|meter| meter.target.kind.is_quick()) {
             self.next_quick = now;
         } else {
-            let slow = self.next_slow.iter_mut();
-            slow.for_each(|next| *next = next.map(|_| now));
+            self.ask_doors(|meter| meter.is_proven);
         }
     }
 
-    fn slow_interval(&self) -> Duration {
+    fn slow_interval(&self, index: usize) -> Duration {
         if self.pace.is_held {
-            return self.pace.slow;
+            let misses = self.meters[index].misses;
+            let Some(doublings) = misses.checked_sub(SLOW_DEAD_AFTER) else {
+                return self.pace.slow;
+            };
+            // At growing intervals until it answers again.
+            let again = UNAIDED * 2u32.pow(doublings.min(8));
+            return again.min(AGAIN).min(self.pace.slow);
         }
         let is_helped = |meter: &Meter| meter.target.kind.is_quick() && meter.is_proven;
         if self.silence < DEAD_AFTER && self.meters.iter().any(is_helped) {
@@ -572,14 +672,6 @@ impl Prober {
             self.path.health.slow_interval.0.min(UNAIDED)
         }
     }
-}
-
-/// Whose certificates are believed. A file of them that cannot be read is nobody's reason to probe nothing.
-fn trust(ca_file: Option<&std::path::Path>) -> Trust {
-    Trust::new(ca_file).unwrap_or_else(|error| {
-        tracing::error!("probes verify certificates without it: {error:#}");
-        Trust::default()
-    })
 }
 
 /// The interval, up to a tenth shorter or longer, so that many gateways do not probe in step.

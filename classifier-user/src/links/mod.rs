@@ -29,7 +29,7 @@ pub use neighbour::Neighbour;
 pub use nftables::Removals;
 pub use probes::{PROBE_TOS, ProbeWay};
 pub use routing::{RouteRule, RoutingOutcome, RoutingPlan};
-pub use solicit::Asker;
+pub use solicit::{Asker, Solicitor};
 pub use survey::{RouteFound, RuleFound};
 pub use watch::{Changes, Fact, Facts, Interest};
 

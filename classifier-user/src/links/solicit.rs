@@ -18,31 +18,45 @@ pub struct Asker {
     pub v4: Ipv4Addr,
 }
 
-impl Asker {
+/// Asks. It keeps its packet socket open: to close one takes the kernel milliseconds, for which fail-over would wait.
+#[derive(Debug, Default)]
+pub struct Solicitor {
+    packets: Option<Socket>,
+}
+
+impl Solicitor {
     /// Asks all stations of the link for the MAC address of a neighbour, by ARP (RFC 826) or neighbour discovery (RFC 4861). Does not
     /// wait for the answer, which the kernel takes.
     ///
     /// # Errors
     ///
     /// When the kernel does not send.
-    pub fn solicit(&self, neighbour: IpAddr) -> io::Result<()> {
+    pub fn solicit(&mut self, asker: &Asker, neighbour: IpAddr) -> io::Result<()> {
         match neighbour {
             IpAddr::V4(address) => {
-                let socket = Socket::new(Domain::PACKET, Type::RAW, None)?;
-                socket.send_to(&arp_request(self, address), &self.broadcast())
+                let socket = match self.packets.take() {
+                    Some(socket) => socket,
+                    // Without a protocol it receives nothing.
+                    None => Socket::new(Domain::PACKET, Type::RAW, None)?,
+                };
+                let sent = socket.send_to(&arp_request(asker, address), &asker.broadcast());
+                self.packets = Some(socket);
+                sent
             }
             IpAddr::V6(address) => {
                 let socket = Socket::new(Domain::IPV6, Type::RAW, Some(Protocol::ICMPV6))?;
                 // RFC 4861, section 7.1.1: others are ignored.
                 socket.set_multicast_hops_v6(255)?;
                 socket.set_multicast_loop_v6(false)?;
-                let to = SocketAddrV6::new(solicited_node(address), 0, 0, self.interface);
-                socket.send_to(&solicitation(self.mac, address), &to.into())
+                let to = SocketAddrV6::new(solicited_node(address), 0, 0, asker.interface);
+                socket.send_to(&solicitation(asker.mac, address), &to.into())
             }
         }?;
         Ok(())
     }
+}
 
+impl Asker {
     /// All stations of the link, for a packet socket.
     fn broadcast(&self) -> SockAddr {
         const FAMILY: libc::sa_family_t = 17;
@@ -106,6 +120,24 @@ fn solicitation(mac: [u8; 6], address: Ipv6Addr) -> [u8; 32] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_services_may_open_packet_sockets() {
+        for service in [
+            include_str!("../../../dist/breakout.service"),
+            include_str!("../../../dist/breakout-datapath.service"),
+        ] {
+            let families = service
+                .lines()
+                .find_map(|line| line.strip_prefix("RestrictAddressFamilies="));
+            assert!(
+                families
+                    .unwrap()
+                    .split(' ')
+                    .any(|family| family == "AF_PACKET")
+            );
+        }
+    }
 
     #[test]
     fn questions_are_as_the_standards_have_them() {

@@ -33,16 +33,18 @@ impl Links {
 /// The name of an interface, if it is a macvlan on the one with this index.
 fn macvlan_on(link: &LinkMessage, index: u32) -> Option<String> {
     let mut name = None;
-    let (mut is_on_it, mut is_macvlan) = (false, false);
+    let (mut is_on_it, mut is_macvlan, mut is_of_here) = (false, false, true);
     for attribute in &link.attributes {
         match attribute {
             LinkAttribute::IfName(own) => name = Some(own.clone()),
             LinkAttribute::Link(lower) => is_on_it = *lower == index,
+            // The index is of another network namespace then.
+            LinkAttribute::LinkNetNsId(_) => is_of_here = false,
             LinkAttribute::LinkInfo(about) => {
                 is_macvlan = about.contains(&LinkInfo::Kind(InfoKind::MacVlan));
             }
             _ => {}
         }
     }
-    name.filter(|_| is_on_it && is_macvlan)
+    name.filter(|_| is_on_it && is_macvlan && is_of_here)
 }

@@ -179,3 +179,93 @@ fn a_full_queue_raises_one_alarm_and_not_one_for_each_probe() {
     assert_eq!((measure.alive, measure.loss), (Some(true), 0.0));
     assert!(measure.is_slowed());
 }
+
+/// A prober with a budget for its probes.
+fn metered(targets: &[&str], budget: u64) -> Prober {
+    let path = Path {
+        budget: Some(budget),
+        ..path(targets)
+    };
+    let mut prober = Prober::new(Arc::new(path), None, Arc::default());
+    prober.trust = Trust::built_in().ok();
+    prober.look_up(&mut JoinSet::new());
+    prober
+}
+
+fn until(next: Option<Instant>) -> Duration {
+    next.unwrap().saturating_duration_since(Instant::now())
+}
+
+#[tokio::test]
+async fn a_name_is_probed_as_soon_as_it_has_an_address() {
+    let mut prober = metered(&["tls:front.example"], 100 << 20);
+    // Until it is known whether there is one, nothing else tells that the link leads to Microsoft.
+    assert_eq!(prober.known().len(), 1);
+    prober.next_slow[0] = Some(Instant::now() + prober.pace.slow);
+    let address = Some(Some("192.0.2.1:443".parse().unwrap()));
+    prober.looked_up(0, address);
+    assert_eq!(until(prober.next_slow[0]), Duration::ZERO);
+    prober.next_slow[0] = Some(Instant::now() + prober.pace.slow);
+    prober.looked_up(0, address);
+    assert!(
+        until(prober.next_slow[0]) > Duration::from_secs(100),
+        "the same one"
+    );
+    let mut nowhere = metered(&["tls:front.example"], 100 << 20);
+    nowhere.looked_up(0, None);
+    assert_eq!(nowhere.known().len(), 0);
+}
+
+#[tokio::test]
+async fn doors_of_a_metered_link_are_tried_again_at_growing_intervals() {
+    let mut prober = metered(&["tcp:192.0.2.1:443", "icmp:192.0.2.2"], 1 << 20);
+    let second = || Ok(Duration::from_millis(5));
+    let lost = || Err(Failure::Silence("no answer".to_owned()));
+    note(&mut prober, 0, second());
+    note(&mut prober, 1, second());
+    let mut pauses = Vec::new();
+    for _ in 0..12 {
+        note(&mut prober, 0, lost());
+        pauses.push(until(prober.next_slow[0]).as_secs());
+    }
+    assert!(pauses[..2].iter().all(|pause| *pause < 1), "{pauses:?}");
+    assert!(
+        pauses[2..].is_sorted_by(|a, b| b * 5 >= a * 4),
+        "{pauses:?}"
+    );
+    assert!((200..400).contains(&pauses[11]), "{pauses:?}");
+    // The link is back, and so they may be.
+    for _ in 0..DEAD_AFTER {
+        note(&mut prober, 1, lost());
+    }
+    note(&mut prober, 1, second());
+    assert_eq!(until(prober.next_slow[0]), Duration::ZERO);
+}
+
+#[tokio::test]
+async fn suspicions_are_followed_as_long_as_the_budget_lasts() {
+    let mut prober = metered(&["icmp:192.0.2.1", "tcp:192.0.2.2:443"], 1 << 20);
+    note(&mut prober, 1, Ok(Duration::from_millis(5)));
+    let late = Instant::now() + Duration::from_secs(1000);
+    (prober.next_quick, prober.next_slow[1]) = (late, Some(late));
+    // Nobody answers quick probes there.
+    prober.suspect();
+    assert_eq!(
+        (prober.next_quick, until(prober.next_slow[1])),
+        (late, Duration::ZERO)
+    );
+    note(&mut prober, 0, Ok(Duration::from_millis(5)));
+    prober.suspect();
+    assert_eq!(prober.next_quick, late, "a moment later");
+    prober.suspected = None;
+    prober.suspect();
+    assert!(prober.next_quick < late);
+    prober.next_quick = late;
+    let mut tries = JoinSet::new();
+    while prober.may_hurry() {
+        prober.start(1, &mut tries);
+    }
+    prober.suspected = None;
+    prober.suspect();
+    assert_eq!(prober.next_quick, late);
+}
