@@ -1,10 +1,10 @@
 //! Who answers a TLS probe: the server that was asked for, or somebody in its place, such as a captive portal.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
@@ -13,6 +13,11 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
 };
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+
+/// How long certificates may take to be read.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How to connect by TLS, and whose certificates are believed.
 #[derive(Clone)]
@@ -81,6 +86,23 @@ impl Trust {
             _ => (Arc::clone(&self.blind), false),
         }
     }
+}
+
+/// Reads certificates beside the runtime, which fail-over shares. Those `before`, or those that are built in, take the place of what
+/// cannot be read.
+pub(super) async fn read_beside(ca_file: Option<PathBuf>, before: Option<Trust>) -> Option<Trust> {
+    let read = spawn_blocking(move || Trust::read(ca_file.as_deref()));
+    let read = match timeout(PATIENCE, read).await {
+        Ok(Ok(read)) => read,
+        Ok(Err(error)) => Err(error.into()),
+        Err(_) => Err(anyhow!("certificates cannot be read within {PATIENCE:?}")),
+    };
+    read.inspect_err(|error| {
+        tracing::error!("probes verify certificates by fewer authorities: {error:#}");
+    })
+    .ok()
+    .or(before)
+    .or_else(|| Trust::built_in().ok())
 }
 
 fn built_in_roots() -> RootCertStore {

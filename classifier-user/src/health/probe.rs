@@ -60,7 +60,7 @@ pub(super) async fn probe(
     address: SocketAddr,
     method: Option<Method>,
     bound: &Bound,
-    trust: &Trust,
+    trust: Option<&Trust>,
     patience: Duration,
 ) -> Result<Answered, Failure> {
     let started = Instant::now();
@@ -227,8 +227,10 @@ async fn tls(
     target: &Target,
     address: SocketAddr,
     bound: &Bound,
-    trust: &Trust,
+    trust: Option<&Trust>,
 ) -> Result<(), Failure> {
+    let no_trust = || io::Error::other("the certificates to trust are not read yet");
+    let trust = trust.ok_or_else(no_trust)?;
     let stream = connect(address, bound).await?;
     let name = ServerName::try_from(target.host.clone()).map_err(io::Error::other)?;
     let (config, is_checked) = trust.config(&name);

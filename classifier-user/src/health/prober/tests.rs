@@ -1,4 +1,8 @@
+use tokio::runtime::Handle;
+
 use super::*;
+use crate::config::HealthConfig;
+use crate::health::Probers;
 
 fn path(targets: &[&str]) -> Path {
     Path {
@@ -14,9 +18,7 @@ fn path(targets: &[&str]) -> Path {
 }
 
 fn prober(targets: &[&str]) -> Prober {
-    let mut prober = Prober::new(Arc::new(path(targets)), None, Arc::default());
-    prober.look_up(&mut JoinSet::new());
-    prober
+    Prober::new(Arc::new(path(targets)), None, Arc::default())
 }
 
 /// A target, asked after others had answered, answers or does not.
@@ -188,7 +190,6 @@ fn metered(targets: &[&str], budget: u64) -> Prober {
     };
     let mut prober = Prober::new(Arc::new(path), None, Arc::default());
     prober.trust = Trust::built_in().ok();
-    prober.look_up(&mut JoinSet::new());
     prober
 }
 
@@ -196,23 +197,18 @@ fn until(next: Option<Instant>) -> Duration {
     next.unwrap().saturating_duration_since(Instant::now())
 }
 
-#[tokio::test]
-async fn a_name_is_probed_as_soon_as_it_has_an_address() {
-    let mut prober = metered(&["tls:front.example"], 100 << 20);
-    // Until it is known whether there is one, nothing else tells that the link leads to Microsoft.
+#[test]
+fn a_name_is_awaited_until_it_is_known_whether_it_has_an_address() {
+    let address = Some("192.0.2.1:443".parse().unwrap());
+    let mut prober = prober(&["tls:front.example", "turn:relay.example"]);
+    // Until then nothing else tells that the link leads to Microsoft.
     assert_eq!(prober.known().len(), 1);
-    prober.next_slow[0] = Some(Instant::now() + prober.pace.slow);
-    let address = Some(Some("192.0.2.1:443".parse().unwrap()));
-    prober.looked_up(0, address);
-    assert_eq!(until(prober.next_slow[0]), Duration::ZERO);
-    prober.next_slow[0] = Some(Instant::now() + prober.pace.slow);
-    prober.looked_up(0, address);
-    assert!(
-        until(prober.next_slow[0]) > Duration::from_secs(100),
-        "the same one"
-    );
-    let mut nowhere = metered(&["tls:front.example"], 100 << 20);
-    nowhere.looked_up(0, None);
+    assert!(prober.names.take_in(0, Some(address)), "a new one");
+    assert!(!prober.names.take_in(0, Some(address)), "the same one");
+    assert!(!prober.names.take_in(0, None), "it is kept");
+    assert_eq!(prober.names.address(0), address);
+    let mut nowhere = self::prober(&["tls:front.example"]);
+    assert!(!nowhere.names.take_in(0, None));
     assert_eq!(nowhere.known().len(), 0);
 }
 
