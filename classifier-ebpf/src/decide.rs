@@ -8,7 +8,7 @@ use breakout_common::frame::Frame;
 use breakout_common::icmp::about;
 use breakout_common::network::network;
 use breakout_common::packet::{Headers, Stop, V6, walk};
-use breakout_common::path::{Flow, ORDINARY, PathTable};
+use breakout_common::path::{Flow, ORDINARY, PathTable, place};
 use breakout_common::table::{Destination, OWN, Outcome, Transport, is_covered, may_be_own};
 use breakout_common::verdict::{Decision, Reason};
 
@@ -157,7 +157,12 @@ fn about_apart(start: usize, end: usize, len: u32, tag: u32, walked: &mut Walked
 /// The decision on an ICMP error: by the egress of the flow that it is about, if that is known to leave by one.
 #[inline(always)]
 fn way_of_flow(packet: &Packet, headers: &Headers, ports: u64, word: u32) -> Decision {
-    const HELD: u32 = Outcome::BYPASS | Outcome::SHADOW;
+    // Flows of hard rules go by no pin.
+    const HELD: u32 = Outcome::BYPASS | Outcome::SHADOW | Outcome::HARD;
+    let Some(paths) = paths() else {
+        return Decision::pass(Reason::OtherProtocol);
+    };
+    let place = place(headers.is_v6(), word & Outcome::MEDIA != 0);
     let (high, low) = headers.halves;
     let mut kind = if headers.is_v6() { Flow::V6 } else { 0 };
     if headers.key & Transport::Udp.key(0) == 0 {
@@ -170,6 +175,7 @@ fn way_of_flow(packet: &Packet, headers: &Headers, ports: u64, word: u32) -> Dec
             clock::now(),
         )
         && pin.egress() != ORDINARY
+        && paths.works(pin.egress(), place)
     {
         return Decision::steer(pin.egress(), pin.set());
     }

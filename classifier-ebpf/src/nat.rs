@@ -149,13 +149,23 @@ pub(crate) fn port<F: Frame>(
     (port > NEW).then_some(port)
 }
 
-/// The port that a flow has by its parts, or [`UNKNOWN`].
+/// The port that a flow has by its parts, or [`UNKNOWN`]. Its mapping does not live longer for it.
 #[inline(always)]
-pub(crate) fn known_port(from: u64, to: u64, ports: u32, is_tcp: bool, index: u8) -> u32 {
+pub(crate) fn known_port(from: u64, to: u64, ports: u32, is_tcp: bool) -> u32 {
     let [first, second] = words(from, to, ports, is_tcp);
-    match breakout_assign(first, second, way(index, 0)) {
-        NEW => UNKNOWN,
-        port => port,
+    breakout_known(first, second)
+}
+
+/// The same by the words of the flow's key.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn breakout_known(first: u64, second: u64) -> u32 {
+    let key = key(first, second, &globals::nat_secret());
+    match find(&Mappings, &key) {
+        Some((slot, facts)) if facts.silent(now()) <= idle(facts, &live_limits()) => {
+            u32::from(port_of(slot))
+        }
+        _ => UNKNOWN,
     }
 }
 

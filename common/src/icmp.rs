@@ -1,6 +1,7 @@
 //! ICMP errors of clients, and of routers behind the LAN, about what comes to clients (RFC 792, RFC 4443). They take the way of the flow
 //! that they are about: of path MTU discovery (RFC 1191, RFC 8201) a server hears only what comes from the address that it knows.
 
+use crate::ethernet::ethernet;
 use crate::frame::Frame;
 use crate::nat::quoted;
 use crate::network::{FRAGMENT, Network, TCP, UDP};
@@ -47,6 +48,7 @@ pub fn about<F: Frame + ?Sized>(frame: &F, network: &Network) -> Option<About> {
     }
     let [s0, s1, d0, d1] = frame.read(transport)?;
     let (from, to) = (u16::from_be_bytes([s0, s1]), u16::from_be_bytes([d0, d1]));
+    let vlan = ethernet(frame).ok()?.vlan;
     let transport_kind = if is_tcp {
         Transport::Tcp
     } else {
@@ -62,7 +64,7 @@ pub fn about<F: Frame + ?Sized>(frame: &F, network: &Network) -> Option<About> {
             key: frame.blur(transport_kind.key(from)),
             marks: frame.blur(if network.is_v6() { V6 } else { 0 }),
             fragment_header: frame.blur(0),
-            vlan: frame.blur(0),
+            vlan: frame.blur(vlan),
         },
         ports: Flow::ports(to, from),
     })

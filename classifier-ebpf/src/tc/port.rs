@@ -37,8 +37,7 @@ fn port(packet: &Packet, network: &Network, index: u32) -> Option<u32> {
         let (client, client_port) = quoted.remote;
         let ports = u32::from(client_port) << 16 | u32::from(quoted.port);
         let (from, to) = (u64::from(client), network.destination.1);
-        let egress = (index & 0xff) as u8;
-        return Some(known_port(from, to, ports, quoted.is_tcp, egress));
+        return Some(known_port(from, to, ports, quoted.is_tcp));
     }
     if rewritten(packet, network, false)?.port == 0 {
         return Some(OF_FIRST);

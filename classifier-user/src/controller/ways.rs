@@ -22,7 +22,7 @@ const TCP_ESTABLISHED: Duration = Duration::from_secs(300);
 const UDP_ESTABLISHED: Duration = Duration::from_secs(30);
 
 /// How soon a next hop is asked again for its MAC address while probes are not answered, and at the latest.
-const SOLICIT_AGAIN: [Duration; 2] = [Duration::from_millis(300), Duration::from_secs(60)];
+const SOLICIT_AGAIN: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(60)];
 
 /// How all egresses stand, and the probes that tell.
 pub(super) struct Health {
@@ -184,8 +184,8 @@ impl Health {
         let key = (report.path.egress.clone(), report.path.v6);
         if report.is_doubtful {
             self.solicit(&key, states);
-        } else {
-            self.solicited.remove(&key);
+        } else if let Some((_, pause)) = self.solicited.get_mut(&key) {
+            *pause = SOLICIT_AGAIN[0];
         }
         self.measures.insert(key, report.measure);
     }

@@ -14,6 +14,10 @@ const MONTH: Duration = Duration::from_secs(31 * 24 * 3600);
 const PLANNED: u64 = 60;
 /// For how long what is not spent is saved.
 const SAVED: Duration = Duration::from_secs(24 * 3600);
+/// The share of that which there is at first: links that come and go begin anew each time.
+const AT_FIRST: f64 = 1.0 / 8.0;
+/// The share of that which suspicions leave for what follows a lost probe.
+const KEPT: f64 = 1.0 / 16.0;
 
 /// How often probes are sent to the targets of an egress and address family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,11 +76,11 @@ pub(super) struct Allowance {
 }
 
 impl Allowance {
-    /// Begins with what can be saved at most.
+    /// Begins with some hours' bytes.
     pub(super) fn new(budget: u64, now: Instant) -> Self {
         let rate = budget as f64 / MONTH.as_secs_f64();
         Allowance {
-            bytes: rate * SAVED.as_secs_f64(),
+            bytes: rate * SAVED.as_secs_f64() * AT_FIRST,
             rate,
             at: now,
         }
@@ -85,14 +89,22 @@ impl Allowance {
     /// Takes a probe into account.
     pub(super) fn spend(&mut self, kind: Kind, now: Instant) {
         let gained = self.rate * now.saturating_duration_since(self.at).as_secs_f64();
-        let most = self.rate * SAVED.as_secs_f64();
-        self.bytes = (self.bytes + gained).min(most) - cost(kind) as f64;
+        self.bytes = (self.bytes + gained).min(self.most()) - cost(kind) as f64;
         self.at = now;
     }
 
     /// Tells whether there was something left after the last probe for one that is not planned.
     pub(super) fn has_more(&self) -> bool {
         self.bytes > 0.0
+    }
+
+    /// Tells whether so much was left that a suspicion may be followed.
+    pub(super) fn has_plenty(&self) -> bool {
+        self.bytes > self.most() * KEPT
+    }
+
+    fn most(&self) -> f64 {
+        self.rate * SAVED.as_secs_f64()
     }
 }
 
@@ -155,13 +167,14 @@ mod tests {
         let start = Instant::now();
         let budget = 31 * 24 * 3600 * 10;
         let mut allowance = Allowance::new(budget, start);
-        let mut sent = 0;
-        while allowance.has_more() {
-            allowance.spend(Kind::Tls, start);
-            sent += 1;
+        // Ten bytes a second, for three hours and for half as long.
+        for (more, sent) in [(false, 6), (true, 6)] {
+            for _ in 0..sent {
+                assert!(allowance.has_more() && allowance.has_plenty() != more);
+                allowance.spend(Kind::Tls, start);
+            }
         }
-        // A day of ten bytes a second.
-        assert_eq!(sent, 864_000 / 9000);
+        assert!(!allowance.has_more());
         let later = |seconds| start + Duration::from_secs(seconds);
         allowance.spend(Kind::Icmp, later(10));
         assert!(!allowance.has_more());

@@ -152,7 +152,9 @@ impl Prober {
             tokio::select! {
                 () = sleep_until(next) => continue,
                 Some((index, is_new)) = self.names.found(), if self.names.is_looking() => {
-                    if is_new {
+                    let meter = &self.meters[index];
+                    let is_wanted = !meter.is_proven || meter.misses > 0;
+                    if is_new && is_wanted && self.may_hurry() {
                         self.next_slow[index] = self.next_slow[index].map(|_| now);
                     }
                     // While there are others to come, nobody knows yet that there is nothing to ask.
@@ -349,6 +351,12 @@ impl Prober {
         }
     }
 
+    /// Has all front doors show that they are there still.
+    fn doubt_doors(&mut self) {
+        self.door_opened = false;
+        self.ask_doors(|meter| meter.is_proven);
+    }
+
     /// Whether nothing of the kind that tells of the link has answered lately: the quick targets, or the others where none of
     /// those has ever answered.
     fn was_dead(&self, is_quick: bool) -> bool {
@@ -364,11 +372,13 @@ impl Prober {
         let now = Instant::now();
         if self.silence == 1 {
             self.burst = DEAD_AFTER;
-            self.next_quick = now;
-            self.door_opened = false;
             if self.may_hurry() {
-                self.ask_doors(|meter| meter.is_proven);
+                self.next_quick = now;
+                self.doubt_doors();
             }
+        } else if self.silence == DEAD_AFTER - 1 && !self.may_hurry() {
+            // The last moment: what they say decides whether it is the link.
+            self.doubt_doors();
         } else if self.silence == DEAD_AFTER {
             // The name may have another address by now.
             self.names.look_up_now();
@@ -379,12 +389,13 @@ impl Prober {
     fn suspect(&mut self) {
         let now = Instant::now();
         let is_early = (self.suspected).is_some_and(|before| now - before < SUSPICION);
-        if !self.pace.is_held || is_early || !self.may_hurry() {
+        let is_spent = |allowance: &Allowance| !allowance.has_plenty();
+        if !self.pace.is_held || is_early || self.allowance.as_ref().is_some_and(is_spent) {
             return;
         }
         self.suspected = Some(now);
         let mut proven = self.meters.iter().filter(|meter| meter.is_proven);
-        if proven.any(|meter| meter.target.kind.is_quick()) {
+        if self.silence < DEAD_AFTER && proven.any(|meter| meter.target.kind.is_quick()) {
             self.next_quick = now;
         } else {
             self.ask_doors(|meter| meter.is_proven);
@@ -397,6 +408,9 @@ impl Prober {
             let Some(doublings) = misses.checked_sub(SLOW_DEAD_AFTER) else {
                 return self.pace.slow;
             };
+            if !self.may_hurry() {
+                return self.pace.slow;
+            }
             // At growing intervals until it answers again.
             let again = UNAIDED * 2u32.pow(doublings.min(8));
             return again.min(AGAIN).min(self.pace.slow);

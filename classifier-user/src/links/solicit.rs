@@ -37,7 +37,7 @@ impl Solicitor {
                 let socket = match self.packets.take() {
                     Some(socket) => socket,
                     // Without a protocol it receives nothing.
-                    None => Socket::new(Domain::PACKET, Type::RAW, None)?,
+                    None => Socket::new(Domain::PACKET, Type::RAW.nonblocking(), None)?,
                 };
                 let sent = socket.send_to(&arp_request(asker, address), &asker.broadcast());
                 self.packets = Some(socket);
