@@ -217,7 +217,7 @@ fn stage(program: &Path, target: &str) -> Result<PathBuf> {
         install(&paths::root().join(from), to)?;
     }
     // In the same places as in the repository, so that links lead to them.
-    for directory in ["docs", "docs/benchmarks"] {
+    for directory in ["docs", "docs/benchmarks", "docs/decisions"] {
         for entry in fs::read_dir(paths::root().join(directory))? {
             let path = entry?.path();
             if path.is_file() {
