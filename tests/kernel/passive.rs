@@ -87,7 +87,7 @@ fn loses(office: &Office, rule: &str, blamed: &str) -> Result<()> {
     // The third SYN, three seconds after the first one, leaves by the other way; on a slow machine the fourth one.
     let (call, ways) = begin(office)?;
     ensure!(ways == ["wan"; 4], "{ways:?}, and {}", standing(office));
-    ensure!(call.now().as_deref() == Some("wan"), "{:?}", call.now());
+    daemon.wait_until(|_| call.now().as_deref() == Some("wan"))?;
     let state = standing(office);
     ensure!(state["state"] == "down" && state["score"] == 0.0, "{state}");
     ensure!(state["measure"]["alive"] == true, "{state}");
