@@ -16,6 +16,7 @@ use crate::clock;
 use crate::flows;
 use crate::globals;
 use crate::maps::{FRAGMENTS, egress, paths};
+use crate::opaque::opaque;
 use crate::path::decide_way;
 use crate::reader::Packet;
 use crate::ruleset::{LiveTable, LookupApart, V6 as IN_V6, breakout_ask};
@@ -162,7 +163,8 @@ fn way_of_flow(packet: &Packet, headers: &Headers, ports: u64, word: u32) -> Dec
     let Some(paths) = paths() else {
         return Decision::pass(Reason::OtherProtocol);
     };
-    let place = place(headers.is_v6(), word & Outcome::MEDIA != 0);
+    // Bounded anew where it is used: the compiler knows its bounds, old verifiers do not.
+    let place = opaque(place(headers.is_v6(), word & Outcome::MEDIA != 0));
     let (high, low) = headers.halves;
     let mut kind = if headers.is_v6() { Flow::V6 } else { 0 };
     if headers.key & Transport::Udp.key(0) == 0 {
