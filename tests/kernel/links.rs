@@ -149,15 +149,8 @@ fn unannounced_mac() -> Result<()> {
         let before = Instant::now();
         daemon.wait_until(|_| before.elapsed() > Duration::from_millis(1500))?;
         // Neither an announcement, nor a question to the gateway from the new address.
-        for family in ["arp_notify", "ndisc_notify"] {
-            let version = if family == "arp_notify" {
-                "ipv4"
-            } else {
-                "ipv6"
-            };
-            lab.internet
-                .sysctl(&format!("net.{version}.conf.all.{family}"), 0)?;
-        }
+        lab.internet.sysctl("net.ipv4.conf.all.arp_notify", 0)?;
+        lab.internet.sysctl("net.ipv6.conf.all.ndisc_notify", 0)?;
         let changed = Instant::now();
         lab.internet
             .ip("link set dev eth0 address 02:00:00:00:be:ef")?;

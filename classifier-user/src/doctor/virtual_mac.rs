@@ -4,7 +4,7 @@
 use anyhow::Result;
 
 use super::{Finding, Level};
-use crate::config::{Config, Mode};
+use crate::config::Config;
 use crate::links::{Interface, Links};
 
 /// How MAC addresses of VRRP begin, over IPv4 and IPv6 (RFC 9568, section 7.3).
@@ -13,8 +13,7 @@ const VRRP: [[u8; 5]; 2] = [[0, 0, 0x5e, 0, 1], [0, 0, 0x5e, 0, 2]];
 /// Looks for VRRP's interfaces on LAN interfaces that have addresses and are no LAN interfaces themselves.
 pub(super) async fn examine(links: &Links, config: &Config) -> Result<Vec<Finding>> {
     let mut findings = Vec::new();
-    let redirects = |egress: &crate::config::EgressConfig| egress.mode == Mode::Redirect;
-    if !config.egress.values().any(redirects) {
+    if !config.needs_xdp() {
         return Ok(findings);
     }
     for lan in &config.lan {

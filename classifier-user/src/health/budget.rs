@@ -33,6 +33,13 @@ pub(super) struct Pace {
 /// How often targets are probed so that it costs `budget` bytes a month at most.
 pub(super) fn pace(health: &HealthConfig, targets: &[Target], budget: Option<u64>) -> Pace {
     let (quick, slow) = (health.interval.0, health.slow_interval.0);
+    let Some(budget) = budget else {
+        return Pace {
+            quick,
+            slow,
+            is_held: false,
+        };
+    };
     let costs = |is_quick: bool| {
         let targets = targets.iter();
         targets
@@ -41,13 +48,6 @@ pub(super) fn pace(health: &HealthConfig, targets: &[Target], budget: Option<u64
     };
     // Quick probes go to one target at a time, the others to each.
     let costs = (costs(true).max().unwrap_or(0), costs(false).sum::<u64>());
-    let Some(budget) = budget else {
-        return Pace {
-            quick,
-            slow,
-            is_held: false,
-        };
-    };
     let planned = budget / 100 * PLANNED;
     // Either kind has half, or all where there are none of the other.
     let share = if costs.0 > 0 && costs.1 > 0 { 2 } else { 1 };
@@ -55,14 +55,11 @@ pub(super) fn pace(health: &HealthConfig, targets: &[Target], budget: Option<u64
         let count = planned / share / cost.max(1);
         MONTH / u32::try_from(count.max(1)).unwrap_or(u32::MAX)
     };
-    let held = Pace {
-        quick: quick.max(interval(costs.0)),
-        slow: slow.max(interval(costs.1)),
-        is_held: true,
-    };
+    let held = (quick.max(interval(costs.0)), slow.max(interval(costs.1)));
     Pace {
-        is_held: (held.quick, held.slow) != (quick, slow),
-        ..held
+        quick: held.0,
+        slow: held.1,
+        is_held: held != (quick, slow),
     }
 }
 
