@@ -57,9 +57,8 @@ pub(super) fn prepare(filter: Option<&str>) -> Result<Machine> {
     pack(&root, &initramfs)?;
     let kernel = debian.join(format!("boot/vmlinuz-{release}"));
     let mut qemu = qemu("aarch64", &kernel, &initramfs);
-    qemu.args(["-machine", "virt", "-cpu", "max,pauth-impdef=on"])
-        .args(["-append", "console=ttyAMA0 quiet panic=-1"]);
-    Ok(Machine::of_kernel_tests(release, qemu))
+    qemu.args(["-machine", "virt", "-cpu", "max,pauth-impdef=on"]);
+    Ok(Machine::of_kernel_tests(release, qemu, "ttyAMA0"))
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {

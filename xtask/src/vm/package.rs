@@ -12,7 +12,7 @@ use super::image::{
     directory, fetched_once, index_modules, kernel_package, make_executable, modules, pack,
     release_of,
 };
-use super::qemu;
+use super::{KERNEL, qemu};
 use crate::dist::{self, Machine};
 use crate::paths;
 use crate::process::run_logged;
@@ -37,13 +37,13 @@ pub(super) fn prepare() -> Result<super::Machine> {
     let drive = format!("file={},if=virtio,format=raw,snapshot=on", disk.display());
     let kernel = unpacked.join(format!("boot/vmlinuz-{release}"));
     let mut qemu = qemu("x86_64", &kernel, &initramfs);
-    qemu.args(["-cpu", "max", "-drive", &drive]).args([
-        "-append",
-        "console=ttyS0 quiet panic=-1 systemd.show_status=0 systemd.log_target=null",
-    ]);
+    qemu.args(["-cpu", "max", "-drive", &drive]);
     Ok(super::Machine {
         name: "Debian 12".to_owned(),
         qemu,
+        kernel_arguments: format!(
+            "console=ttyS0 {KERNEL} systemd.show_status=0 systemd.log_target=null"
+        ),
         skipped: Vec::new(),
     })
 }
