@@ -14,6 +14,12 @@ use crate::tool;
 const BEFORE_DNAT: i32 = -101;
 const BEFORE_SNAT: i32 = 99;
 
+/// Behind everybody's translation.
+const BEHIND_SNAT: i32 = 150;
+/// The chain that drops what was not translated, and the counter of that.
+const GUARD: &str = "guard";
+const UNTRANSLATED: &str = "untranslated";
+
 /// What an egress wants done with packets that are steered to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NatEgress {
@@ -25,6 +31,15 @@ pub struct NatEgress {
     pub masquerade: bool,
     /// Whether other chains may translate their destinations.
     pub skip_dnat: bool,
+}
+
+/// What `nft` lists of the table.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Listing {
+    /// Its chains and rules in their order, without the numbers by which the kernel tells them apart. Empty if there is no such table.
+    pub content: String,
+    /// How many packets were dropped since the table was made, because connection tracking had not translated them.
+    pub untranslated: u64,
 }
 
 /// The content of the table.
@@ -50,6 +65,10 @@ impl NatPlan {
             commands.push(json!({ "add": self.table() }));
             commands.push(self.chain("prerouting", BEFORE_DNAT));
             commands.push(self.chain("postrouting", BEFORE_SNAT));
+            if self.egresses.iter().any(|egress| egress.masquerade) {
+                commands.push(self.counter());
+                commands.push(self.guard());
+            }
             for egress in &self.egresses {
                 commands.extend(self.rules(egress));
             }
@@ -59,26 +78,37 @@ impl NatPlan {
             .with_context(|| format!("cannot make the nftables table inet {}", self.table))
     }
 
-    /// What the table has: its chains and rules in their order, without the numbers by which the kernel tells them apart.
-    /// Empty if there is no such table.
+    /// What the table has.
     ///
     /// # Errors
     ///
     /// When `nft` cannot be run or does not answer.
-    pub async fn listing(&self) -> Result<String> {
+    pub async fn listing(&self) -> Result<Listing> {
         let output = tool::output("nft", &["-j", "list", "table", "inet", &self.table]).await?;
         let listing: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
         let entries = listing["nftables"].as_array().into_iter().flatten();
-        let mut entries: Vec<Value> = entries
+        let (counters, rest): (Vec<Value>, Vec<Value>) = entries
             .filter(|entry| entry.get("metainfo").is_none())
             .cloned()
-            .collect();
+            .partition(|entry| entry.get("counter").is_some());
+        let counter = counters.iter().map(|entry| &entry["counter"]);
+        let counter = counter.filter(|counter| counter["name"] == UNTRANSLATED);
+        let untranslated = counter.filter_map(|counter| counter["packets"].as_u64());
+        let untranslated = untranslated.sum();
+        let mut entries = rest;
         for entry in entries.iter_mut().filter_map(Value::as_object_mut) {
             for kind in entry.values_mut().filter_map(Value::as_object_mut) {
                 kind.remove("handle");
             }
         }
-        Ok(Value::from(entries).to_string())
+        let content = match entries.is_empty() {
+            true => String::new(),
+            false => Value::from(entries).to_string(),
+        };
+        Ok(Listing {
+            content,
+            untranslated,
+        })
     }
 
     /// Whether there is such a table, as far as `nft` can tell.
@@ -119,6 +149,19 @@ impl NatPlan {
         json!({ "add": { "chain": chain } })
     }
 
+    fn counter(&self) -> Value {
+        let counter = json!({ "family": "inet", "table": self.table, "name": UNTRANSLATED });
+        json!({ "add": { "counter": counter } })
+    }
+
+    fn guard(&self) -> Value {
+        let chain = json!({
+            "family": "inet", "table": self.table, "name": GUARD,
+            "type": "filter", "hook": "postrouting", "prio": BEHIND_SNAT, "policy": "accept",
+        });
+        json!({ "add": { "chain": chain } })
+    }
+
     fn rules(&self, egress: &NatEgress) -> Vec<Value> {
         let is = |left: Value, right: Value| json!({ "match": { "op": "==", "left": left, "right": right } });
         let meta = |key: &str| json!({ "meta": { "key": key } });
@@ -145,8 +188,22 @@ impl NatPlan {
             let leaves = is(meta("oifname"), json!(egress.interface));
             add(
                 "postrouting",
-                vec![leaves, marked, json!({ "masquerade": null })],
+                vec![
+                    leaves.clone(),
+                    marked.clone(),
+                    json!({ "masquerade": null }),
+                ],
             );
+            // An entry of another way, and packets that belong to no connection: with a client's address nothing comes back.
+            let status = json!({ "&": [{ "ct": { "key": "status" } }, "snat"] });
+            let invalid = json!({ "match": { "op": "in", "left": { "ct": { "key": "state" } }, "right": "invalid" } });
+            for untranslated in [is(status, json!(0)), invalid] {
+                let (count, drop) = (json!({ "counter": UNTRANSLATED }), json!({ "drop": null }));
+                add(
+                    GUARD,
+                    vec![leaves.clone(), marked.clone(), untranslated, count, drop],
+                );
+            }
         }
         rules
     }

@@ -1,12 +1,14 @@
 //! Addresses of steered packets: our own table, which others may flush, and the operator's own translation, which has to follow
 //! flows wherever something moves them.
 
+use std::collections::BTreeSet;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use breakout_tests::daemon::Daemon;
 use breakout_tests::live::Stream;
+use breakout_tests::wire::Wire;
 use nix::sys::signal::Signal;
 
 use crate::Test;
@@ -15,6 +17,11 @@ use crate::office::{MEDIA, Office, address, config};
 pub(crate) const TESTS: &[Test] = &[
     ("our_table_is_made_again_if_somebody_flushes_all", flushed),
     ("the_operators_own_nat_is_moved_along", by_a_link),
+    (
+        "the_operators_own_nat_in_a_zone_is_moved_along",
+        by_a_link_in_a_zone,
+    ),
+    ("what_leaves_untranslated_is_dropped", guarded),
     ("what_a_bypass_moves_is_translated_afresh", by_a_bypass),
     ("what_a_stop_moves_is_translated_afresh", by_a_stop),
     ("what_a_hard_rule_moves_is_translated_afresh", by_a_rule),
@@ -93,6 +100,54 @@ fn by_a_link() -> Result<()> {
     lab.internet.ip("link set eth0 down")?;
     moves(&mut daemon, &call)?;
     daemon.stop()?;
+    Ok(())
+}
+
+/// The operator tracks connections in a zone, and translates on both links.
+fn by_a_link_in_a_zone() -> Result<()> {
+    let office = with_own_nat("")?;
+    let (lab, site) = (&office.lab, &office.site);
+    for rule in [
+        "chain ip office zones { type filter hook prerouting priority raw ; }",
+        "rule ip office zones ct zone set 7",
+        "rule ip office post oifname \"wan\" snat to 10.2.0.1",
+    ] {
+        lab.gateway.exec(&format!("nft add {rule}"))?;
+    }
+    let mut daemon = Daemon::start(site, &lab.gateway)?;
+    let call = Stream::start(&lab.client, address(MEDIA))?;
+    daemon.wait_until(|_| call.now().as_deref() == Some("internet"))?;
+    lab.internet.ip("link set eth0 down")?;
+    moves(&mut daemon, &call)?;
+    daemon.stop()?;
+    Ok(())
+}
+
+/// A call that the WAN took before the controller started, without pins that keep it there: to the kernel it is a connection that is not
+/// translated. None of its packets leaves by the egress with the client's address.
+fn guarded() -> Result<()> {
+    let office = Office::open(&format!("{QUICK}[pinning]\nenabled = false\n"))?;
+    let (lab, site) = (&office.lab, &office.site);
+    let call = Stream::start(&lab.client, address(MEDIA))?;
+    while call.now().as_deref() != Some("wan") {
+        thread::sleep(Duration::from_millis(20));
+    }
+    let wire = Wire::listen(&lab.internet, "eth0")?;
+    let mut daemon = Daemon::start(site, &lab.gateway)?;
+    daemon.wait_until(|_| call.now().as_deref() == Some("internet"))?;
+    daemon.wait_until(|_| {
+        let events = site.json(&lab.gateway, &["events"]).unwrap_or_default();
+        events.to_string().contains("had not translated them")
+    })?;
+    daemon.stop()?;
+    let mut sources = BTreeSet::new();
+    while let Some(frame) = wire.receive() {
+        if frame.get(12..14) == Some(&[8, 0]) {
+            sources.extend(frame.get(26..30).map(<[u8]>::to_vec));
+        }
+    }
+    ensure!(sources.contains([10, 3, 0, 1].as_slice()), "{sources:?}");
+    ensure!(!sources.contains([10, 1, 0, 2].as_slice()), "{sources:?}");
     Ok(())
 }
 

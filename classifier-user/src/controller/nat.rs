@@ -7,7 +7,7 @@ use tokio::task::JoinSet;
 use super::Controller;
 use super::egress::EgressState;
 use crate::config::Routing;
-use crate::nat::{NatEgress, NatPlan};
+use crate::nat::{Listing, NatEgress, NatPlan};
 use crate::tool;
 
 impl Controller {
@@ -52,10 +52,17 @@ impl Controller {
     }
 
     /// Takes in what came of that.
-    pub(super) fn kept_nat(&mut self, outcome: Result<Option<String>>) {
+    pub(super) fn kept_nat(&mut self, outcome: Result<Looked>) {
         match outcome {
-            Ok(None) => {}
-            Ok(Some(subject)) => {
+            Ok(Looked::AsMade) => {}
+            Ok(Looked::Untranslated(count)) => {
+                let what = "were not sent: connection tracking had not translated them";
+                tracing::warn!("{count} steered packets {what}");
+                self.events
+                    .note("nat", format!("{count} packets"), "dropped", what);
+                self.translation.look_at_all();
+            }
+            Ok(Looked::MadeAgain(subject)) => {
                 let why = "somebody had removed or changed it, or something of it";
                 tracing::warn!("the nftables table {subject} was made again: {why}");
                 self.events.note("nat", subject, "made again", why);
@@ -69,15 +76,24 @@ impl Controller {
 /// Looks after the table, in a task of its own: `nft` may take long.
 #[derive(Default)]
 pub(super) struct NatKeeper {
-    /// What `nft` listed once the table was made.
-    made: Option<(NatPlan, String)>,
+    /// What `nft` listed once the table was made, and what it has counted since.
+    made: Option<(NatPlan, Listing)>,
     running: JoinSet<Kept>,
     /// Whether to look again once the look that runs is done.
     again: Option<NatPlan>,
 }
 
-/// What came of a look: the table's name if it was made again, and what `nft` lists of it now.
-type Kept = (Result<Option<String>>, Option<(NatPlan, String)>);
+/// What a look has found.
+pub(super) enum Looked {
+    AsMade,
+    /// So many more packets were dropped because they were not translated.
+    Untranslated(u64),
+    /// The table with this name was not as it was made, and is again.
+    MadeAgain(String),
+}
+
+/// What came of a look, and what `nft` lists of the table now.
+type Kept = (Result<Looked>, Option<(NatPlan, Listing)>);
 
 impl NatKeeper {
     /// Notes how the table is listed that was just made.
@@ -106,13 +122,20 @@ impl NatKeeper {
         self.running.spawn(async move {
             let now = listed(&plan).await;
             match now {
-                Ok(now) if made.as_ref() == Some(&now) => (Ok(None), made),
+                Ok(now) if made.as_ref().is_some_and(|made| is_same(made, &now)) => {
+                    let before = made.map_or(0, |(_, listing)| listing.untranslated);
+                    let looked = match now.1.untranslated.saturating_sub(before) {
+                        0 => Looked::AsMade,
+                        more => Looked::Untranslated(more),
+                    };
+                    (Ok(looked), Some(now))
+                }
                 // What cannot be looked at now is looked at again later.
                 Err(error) if error.is::<tool::TimedOut>() => (Err(error), made),
                 _ => match plan.apply(tool::LIMIT).await {
                     Ok(()) => {
                         let subject = format!("inet {}", plan.table);
-                        (Ok(Some(subject)), listed(&plan).await.ok())
+                        (Ok(Looked::MadeAgain(subject)), listed(&plan).await.ok())
                     }
                     Err(error) => (Err(error), made),
                 },
@@ -121,7 +144,7 @@ impl NatKeeper {
     }
 
     /// Waits for a look that was taken. May be dropped at any time without losing it.
-    pub(super) async fn kept(&mut self) -> Result<Option<String>> {
+    pub(super) async fn kept(&mut self) -> Result<Looked> {
         loop {
             match self.running.join_next().await {
                 Some(Ok((outcome, made))) => {
@@ -138,7 +161,12 @@ impl NatKeeper {
     }
 }
 
-async fn listed(plan: &NatPlan) -> Result<(NatPlan, String)> {
+/// Whether the plan and the rules are the same, whatever was counted.
+fn is_same((plan, listing): &(NatPlan, Listing), (other_plan, other): &(NatPlan, Listing)) -> bool {
+    plan == other_plan && listing.content == other.content
+}
+
+async fn listed(plan: &NatPlan) -> Result<(NatPlan, Listing)> {
     Ok((plan.clone(), plan.listing().await?))
 }
 

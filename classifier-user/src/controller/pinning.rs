@@ -330,6 +330,7 @@ pub(super) fn connection_of(key: &PinKey) -> Connection {
         destination: (address(key[2], key[3]), port(32)),
         protocol: if kind & Flow::TCP != 0 { 6 } else { 17 },
         leaves_as: None,
+        zone: 0,
     }
 }
 

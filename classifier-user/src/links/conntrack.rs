@@ -1,5 +1,6 @@
 //! The kernel's connection table, by ctnetlink (linux/netfilter/nfnetlink_conntrack.h).
 
+use std::collections::HashSet;
 use std::io;
 use std::net::IpAddr;
 
@@ -14,6 +15,7 @@ const GET: u16 = 1;
 const DELETE: u16 = 2;
 const TUPLE_ORIG: u16 = 1;
 const TUPLE_REPLY: u16 = 2;
+const ZONE: u16 = 18;
 const TUPLE_IP: u16 = 1;
 const TUPLE_PROTO: u16 = 2;
 /// IPv4 source and destination, then those of IPv6.
@@ -46,6 +48,8 @@ pub struct Connection {
     pub protocol: u8,
     /// The source address that its packets leave with, if the kernel translates it.
     pub leaves_as: Option<IpAddr>,
+    /// The zone of connection tracking that it is in; 0 without one.
+    pub zone: u16,
 }
 
 impl Connection {
@@ -53,6 +57,7 @@ impl Connection {
     pub fn untranslated(self) -> Self {
         Connection {
             leaves_as: None,
+            zone: 0,
             ..self
         }
     }
@@ -102,7 +107,8 @@ pub fn look_up(connections: impl IntoIterator<Item = Connection>) -> Result<Vec<
     Ok(found)
 }
 
-/// Has the kernel forget connections, so that their next packets are translated afresh. Those that are not there are fine.
+/// Has the kernel forget connections, so that their next packets are translated afresh. Those that are not there are fine. Those without
+/// a zone are looked for in all zones if they are in none.
 ///
 /// # Errors
 ///
@@ -111,7 +117,21 @@ pub fn forget(connections: &[Connection]) -> Result<()> {
     if connections.is_empty() {
         return Ok(());
     }
+    let missing = forget_in_their_zones(connections)?;
+    let elsewhere = match missing.is_empty() {
+        true => Vec::new(),
+        false => self::connections()?,
+    };
+    let is_missing =
+        |found: &Connection| found.zone != 0 && missing.contains(&found.untranslated());
+    let elsewhere: Vec<_> = elsewhere.into_iter().filter(is_missing).collect();
+    forget_in_their_zones(&elsewhere).map(drop)
+}
+
+/// Forgets connections. Returns those without a zone that were not there.
+fn forget_in_their_zones(connections: &[Connection]) -> Result<HashSet<Connection>> {
     let socket = open().context("cannot open a netfilter socket")?;
+    let mut missing = HashSet::new();
     let mut outcome = Ok(());
     for connection in connections {
         let v6 = connection.source.0.is_ipv6();
@@ -121,13 +141,18 @@ pub fn forget(connections: &[Connection]) -> Result<()> {
             .and_then(|_| socket.recv_from_full());
         let answer = answered.map(|(answer, _)| error_of(&answer));
         let error = answer.unwrap_or_else(Some);
-        match error.filter(|error| !matches!(error.raw_os_error(), Some(0 | libc::ENOENT))) {
+        match error.filter(|error| error.raw_os_error() != Some(0)) {
             None => {}
+            Some(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+                missing.extend((connection.zone == 0).then(|| connection.untranslated()));
+            }
             // The others are forgotten all the same.
             Some(error) => outcome = Err(error),
         }
     }
-    outcome.context("cannot forget a tracked connection")
+    outcome
+        .map(|()| missing)
+        .context("cannot forget a tracked connection")
 }
 
 /// The attribute that names a connection.
@@ -152,6 +177,9 @@ fn tuple(connection: &Connection) -> Vec<u8> {
     put(&mut tuple, TUPLE_PROTO | NESTED, &protocol);
     let mut attributes = Vec::new();
     put(&mut attributes, TUPLE_ORIG | NESTED, &tuple);
+    if connection.zone != 0 {
+        put(&mut attributes, ZONE, &connection.zone.to_be_bytes());
+    }
     attributes
 }
 
@@ -242,6 +270,9 @@ fn connection(attributes: &[u8]) -> Option<Connection> {
         destination: (address(addresses, 1)?, port(PROTO_DESTINATION_PORT)?),
         protocol: number,
         leaves_as: leaves_as.filter(|address| *address != source),
+        zone: find(attributes, ZONE)
+            .and_then(|zone| zone.try_into().ok())
+            .map_or(0, u16::from_be_bytes),
     })
 }
 
