@@ -1,6 +1,6 @@
 //! TC egress on a LAN interface: notes which flows their peers answer. It changes no packet, and stops none.
 
-use aya_ebpf::bindings::TC_ACT_UNSPEC;
+use aya_ebpf::bindings::{__sk_buff, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use breakout_common::classify::source;
@@ -9,6 +9,7 @@ use breakout_common::frame::Frame;
 use breakout_common::packet::{Headers, PLAIN_V4_LEN, PLAIN_V6_LEN, plain_v4, plain_v6};
 use breakout_common::table::{Destination, is_covered};
 
+use crate::bare::Dressed;
 use crate::flows::breakout_note_answer;
 use crate::globals;
 use crate::reader::Packet;
@@ -21,7 +22,12 @@ const _: () = assert!(WANTED as usize == PLAIN_V6_LEN);
 /// Entry point. Answers `TC_ACT_UNSPEC` to all.
 #[classifier]
 pub(crate) fn breakout_note(ctx: TcContext) -> i32 {
-    if globals::pins() != 0 {
+    if globals::pins() == 0 {
+        return TC_ACT_UNSPEC;
+    }
+    if globals::bare() != 0 {
+        note_bare(ctx.skb.skb);
+    } else {
         if ctx.data_end().wrapping_sub(ctx.data()) < PLAIN_V6_LEN {
             // If there is not so much, what follows sees what there is.
             let _ = ctx.pull_data(ctx.len().min(WANTED));
@@ -38,6 +44,20 @@ pub(crate) fn breakout_note(ctx: TcContext) -> i32 {
         }
     }
     TC_ACT_UNSPEC
+}
+
+/// Looks at a packet without a link header.
+#[inline(always)]
+fn note_bare(skb: *mut __sk_buff) {
+    if let Some(frame) = Dressed::<PLAIN_V6_LEN>::copy(skb)
+        && let Some(headers) = plain_v6(&frame)
+    {
+        note_answer(&frame, &headers);
+    } else if let Some(frame) = Dressed::<PLAIN_V4_LEN>::copy(skb)
+        && let Some(headers) = plain_v4(&frame)
+    {
+        note_answer(&frame, &headers);
+    }
 }
 
 /// Notes the answer that a packet is, if it comes from where packets are steered to.

@@ -36,6 +36,8 @@ constant!(nat_secret, SetSecret);
 constant!(nat_tcp_idle, u16);
 constant!(nat_udp_idle, u16);
 constant!(returns, u8);
+constant!(bare, u8);
+constant!(lan_mtu, u16);
 constant!(lan_v4, [u8; 4]);
 constant!(lan_v6, [u8; 16]);
 
@@ -67,14 +69,6 @@ pub(crate) fn is_to_lan<F: Frame + ?Sized>(frame: &F) -> bool {
     };
     frame.read(0).map(u32::from_ne_bytes) == Some(start)
         && frame.read(4).map(u16::from_ne_bytes) == Some(end)
-}
-
-/// Tells whether the interface has no MAC address, so that its packets begin with the IP header.
-#[inline(always)]
-pub(crate) fn is_bare() -> bool {
-    // SAFETY: as for the constants above.
-    let mac = unsafe { core::ptr::read_volatile(&raw const CONSTANTS.lan_mac) };
-    mac == [0; 6]
 }
 
 /// Always zero. It is not in the frozen data, so the verifier does not know that.

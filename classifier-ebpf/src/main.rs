@@ -10,6 +10,7 @@
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 
 mod answer;
+mod bare;
 mod clock;
 mod count;
 mod decide;

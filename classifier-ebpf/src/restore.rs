@@ -7,12 +7,9 @@ use core::ptr;
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_fib_lookup};
 use aya_ebpf::helpers::bpf_fib_lookup as fib_lookup;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
-use aya_ebpf::helpers::generated::{
-    bpf_redirect_neigh, bpf_skb_change_head, bpf_skb_store_bytes, bpf_skb_vlan_pop,
-};
+use aya_ebpf::helpers::generated::{bpf_redirect_neigh, bpf_skb_store_bytes, bpf_skb_vlan_pop};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use breakout_common::ethernet::{ETHERNET_LEN, ETHERTYPE_IPV4};
 use breakout_common::flows::Key;
 use breakout_common::forward::{aged, has_right_sum};
 use breakout_common::fragment::{self, Fragment};
@@ -21,18 +18,23 @@ use breakout_common::nat::quoted;
 use breakout_common::network::{FRAGMENT, Network, TCP, UDP, bare_v4, network};
 use breakout_common::packet::{OPTIONS, TAGGED};
 
+use crate::bare::dress;
 use crate::count::add;
 use crate::globals;
 use crate::maps::{FRAGMENTS, REPLIES, TC_LANS};
 use crate::nat::{address_of, breakout_owner};
 use crate::reader::Packet;
 use crate::reply::REDIRECTED;
+use crate::tc::redirect::longest;
 use crate::tc::rewrite::Translation;
+use crate::tc::too_big::breakout_too_long;
 use crate::tc::{message, pull, tag};
 
 const AF_INET: u8 = 2;
 /// The size of what the helper is asked with.
 const QUERY_LEN: i32 = 64;
+/// Its answer where the packet is too long for its way (BPF_FIB_LKUP_RET_FRAG_NEEDED).
+const TOO_LONG: i64 = 8;
 /// Its answers where it names the interface: BPF_FIB_LKUP_RET_SUCCESS, and BPF_FIB_LKUP_RET_NO_NEIGH, whose link-layer address the kernel
 /// finds later.
 const FOUND: i64 = 0;
@@ -56,7 +58,7 @@ pub(crate) fn breakout_return(ctx: TcContext) -> i32 {
     }
     // SAFETY: the context is the live socket buffer's; the verifier rewrites the accesses to its fields.
     let (len, segments) = unsafe { ((*skb).len, (*skb).gso_segs) };
-    if globals::is_bare() && !dress(skb) {
+    if globals::bare() != 0 && !dress(skb) {
         return TC_ACT_SHOT;
     }
     if tag != 0 {
@@ -72,18 +74,6 @@ pub(crate) fn breakout_return(ctx: TcContext) -> i32 {
         );
     }
     action
-}
-
-/// Puts an Ethernet header before a packet that has none: it goes to a LAN. Nothing of the packet that was read before may be used
-/// after this.
-#[inline(always)]
-fn dress(skb: *mut __sk_buff) -> bool {
-    let ethertype = ETHERTYPE_IPV4.to_be();
-    // SAFETY: the helpers take the live socket buffer, and fail where they can do nothing; two bytes are read.
-    unsafe {
-        bpf_skb_change_head(skb.cast(), ETHERNET_LEN, 0) == 0
-            && bpf_skb_store_bytes(skb.cast(), 12, (&raw const ethertype).cast(), 2, 0) == 0
-    }
 }
 
 /// Above a client's address and port: the packet is an error about one of its packets.
@@ -108,7 +98,7 @@ pub(crate) extern "C" fn breakout_client(skb: *mut __sk_buff, address: u32) -> u
 #[inline(always)]
 fn client(skb: *mut __sk_buff, address: u32) -> Option<u64> {
     let packet = packet_of(skb);
-    let is_bare = globals::is_bare();
+    let is_bare = globals::bare() != 0;
     let network = if is_bare {
         bare_v4(&packet)?
     } else {
@@ -207,7 +197,12 @@ fn restore(skb: *mut __sk_buff, client: u64) -> Option<i32> {
     }
     let address = ((client >> 16 & 0xffff_ffff) as u32).to_be();
     let port = ((client & 0xffff) as u16).to_be();
-    let device = route(skb, &network, address)?;
+    let device = match route(skb, &packet, &network, address)? {
+        Route::To(device) => device,
+        Route::Narrow(mtu) => {
+            return may_not_fragment(&packet, &network).then(|| breakout_too_long(skb, mtu));
+        }
+    };
     let (offset, bytes) = aged(&packet, network.offset, false)?;
     let bytes = u32::from_ne_bytes(bytes);
     let quoted = if client & MESSAGE != 0 {
@@ -242,13 +237,30 @@ fn store(skb: *mut __sk_buff, offset: u32, bytes: u32) -> Option<()> {
     (stored == 0).then_some(())
 }
 
-/// The interface that leads to a client, if it is a LAN interface: a client may have claimed any address.
+/// Where a packet goes.
+enum Route {
+    /// Out by this interface.
+    To(u32),
+    /// Nowhere: it is longer than the way to its client takes, which is so many bytes.
+    Narrow(u32),
+}
+
+/// Tells whether a packet's sender wants to hear that it is too long (RFC 1191).
 #[inline(always)]
-fn route(skb: *mut __sk_buff, network: &Network, address: u32) -> Option<u32> {
+fn may_not_fragment(packet: &Packet, network: &Network) -> bool {
+    let flags = packet.read::<1>(network.offset + 6);
+    flags.is_some_and(|[flags]| flags & 0x40 != 0) && network.marks & FRAGMENT == 0
+}
+
+/// The way to a client, if that is by a LAN interface: a client may have claimed any address.
+#[inline(always)]
+fn route(skb: *mut __sk_buff, packet: &Packet, network: &Network, address: u32) -> Option<Route> {
     // SAFETY: the struct is plain numbers and unions of them, for which zeros are valid.
     let mut query: bpf_fib_lookup = unsafe { mem::zeroed() };
     query.family = AF_INET;
     query.l4_protocol = (network.protocol & 0xff) as u8;
+    // Without a length the helper would count the link header, which not every LAN has.
+    query.__bindgen_anon_1.tot_len = (longest(skb, packet, network)? & 0xffff) as u16;
     // SAFETY: the context is the live socket buffer's; the verifier rewrites the access to its field.
     query.ifindex = unsafe { (*skb).ifindex };
     query.__bindgen_anon_3.ipv4_src = ((network.source.1 & 0xffff_ffff) as u32).to_be();
@@ -257,5 +269,13 @@ fn route(skb: *mut __sk_buff, network: &Network, address: u32) -> Option<u32> {
     let answer = unsafe { fib_lookup(skb.cast(), (&raw mut query).cast(), QUERY_LEN, 0) };
     // SAFETY: the value is a number that nobody changes while the programs run.
     let is_lan = unsafe { TC_LANS.get(query.ifindex) }.is_some();
-    (matches!(answer, FOUND | NO_NEIGHBOUR) && is_lan).then_some(query.ifindex)
+    match answer {
+        FOUND | NO_NEIGHBOUR if is_lan => Some(Route::To(query.ifindex)),
+        TOO_LONG => {
+            // SAFETY: with this answer the helper has written the MTU into the place of the length (Linux 5.12).
+            let mtu = unsafe { query.__bindgen_anon_1.mtu_result };
+            Some(Route::Narrow(u32::from(mtu)))
+        }
+        _ => None,
+    }
 }

@@ -3,9 +3,9 @@
 pub(crate) mod message;
 mod mss;
 mod port;
-mod redirect;
+pub(crate) mod redirect;
 pub(crate) mod rewrite;
-mod too_big;
+pub(crate) mod too_big;
 
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
@@ -16,6 +16,7 @@ use breakout_common::frame::TAG_PRESENT;
 use breakout_common::packet::{PLAIN_V4_LEN, PLAIN_V6_LEN, plain_v4, plain_v6};
 use breakout_common::verdict::{Decision, Reason};
 
+use crate::bare::dress;
 use crate::count::count;
 use crate::decide::{Walked, decide_frame, decide_plain};
 use crate::decided;
@@ -35,6 +36,10 @@ const PULL: u32 = 128;
 pub(crate) fn breakout_tc(ctx: TcContext) -> i32 {
     // A tag that stands beside the packet is one that XDP has not seen.
     if globals::tc_counts() == 0 && tag(ctx.skb.skb) == 0 && decided::noted(&ctx) {
+        return TC_ACT_UNSPEC;
+    }
+    // What is not sent goes on with a link header, as from any Ethernet.
+    if globals::bare() != 0 && !dress(ctx.skb.skb) {
         return TC_ACT_UNSPEC;
     }
     pull(&ctx);
@@ -124,7 +129,7 @@ fn finish(ctx: &TcContext, decision: &mut Decision) -> i32 {
                 action = too_big::breakout_answer(skb, index);
             }
         } else {
-            if mtu(egress) < ETHERNET_MTU {
+            if mtu(egress).min(u32::from(globals::lan_mtu())) < ETHERNET_MTU {
                 redirect::breakout_hold_size(skb, u32::from(index));
             }
             // SAFETY: the context is the live socket buffer's; the verifier rewrites the access to its field.

@@ -43,8 +43,12 @@ pub struct Constants {
     pub nat_secret: SetSecret,
     /// Not zero on an egress where XDP forwards replies of flows that are not translated.
     pub returns: u8,
+    /// Not zero if the interface has no link header: its packets begin with the IP header.
+    pub bare: u8,
+    /// The MTU of the LAN interface in bytes: longer segments are not announced to the other side.
+    pub lan_mtu: u16,
     /// Fills the last word.
-    pub filler: [u8; 7],
+    pub filler: [u8; 4],
 }
 
 /// The size of [`Constants`] in bytes.
@@ -73,7 +77,9 @@ impl Constants {
         nat_udp_idle: 0,
         nat_secret: [0; 2],
         returns: 0,
-        filler: [0; 7],
+        bare: 0,
+        lan_mtu: u16::MAX,
+        filler: [0; 4],
     };
 
     /// The bytes as the program reads them, in the machine's byte order.
@@ -94,7 +100,7 @@ impl Constants {
             self.nat_secret.map(u64::to_ne_bytes),
         );
         let idle = [self.nat_tcp_idle, self.nat_udp_idle].map(u16::to_ne_bytes);
-        let parts: [&[u8]; 13] = [
+        let parts: [&[u8]; 14] = [
             &self.guard,
             &words,
             &self.lan_mac,
@@ -107,7 +113,8 @@ impl Constants {
             &nat_mask,
             idle.as_flattened(),
             nat_secret.as_flattened(),
-            &[self.returns],
+            &[self.returns, self.bare],
+            &self.lan_mtu.to_ne_bytes(),
         ];
         let mut bytes = [0; CONSTANTS_LEN];
         for (to, from) in bytes.iter_mut().zip(parts.into_iter().flatten()) {

@@ -11,6 +11,7 @@ use breakout_tests::wire::{Ipv4Udp, Wire};
 
 use crate::Test;
 use crate::redirect::reason;
+use crate::tunnels::GRE;
 
 pub(crate) const TESTS: &[Test] = &[
     ("vlan_tags_count_wherever_they_stand", tags),
@@ -31,6 +32,10 @@ pub(crate) fn lacks(name: &str) -> Option<&'static str> {
         NETEM => (
             "tc qdisc add dev bo-probe root netem delay 1ms",
             "needs netem (CONFIG_NET_SCH_NETEM)",
+        ),
+        GRE => (
+            "ip link add bo-gre type gre local 10.8.0.1 remote 10.8.0.2",
+            "needs GRE tunnels (CONFIG_NET_IPGRE)",
         ),
         _ => return None,
     };

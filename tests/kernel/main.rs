@@ -42,6 +42,7 @@ mod switch;
 mod thousand;
 mod traffic;
 mod translation;
+mod tunnels;
 mod unmoved;
 mod upgrade;
 mod watching;
@@ -178,6 +179,7 @@ fn main() -> ExitCode {
         proxies::TESTS,
         seeing::TESTS,
         link_kinds::TESTS,
+        tunnels::TESTS,
         routing::TESTS,
         reload::TESTS,
         replay::TESTS,
@@ -199,6 +201,7 @@ fn main() -> ExitCode {
     ]
     .concat();
     selection::check(&tests);
+    let tests = selection::remaining(tests);
     if let Some(reason) = &missing {
         println!("skipped: {} kernel tests: {reason}", tests.len());
     }

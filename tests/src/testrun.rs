@@ -102,6 +102,8 @@ impl TestBench {
             name: "lo".to_owned(),
             index: 1,
             mac: [0; 6],
+            is_bare: false,
+            mtu: 1500,
             addresses: (Ipv4Addr::new(10, 1, 0, 1), Ipv6Addr::UNSPECIFIED),
             xdp: Some(XdpAttach::Native),
             namespace: 0,

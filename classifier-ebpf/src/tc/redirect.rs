@@ -117,11 +117,7 @@ fn send(
     let opens = opens(packet, network);
     // No part of the packet is used behind this: it may move.
     if let Some(transport) = opens {
-        mss::breakout_clamp(
-            skb,
-            transport,
-            breakout_common::mss::largest(mtu(egress), network.is_v6()),
-        );
+        mss::breakout_clamp(skb, transport, largest(network, egress));
     }
     // The change of the TTL and that of its checksum make none in the packet's sum; that of the hop limit does.
     let flags = if network.is_v6() {
@@ -211,8 +207,14 @@ pub(crate) extern "C" fn breakout_hold_size(skb: *mut __sk_buff, index: u32) -> 
     let Some(transport) = opens(&packet, &network) else {
         return 0;
     };
-    let largest = breakout_common::mss::largest(mtu(egress), network.is_v6());
-    mss::breakout_clamp(skb, transport, largest)
+    mss::breakout_clamp(skb, transport, largest(&network, egress))
+}
+
+/// The largest segment that fits through both links.
+#[inline(always)]
+fn largest(network: &Network, egress: &EgressWords) -> u32 {
+    let mtu = mtu(egress).min(u32::from(globals::lan_mtu()));
+    breakout_common::mss::largest(mtu, network.is_v6())
 }
 
 /// Where the TCP header of a packet is that opens a connection.
@@ -225,7 +227,7 @@ fn opens(packet: &Packet, network: &Network) -> Option<u32> {
 
 /// The length of the longest IP packet that leaves, in bytes: the kernel takes apart again what it has merged.
 #[inline(always)]
-fn longest(skb: *mut __sk_buff, packet: &Packet, network: &Network) -> Option<u32> {
+pub(crate) fn longest(skb: *mut __sk_buff, packet: &Packet, network: &Network) -> Option<u32> {
     // SAFETY: the context is the live socket buffer's; the verifier rewrites the access to its field.
     let payload = unsafe { (*skb).gso_size };
     if payload == 0 {

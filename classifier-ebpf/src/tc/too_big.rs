@@ -10,6 +10,7 @@ use breakout_common::too_big::{Patch, QUOTED, V4_LEN, V6_LEN, v4, v6};
 
 use crate::globals;
 use crate::maps::{egress, paths};
+use crate::nat::address_of;
 use crate::reader::Packet;
 
 const ETHERNET_LEN: u32 = 14;
@@ -44,6 +45,24 @@ fn turned(skb: *mut __sk_buff, index: u32) -> Option<i32> {
         let (head, patch) = v4(&packet, &network, mtu, globals::lan_v4())?;
         turn::<V4_LEN>(skb, &head, patch, quote)
     }
+}
+
+/// The same for a reply of a translated flow that is longer than the way to its client takes, which is `mtu` bytes: answers its sender, from
+/// the public address.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn breakout_too_long(skb: *mut __sk_buff, mtu: u32) -> i32 {
+    // SAFETY: the context is the live socket buffer's; the verifier rewrites the accesses to its fields.
+    let (start, end, len) = unsafe { ((*skb).data as usize, (*skb).data_end as usize, (*skb).len) };
+    let packet = Packet::new(start, end, len);
+    let from = address_of(globals::lan()).to_ne_bytes();
+    let answer = network(&packet)
+        .filter(|network| network.offset == ETHERNET_LEN && !network.is_v6())
+        .and_then(|network| Some((network.header, v4(&packet, &network, mtu, from)?)));
+    let Some((header, (head, patch))) = answer else {
+        return TC_ACT_SHOT;
+    };
+    turn::<V4_LEN>(skb, &head, patch, header + QUOTED).unwrap_or(TC_ACT_SHOT)
 }
 
 /// Cuts the packet off behind the quote, puts the headers before it, and sends it back to where it came from.

@@ -71,7 +71,7 @@ pub struct Config {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Lan {
-    /// An Ethernet interface where clients are.
+    /// An interface where clients are: an Ethernet, or a tunnel of IP packets.
     pub interface: String,
     /// How XDP is attached if an egress has mode `redirect`: `native`, or `generic` for tests.
     #[serde(default)]

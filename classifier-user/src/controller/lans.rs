@@ -93,10 +93,10 @@ pub(super) async fn look_at_lans(
             None => format!(
                 "[[lan]] there is no interface {name} in this network namespace; see: ip link"
             ),
-            Some(_) => format!("[[lan]] {name} is no Ethernet"),
+            Some(_) => format!("[[lan]] {name} is no Ethernet, nor a tunnel of IP packets"),
         };
-        let usable = found.and_then(|interface| Some((interface.mac?, interface)));
-        let Some((mac, interface)) = usable else {
+        let usable = found.filter(|interface| interface.mac.is_some() || interface.is_bare);
+        let Some(interface) = usable else {
             missing.insert(name.clone(), problem);
             continue;
         };
@@ -107,7 +107,7 @@ pub(super) async fn look_at_lans(
                     && interface.has_native_xdp()
                     && !without_xdp.takes_over(refused, &interface)
             }
-            XdpAttach::Generic => config.needs_xdp(),
+            XdpAttach::Generic => config.needs_xdp() && !interface.is_bare,
         };
         let takes_redirects = match interface.no_redirect() {
             // A veth drops them unless its other end is prepared, which before Linux 6.3 only the operator knows.
@@ -125,7 +125,9 @@ pub(super) async fn look_at_lans(
             takes_replies: replies && takes_redirects,
             name: name.clone(),
             index: interface.index,
-            mac,
+            mac: interface.mac.unwrap_or_default(),
+            is_bare: interface.is_bare,
+            mtu: interface.longest_packet(),
             addresses: interface.speaking(),
             xdp: has_xdp.then_some(lan.xdp),
             namespace,
@@ -146,13 +148,13 @@ pub(super) async fn look_at_lans(
             && interface.has_native_xdp()
             && !without_xdp.takes_over(refused, &interface);
         let translates = egress.is_translated();
-        // One without a MAC address leads to only one station; its packets have no link header.
-        let mac = interface.mac.unwrap_or_default();
         if has_xdp || translates {
             lans.push(LanPlan {
                 name: egress.interface.clone(),
                 index: interface.index,
-                mac,
+                mac: interface.mac.unwrap_or_default(),
+                is_bare: interface.mac.is_none(),
+                mtu: interface.longest_packet(),
                 // Nobody is answered there.
                 addresses: (Ipv4Addr::UNSPECIFIED, Ipv6Addr::UNSPECIFIED),
                 xdp: has_xdp.then_some(XdpAttach::Native),

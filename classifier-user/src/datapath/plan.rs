@@ -15,8 +15,12 @@ pub struct LanPlan {
     pub name: String,
     /// Its index.
     pub index: u32,
-    /// Its MAC address; zeros of an egress that has none, whose packets have no link header.
+    /// Its MAC address; zeros if it has none.
     pub mac: [u8; 6],
+    /// Whether it has no link header, so that its packets begin with the IP header.
+    pub is_bare: bool,
+    /// Its MTU in bytes, up to the longest IP packet.
+    pub mtu: u16,
     /// The addresses by which the programs answer clients; unspecified where it has none.
     pub addresses: (Ipv4Addr, Ipv6Addr),
     /// How the XDP program is attached, if one is needed.

@@ -134,6 +134,8 @@ impl Programs {
             nat_tcp_idle: idle(limits.tcp_idle),
             nat_udp_idle: idle(limits.udp_idle),
             returns: u8::from(lan.returns),
+            bare: u8::from(lan.is_bare),
+            lan_mtu: lan.mtu,
             ..Constants::UNSET
         };
         let constants = constants.to_bytes();

@@ -25,6 +25,8 @@ pub struct Interface {
     pub index: u32,
     /// Its MAC address, if it is an Ethernet.
     pub mac: Option<[u8; 6]>,
+    /// Whether its packets have no link header at all (PPP, tunnels of IP).
+    pub is_bare: bool,
     /// Its MTU in bytes.
     pub mtu: u32,
     /// Whether it is set up and has a carrier.
@@ -139,6 +141,11 @@ impl Interface {
         is_card && super::xdp_features::has_native_xdp(self.index).unwrap_or(true)
     }
 
+    /// The longest IP packet that it takes, in bytes.
+    pub fn longest_packet(&self) -> u16 {
+        u16::try_from(self.mtu).unwrap_or(u16::MAX)
+    }
+
     /// Whether the interface itself has this address.
     pub fn has_address(&self, address: IpAddr) -> bool {
         self.addresses.iter().any(|net| net.addr() == address)
@@ -205,6 +212,7 @@ fn from_message(name: &str, message: &LinkMessage) -> Interface {
         name: name.to_owned(),
         index: message.header.index,
         mac: None,
+        is_bare: is_bare(message.header.link_layer_type),
         mtu: 0,
         running: flags.contains(LinkFlags::Up | LinkFlags::LowerUp),
         point_to_point: flags.contains(LinkFlags::Pointopoint),
@@ -250,6 +258,21 @@ fn from_message(name: &str, message: &LinkMessage) -> Interface {
         }
     }
     interface
+}
+
+/// Whether the kernel takes packets of a device of this type to begin with the IP header (`dev_is_mac_header_xmit`, Linux 6.1).
+fn is_bare(link_layer: LinkLayerType) -> bool {
+    matches!(
+        link_layer,
+        LinkLayerType::None
+            | LinkLayerType::Ppp
+            | LinkLayerType::Rawip
+            | LinkLayerType::Tunnel
+            | LinkLayerType::Tunnel6
+            | LinkLayerType::Sit
+            | LinkLayerType::Ipgre
+            | LinkLayerType::Ip6gre
+    )
 }
 
 /// The inode of this thread's network namespace, which identifies it.

@@ -33,6 +33,8 @@ impl Decider {
             name: "lo".to_owned(),
             index: 1,
             mac: [0; 6],
+            is_bare: false,
+            mtu: 1500,
             addresses: (Ipv4Addr::UNSPECIFIED, Ipv6Addr::UNSPECIFIED),
             xdp: None,
             namespace: 0,

@@ -61,6 +61,7 @@ const MODULES: &[&str] = &[
     "8021q",
     "sch_netem",
     "tun",
+    "ip_gre",
     "virtio_pci",
     "virtio_net",
     "vmxnet3",
