@@ -43,6 +43,7 @@ impl<const N: usize> Dressed<N> {
         let [first, second] = protocol(skb).to_ne_bytes();
         bytes[ETHERTYPE as usize] = first;
         bytes[ETHERTYPE as usize + 1] = second;
+        #[expect(clippy::cast_possible_truncation, reason = "headers are short")]
         let wanted = const { N as u32 - ETHERNET_LEN };
         // SAFETY: the helper takes the live socket buffer, and writes the `wanted` bytes that are behind the header.
         let copied = unsafe {

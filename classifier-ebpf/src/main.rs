@@ -26,6 +26,7 @@ mod reader;
 mod reply;
 mod restore;
 mod ruleset;
+mod synthetic;
 mod tc;
 mod xdp;
 

@@ -66,6 +66,9 @@ pub(crate) fn breakout_return(ctx: TcContext) -> i32 {
         unsafe { bpf_skb_vlan_pop(skb.cast()) };
     }
     let action = breakout_restore(skb, client);
+    if action & ANSWERED != 0 {
+        return action & !ANSWERED;
+    }
     if action != TC_ACT_SHOT {
         add(
             REPLIES.get_ptr_mut(REDIRECTED),
@@ -76,6 +79,8 @@ pub(crate) fn breakout_return(ctx: TcContext) -> i32 {
     action
 }
 
+/// Above an action: the packet was not sent to the client, but turned into an answer to its sender.
+const ANSWERED: i32 = 1 << 8;
 /// Above a client's address and port: the packet is an error about one of its packets.
 const MESSAGE: u64 = 1 << 48;
 /// It is a fragment that has no port.
@@ -200,7 +205,8 @@ fn restore(skb: *mut __sk_buff, client: u64) -> Option<i32> {
     let device = match route(skb, &packet, &network, address)? {
         Route::To(device) => device,
         Route::Narrow(mtu) => {
-            return may_not_fragment(&packet, &network).then(|| breakout_too_long(skb, mtu));
+            return may_not_fragment(&packet, &network)
+                .then(|| breakout_too_long(skb, mtu) | ANSWERED);
         }
     };
     let (offset, bytes) = aged(&packet, network.offset, false)?;
@@ -266,16 +272,22 @@ fn route(skb: *mut __sk_buff, packet: &Packet, network: &Network, address: u32) 
     query.__bindgen_anon_3.ipv4_src = ((network.source.1 & 0xffff_ffff) as u32).to_be();
     query.__bindgen_anon_4.ipv4_dst = address;
     // SAFETY: the context is the live packet's, the query is valid for reads and writes of its size.
-    let answer = unsafe { fib_lookup(skb.cast(), (&raw mut query).cast(), QUERY_LEN, 0) };
+    let mut answer = unsafe { fib_lookup(skb.cast(), (&raw mut query).cast(), QUERY_LEN, 0) };
+    let mut mtu = 0;
+    if answer == TOO_LONG {
+        // SAFETY: with this answer the helper has written the MTU into the place of the length (Linux 5.12), and not the interface, which
+        // it tells of a packet that is not too long.
+        unsafe {
+            mtu = query.__bindgen_anon_1.mtu_result;
+            query.__bindgen_anon_1.tot_len = 1;
+            answer = fib_lookup(skb.cast(), (&raw mut query).cast(), QUERY_LEN, 0);
+        }
+    }
     // SAFETY: the value is a number that nobody changes while the programs run.
     let is_lan = unsafe { TC_LANS.get(query.ifindex) }.is_some();
     match answer {
+        FOUND | NO_NEIGHBOUR if is_lan && mtu != 0 => Some(Route::Narrow(u32::from(mtu))),
         FOUND | NO_NEIGHBOUR if is_lan => Some(Route::To(query.ifindex)),
-        TOO_LONG => {
-            // SAFETY: with this answer the helper has written the MTU into the place of the length (Linux 5.12).
-            let mtu = unsafe { query.__bindgen_anon_1.mtu_result };
-            Some(Route::Narrow(u32::from(mtu)))
-        }
         _ => None,
     }
 }

@@ -30,7 +30,8 @@ const ETHERNET_MTU: u32 = 1500;
 /// Bytes to make directly readable: all headers but unusually long chains of extension headers.
 const PULL: u32 = 128;
 
-/// Entry point. Answers `TC_ACT_UNSPEC` to all that is not redirected, so that programs and filters behind this one run as before.
+/// Entry point. Answers `TC_ACT_UNSPEC` to all that is not redirected, so that programs and filters behind this one run as before; on an
+/// interface without a link header they see one.
 #[classifier]
 #[inline(always)]
 pub(crate) fn breakout_tc(ctx: TcContext) -> i32 {

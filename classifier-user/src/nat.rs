@@ -19,6 +19,8 @@ const BEHIND_SNAT: i32 = 150;
 /// The chain that drops what was not translated, and the counter of that.
 const GUARD: &str = "guard";
 const UNTRANSLATED: &str = "untranslated";
+/// The counter of packets that connection tracking takes for invalid.
+const INVALID: &str = "invalid";
 
 /// What an egress wants done with packets that are steered to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,22 +62,45 @@ impl NatPlan {
     ///
     /// When there is no `nft`, or the kernel refuses the table. Then nothing has changed.
     pub async fn apply(&self, limit: Duration) -> Result<()> {
-        let mut commands = self.removal();
-        if !self.egresses.is_empty() {
-            commands.push(json!({ "add": self.table() }));
-            commands.push(self.chain("prerouting", BEFORE_DNAT));
-            commands.push(self.chain("postrouting", BEFORE_SNAT));
-            if self.egresses.iter().any(|egress| egress.masquerade) {
-                commands.push(self.counter());
-                commands.push(self.guard());
-            }
-            for egress in &self.egresses {
-                commands.extend(self.rules(egress));
+        let masquerades = self.egresses.iter().any(|egress| egress.masquerade);
+        if masquerades {
+            match run(&self.commands(true), limit).await {
+                Ok(()) => return Ok(()),
+                Err(error) if error.is::<tool::TimedOut>() => return Err(error),
+                Err(error) => tracing::debug!("no guard: {error:#}"),
             }
         }
-        run(&commands, limit)
+        run(&self.commands(false), limit)
             .await
-            .with_context(|| format!("cannot make the nftables table inet {}", self.table))
+            .with_context(|| format!("cannot make the nftables table inet {}", self.table))?;
+        if masquerades {
+            tracing::warn!(
+                "what connection tracking does not translate is not dropped: the kernel has no fib expression (nft_fib_inet)"
+            );
+        }
+        Ok(())
+    }
+
+    /// What makes the table anew, with the guard if the kernel has what that needs.
+    fn commands(&self, is_guarded: bool) -> Vec<Value> {
+        let mut commands = self.removal();
+        if self.egresses.is_empty() {
+            return commands;
+        }
+        commands.push(json!({ "add": self.table() }));
+        commands.push(self.chain("prerouting", BEFORE_DNAT));
+        commands.push(self.chain("postrouting", BEFORE_SNAT));
+        if is_guarded {
+            commands.extend([UNTRANSLATED, INVALID].map(|name| self.counter(name)));
+            commands.push(self.guard());
+        }
+        for egress in &self.egresses {
+            commands.extend(self.rules(egress));
+            if is_guarded && egress.masquerade {
+                commands.extend(self.guard_rules(egress));
+            }
+        }
+        commands
     }
 
     /// What the table has.
@@ -149,8 +174,8 @@ impl NatPlan {
         json!({ "add": { "chain": chain } })
     }
 
-    fn counter(&self) -> Value {
-        let counter = json!({ "family": "inet", "table": self.table, "name": UNTRANSLATED });
+    fn counter(&self, name: &str) -> Value {
+        let counter = json!({ "family": "inet", "table": self.table, "name": name });
         json!({ "add": { "counter": counter } })
     }
 
@@ -162,8 +187,55 @@ impl NatPlan {
         json!({ "add": { "chain": chain } })
     }
 
+    /// What drops packets that leave with a client's address, because their connection began on another way or they belong to none: nothing
+    /// would come back. Packets with an address of the gateway's own pass (probes, and what encloses others), and so do answers of
+    /// connections that came in by the egress.
+    fn guard_rules(&self, egress: &NatEgress) -> Vec<Value> {
+        let meta = |key: &str| json!({ "meta": { "key": key } });
+        let leaves = is(&meta("oifname"), &json!(egress.interface));
+        let marked = is(
+            &json!({ "&": [meta("mark"), self.mask] }),
+            &json!(egress.mark),
+        );
+        let ct = |key: &str| json!({ "ct": { "key": key } });
+        let direction = |direction: &str| is(&ct("direction"), &json!(direction));
+        let has_none = |bits: Value| is(&json!({ "&": [ct("status"), bits] }), &json!(0));
+        let is_v4 = is(&meta("nfproto"), &json!("ipv4"));
+        let invalid = json!({ "match": { "op": "in", "left": ct("state"), "right": "invalid" } });
+        let foreign = json!({ "match": {
+            "op": "!=", "left": { "fib": { "result": "type", "flags": ["saddr"] } }, "right": "local",
+        } });
+        let rule = |matches: Vec<Value>, counter: &str| {
+            let mut rule = vec![leaves.clone(), marked.clone()];
+            rule.extend(matches);
+            rule.extend([
+                foreign.clone(),
+                json!({ "counter": counter }),
+                json!({ "drop": null }),
+            ]);
+            json!({ "add": { "rule": {
+                "family": "inet", "table": self.table, "chain": GUARD, "expr": rule,
+            } } })
+        };
+        vec![
+            rule(
+                vec![direction("original"), has_none(json!("snat"))],
+                UNTRANSLATED,
+            ),
+            rule(
+                vec![
+                    is_v4,
+                    direction("reply"),
+                    has_none(json!({ "|": ["snat", "dnat"] })),
+                ],
+                UNTRANSLATED,
+            ),
+            rule(vec![invalid], INVALID),
+        ]
+    }
+
     fn rules(&self, egress: &NatEgress) -> Vec<Value> {
-        let is = |left: Value, right: Value| json!({ "match": { "op": "==", "left": left, "right": right } });
+        let is = |left: Value, right: Value| is(&left, &right);
         let meta = |key: &str| json!({ "meta": { "key": key } });
         let marked = is(
             json!({ "&": [meta("mark"), self.mask] }),
@@ -194,19 +266,14 @@ impl NatPlan {
                     json!({ "masquerade": null }),
                 ],
             );
-            // An entry of another way, and packets that belong to no connection: with a client's address nothing comes back.
-            let status = json!({ "&": [{ "ct": { "key": "status" } }, "snat"] });
-            let invalid = json!({ "match": { "op": "in", "left": { "ct": { "key": "state" } }, "right": "invalid" } });
-            for untranslated in [is(status, json!(0)), invalid] {
-                let (count, drop) = (json!({ "counter": UNTRANSLATED }), json!({ "drop": null }));
-                add(
-                    GUARD,
-                    vec![leaves.clone(), marked.clone(), untranslated, count, drop],
-                );
-            }
         }
         rules
     }
+}
+
+/// An expression that a rule matches by.
+fn is(left: &Value, right: &Value) -> Value {
+    json!({ "match": { "op": "==", "left": left, "right": right } })
 }
 
 /// Runs commands in one transaction.

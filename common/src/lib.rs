@@ -31,6 +31,7 @@ pub mod network;
 pub mod packet;
 pub mod path;
 pub mod question;
+pub mod synthetic;
 pub mod table;
 pub mod too_big;
 pub mod verdict;

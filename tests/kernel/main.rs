@@ -39,6 +39,7 @@ mod selection;
 mod several;
 mod sound;
 mod switch;
+mod synthetic;
 mod thousand;
 mod traffic;
 mod translation;
@@ -178,6 +179,7 @@ fn main() -> ExitCode {
         icmp::TESTS,
         proxies::TESTS,
         seeing::TESTS,
+        synthetic::TESTS,
         link_kinds::TESTS,
         tunnels::TESTS,
         routing::TESTS,

@@ -173,7 +173,7 @@ fn sends_segments(lab: &Lab, flow: &Flow) -> Result<()> {
 }
 
 /// The segment size that a SYN announces in its first option.
-fn segment_size(frame: &[u8], ip: usize) -> Option<u16> {
+pub(crate) fn segment_size(frame: &[u8], ip: usize) -> Option<u16> {
     let tcp = frame.get(14 + ip..)?;
     let is_tcp = frame[if ip == 20 { 23 } else { 20 }] == 6;
     let is_syn = is_tcp && tcp.get(13)? & 0x12 == 0x02 && tcp.get(20..22)? == [2, 4];

@@ -18,6 +18,7 @@ const EVERY: &[&str] = &[
     "upgrades_in_redirect_mode_lose_and_misplace_nothing",
     "xdp_rewrites_what_it_redirects",
     link_kinds::VLAN,
+    tunnels::GRE,
 ];
 
 /// Tests that run under the oldest kernel too: what the controller asks of routes, rules, netfilter and the older hooks.
@@ -33,7 +34,6 @@ const OLDEST: &[&str] = &[
     "upgrades_in_route_mode_lose_and_misplace_nothing",
     cards::VIRTIO,
     link_kinds::NETEM,
-    tunnels::GRE,
 ];
 
 /// Tests that run under the other kernels beside those of every one: XDP by vmxnet3 is younger than the oldest.

@@ -129,7 +129,12 @@ fn guarded() -> Result<()> {
     let office = Office::open(&format!("{QUICK}[pinning]\nenabled = false\n"))?;
     let (lab, site) = (&office.lab, &office.site);
     let call = Stream::start(&lab.client, address(MEDIA))?;
+    let begun = Instant::now();
     while call.now().as_deref() != Some("wan") {
+        ensure!(
+            begun.elapsed() < Duration::from_secs(10),
+            "there is no call"
+        );
         thread::sleep(Duration::from_millis(20));
     }
     let wire = Wire::listen(&lab.internet, "eth0")?;

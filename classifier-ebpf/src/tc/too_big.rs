@@ -1,8 +1,10 @@
 //! Answers a packet that is longer than its egress takes, and turns it round.
 
+use core::ptr;
+
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT};
 use aya_ebpf::helpers::generated::{
-    bpf_redirect, bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_store_bytes,
+    bpf_redirect, bpf_redirect_neigh, bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_store_bytes,
 };
 use breakout_common::egress::mtu;
 use breakout_common::network::network;
@@ -98,7 +100,13 @@ fn turn<const N: usize>(
                 0,
             ))?;
         }
-        Some((bpf_redirect((*skb).ifindex, 0) & 0xff) as i32)
+        // Only the neighbour's helper knows where the IP header is now, which an interface without a link header needs.
+        let action = if globals::bare() != 0 {
+            bpf_redirect_neigh((*skb).ifindex, ptr::null_mut(), 0, 0)
+        } else {
+            bpf_redirect((*skb).ifindex, 0)
+        };
+        Some((action & 0xff) as i32)
     }
 }
 

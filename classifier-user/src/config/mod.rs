@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use breakout_common::condition::MAX_GROUPS;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -76,6 +77,11 @@ pub struct Lan {
     /// How XDP is attached if an egress has mode `redirect`: `native`, or `generic` for tests.
     #[serde(default)]
     pub xdp: XdpAttach,
+}
+
+/// The number by which conditions tell a `[[lan]]` from others, by its place. Those that no rule can name share one.
+pub fn lan_number(place: usize) -> u8 {
+    u8::try_from(place.min(MAX_GROUPS as usize)).unwrap_or(u8::MAX)
 }
 
 /// How an XDP program is attached.

@@ -1,6 +1,7 @@
 //! A command's end of the control socket.
 
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use tokio::time::timeout;
 
 use super::{
     BypassOrder, EventsQuery, EventsReport, Failure, FetchReport, FlowsQuery, FlowsReport,
-    ListOrder, ListReport, Plan, Reloaded, Stats, Status,
+    ForgetOrder, ListOrder, ListReport, Plan, Reloaded, Stats, Status,
 };
 use crate::exit::{Code, WithCode};
 use crate::explain::{Explanation, Query};
@@ -142,6 +143,16 @@ impl Client {
     /// As for [`status`](Self::status).
     pub async fn explain(&mut self, query: Query) -> anyhow::Result<Explanation> {
         self.request(Method::POST, "/v1/explain", &query).await
+    }
+
+    /// Has it forget the flows of a client, whose next packets are new. Returns how many there were.
+    ///
+    /// # Errors
+    ///
+    /// As for [`status`](Self::status).
+    pub async fn forget_flows(&mut self, client: IpAddr) -> anyhow::Result<usize> {
+        let order = ForgetOrder { client };
+        self.request(Method::POST, "/v1/flows/forget", &order).await
     }
 
     /// Reads configuration and list again.

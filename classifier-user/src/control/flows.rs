@@ -1,6 +1,6 @@
 //! Pinned flows and events, as the socket answers them.
 
-use std::net::{SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -27,6 +27,13 @@ pub struct EventsReport {
 pub struct FlowsQuery {
     /// At most so many.
     pub limit: usize,
+}
+
+/// An order to forget what is known of a client.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct ForgetOrder {
+    /// Its address.
+    pub client: IpAddr,
 }
 
 /// Pinned flows.

@@ -17,7 +17,7 @@ use crate::explain::{Explanation, Query};
 
 pub use changes::{BypassOrder, ListOrder, Plan, Reloaded, RuleDelta, RulesetDelta};
 pub use client::{Client, ClientError, in_time};
-pub use flows::{EventsQuery, EventsReport, FlowsQuery, FlowsReport, PinnedFlow};
+pub use flows::{EventsQuery, EventsReport, FlowsQuery, FlowsReport, ForgetOrder, PinnedFlow};
 pub use lists::{
     FetchReport, Fetching, KeptReport, ListReport, ListSummary, ListedSet, PendingList,
     PendingReport, Unusable,
@@ -52,6 +52,8 @@ pub enum Request {
     Events(EventsQuery, Reply<EventsReport>),
     /// `POST /v1/flows`
     Flows(FlowsQuery, Reply<FlowsReport>),
+    /// `POST /v1/flows/forget`; answers how many flows there were.
+    ForgetFlows(ForgetOrder, Reply<usize>),
     /// `GET /metrics`
     Metrics(Reply<metrics::Snapshot>),
     /// `POST /v1/list/fetch`

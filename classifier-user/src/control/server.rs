@@ -19,7 +19,9 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::connections::{Limits, serve};
 use super::exposition::{self, Exposition};
-use super::{BypassOrder, EventsQuery, Failure, FlowsQuery, ListOrder, Reply, Request};
+use super::{
+    BypassOrder, EventsQuery, Failure, FlowsQuery, ForgetOrder, ListOrder, Reply, Request,
+};
 use crate::durable::remove;
 use crate::exit::{Code, WithCode, code_of};
 use crate::explain::Query;
@@ -96,6 +98,7 @@ impl Server {
             .route("/v1/bypass", post(bypass))
             .route("/v1/events", post(events))
             .route("/v1/flows", post(flows))
+            .route("/v1/flows/forget", post(forget_flows))
             .route("/metrics", get(metrics))
             .route("/v1/list/fetch", post(fetch))
             .route("/v1/list/change", post(change_list))
@@ -200,6 +203,13 @@ async fn bypass(State(requests): State<Requests>, Json(order): Json<BypassOrder>
 
 async fn change_list(State(requests): State<Requests>, Json(order): Json<ListOrder>) -> Response {
     ask(requests, |reply| Request::ChangeList(order, reply)).await
+}
+
+async fn forget_flows(
+    State(requests): State<Requests>,
+    Json(order): Json<ForgetOrder>,
+) -> Response {
+    ask(requests, |reply| Request::ForgetFlows(order, reply)).await
 }
 
 async fn explain(State(requests): State<Requests>, Json(query): Json<Query>) -> Response {

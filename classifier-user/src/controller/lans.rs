@@ -4,9 +4,8 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context, Result, anyhow};
-use breakout_common::condition::MAX_GROUPS;
 
-use crate::config::{Config, EgressConfig, Mode, XdpAttach};
+use crate::config::{Config, EgressConfig, Mode, XdpAttach, lan_number};
 use crate::datapath::LanPlan;
 use crate::exit::{Code, WithCode};
 use crate::links::{Interface, Links, NoRedirect, network_namespace};
@@ -127,7 +126,8 @@ pub(super) async fn look_at_lans(
             index: interface.index,
             mac: interface.mac.unwrap_or_default(),
             is_bare: interface.is_bare,
-            mtu: interface.longest_packet(),
+            // A larger one makes no difference to the programs.
+            mtu: interface.longest_packet().min(1500),
             addresses: interface.speaking(),
             xdp: has_xdp.then_some(lan.xdp),
             namespace,
@@ -154,7 +154,7 @@ pub(super) async fn look_at_lans(
                 index: interface.index,
                 mac: interface.mac.unwrap_or_default(),
                 is_bare: interface.mac.is_none(),
-                mtu: interface.longest_packet(),
+                mtu: u16::MAX,
                 // Nobody is answered there.
                 addresses: (Ipv4Addr::UNSPECIFIED, Ipv6Addr::UNSPECIFIED),
                 xdp: has_xdp.then_some(XdpAttach::Native),
@@ -198,9 +198,4 @@ async fn wants_xdp(links: &Links, config: &Config, before: &[LanPlan]) -> Result
         }
     }
     Ok(false)
-}
-
-/// The number by which conditions tell a LAN interface from others. Those that no rule can name share one.
-pub fn lan_number(index: usize) -> u8 {
-    u8::try_from(index.min(MAX_GROUPS as usize)).unwrap_or(u8::MAX)
 }

@@ -66,7 +66,6 @@ use state::{Persistent, StateDirectory};
 use translation::Translation;
 
 pub use egress::mark_of;
-pub use lans::lan_number;
 pub use lists::{
     make_loadable, make_ruleset, name_of, offline_preferences, preference_names, read_lists,
     report, summary,
@@ -364,6 +363,9 @@ impl Controller {
             }
             Request::Flows(query, reply) => drop(reply.send(self.flows(query.limit))),
             Request::Metrics(reply) => drop(reply.send(self.snapshot())),
+            Request::ForgetFlows(order, reply) => {
+                drop(reply.send(self.forget_flows(order.client)));
+            }
             Request::Explain(query, reply) => drop(reply.send(self.explain(query))),
             Request::Reload(reply) if !reply.is_closed() => {
                 let outcome = self.reload().await;

@@ -60,7 +60,7 @@ impl Controller {
                 tracing::warn!("{count} steered packets {what}");
                 self.events
                     .note("nat", format!("{count} packets"), "dropped", what);
-                self.translation.look_at_all();
+                self.translation.look_at_all_in_turn();
             }
             Ok(Looked::MadeAgain(subject)) => {
                 let why = "somebody had removed or changed it, or something of it";

@@ -12,8 +12,9 @@ use breakout_common::path::{
 use breakout_common::table::{Destination, Lookup, Outcome, Transport};
 
 use super::egress::EgressState;
-use super::{Controller, faults, lan_number};
-use crate::config::Config;
+use super::translation::forget_beside;
+use super::{Controller, faults};
+use crate::config::{Config, lan_number};
 use crate::datapath::{Clock, DataPath, Pinned};
 use crate::links::conntrack::{self, Connection};
 use crate::ruleset::Image;
@@ -184,6 +185,22 @@ impl Controller {
         let mut pins = self.datapath.pins()?;
         pins.retain(|pinned| pinned.pin.egress() != ORDINARY);
         self.datapath.unpin(&pins, false)
+    }
+
+    /// Forgets the flows of a client, in the table of flows and in connection tracking. Returns how many there were.
+    pub(super) fn forget_flows(&self, client: IpAddr) -> Result<usize> {
+        if !self.config.pinning.enabled {
+            return Ok(0);
+        }
+        let mut pins = self.datapath.pins()?;
+        pins.retain(|pinned| {
+            let key = pinned.key.as_ref();
+            key.is_some_and(|key| connection_of(key).source.0 == client)
+        });
+        self.datapath.unpin(&pins, false)?;
+        let keys = pins.iter().filter_map(|pinned| pinned.key.as_ref());
+        forget_beside(keys.map(connection_of).collect());
+        Ok(pins.len())
     }
 
     /// Forgets idle flows; and, once none is left that the ruleset does not steer, that packets it does not steer have to be

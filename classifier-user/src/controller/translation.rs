@@ -104,6 +104,11 @@ impl Translation {
         self.next = Instant::now();
     }
 
+    /// The same, no sooner than it is time to look.
+    pub(super) fn look_at_all_in_turn(&mut self) {
+        self.all = true;
+    }
+
     /// What is wrong with the translation of connections that does not come right, if anything.
     pub(super) fn alert(&self) -> Option<&String> {
         self.alert.as_ref()

@@ -21,6 +21,7 @@ mod paths;
 mod pins;
 mod plan;
 mod program;
+mod synthetic;
 mod sys;
 mod tables;
 mod traffic;
@@ -53,6 +54,7 @@ pub use object::object;
 pub use paths::PathMaps;
 pub use plan::{LanPlan, Paths, Plan};
 pub use program::has_tcx;
+pub use synthetic::{Catcher, Caught};
 
 /// The maps that all programs of one installation share, as the eBPF object names them.
 const MAPS: [&str; 16] = [

@@ -94,12 +94,16 @@ mod tests {
         let names: Vec<String> = object.programs.keys().cloned().collect();
         // Puts behind each program what it calls.
         object.relocate_calls(&sections).unwrap();
+        let mut deepest = 0;
         for name in names {
             let program = &object.programs[&name];
             let linked = &object.functions[&program.function_key()];
             let whole = linked_depth(&linked.instructions, 0);
             println!("{name}: {whole} bytes");
-            assert!((100..=512).contains(&whole), "{name}: {whole} bytes");
+            assert!(whole <= 512, "{name}: {whole} bytes");
+            deepest = deepest.max(whole);
         }
+        // Nothing at all would be a mistake of the count.
+        assert!(deepest > 400, "the deepest has {deepest} bytes");
     }
 }

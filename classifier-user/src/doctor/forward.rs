@@ -301,7 +301,7 @@ fn has_family(interface: &Interface, v6: bool) -> bool {
     of_family(interface, v6).next().is_some()
 }
 
-fn of_family(interface: &Interface, v6: bool) -> impl Iterator<Item = IpNet> + '_ {
+pub(super) fn of_family(interface: &Interface, v6: bool) -> impl Iterator<Item = IpNet> + '_ {
     let addresses = interface.addresses.iter().copied();
     addresses.filter(move |net| match net.addr() {
         IpAddr::V4(_) => !v6,
@@ -318,7 +318,7 @@ fn client_of(interface: &Interface, v6: bool) -> Option<IpAddr> {
 }
 
 /// Destinations of steered traffic: of TCP and of UDP, by the ports that matter most where any set has them.
-fn destinations(ruleset: &Ruleset, v6: bool) -> Vec<(IpAddr, &'static str, u16)> {
+pub(super) fn destinations(ruleset: &Ruleset, v6: bool) -> Vec<(IpAddr, &'static str, u16)> {
     let steered = || ruleset.rules.iter().filter(|rule| rule.is_steered());
     let find = |transport: Transport, wanted: Option<u16>| {
         steered().find_map(|rule| {

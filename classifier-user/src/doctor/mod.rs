@@ -5,6 +5,7 @@ mod kernel;
 mod netfilter;
 mod packet_way;
 mod routing;
+mod synthetic;
 mod virtual_mac;
 
 use std::fmt;
@@ -16,6 +17,8 @@ use serde::{Deserialize, Serialize};
 use crate::config::{Config, Mode};
 use crate::links::{Links, NoRedirect};
 use crate::ruleset::Ruleset;
+
+pub use synthetic::{Controller, Shown, send};
 
 /// How bad it is.
 #[derive(

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::io;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 use rtnetlink::sys::protocols::NETLINK_NETFILTER;
@@ -36,6 +37,9 @@ pub(super) const HEADER: usize = 16;
 pub(super) const GENERIC: usize = 4;
 /// No message of the kernel's dumps is longer (`NLMSG_GOODSIZE` and its sk_buff head room).
 const RECEIVE: usize = 64 << 10;
+
+/// Whether any connection was in a zone when they were listed.
+static ZONES_SEEN: AtomicBool = AtomicBool::new(false);
 
 /// A TCP or UDP connection as its first packet had it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -108,7 +112,7 @@ pub fn look_up(connections: impl IntoIterator<Item = Connection>) -> Result<Vec<
 }
 
 /// Has the kernel forget connections, so that their next packets are translated afresh. Those that are not there are fine. Those without
-/// a zone are looked for in all zones if they are in none.
+/// a zone are looked for in all zones if they are in none, once a connection in a zone was listed.
 ///
 /// # Errors
 ///
@@ -118,7 +122,8 @@ pub fn forget(connections: &[Connection]) -> Result<()> {
         return Ok(());
     }
     let missing = forget_in_their_zones(connections)?;
-    let elsewhere = match missing.is_empty() {
+    // To list all takes long where there are many.
+    let elsewhere = match missing.is_empty() || !ZONES_SEEN.load(Ordering::Relaxed) {
         true => Vec::new(),
         false => self::connections()?,
     };
@@ -263,6 +268,11 @@ fn connection(attributes: &[u8]) -> Option<Connection> {
         return None;
     }
     let source = address(addresses, 0)?;
+    let zone = find(attributes, ZONE).and_then(|zone| zone.try_into().ok());
+    let zone = zone.map_or(0, u16::from_be_bytes);
+    if zone != 0 {
+        ZONES_SEEN.store(true, Ordering::Relaxed);
+    }
     let reply = find(attributes, TUPLE_REPLY).and_then(|tuple| find(tuple, TUPLE_IP));
     let leaves_as = reply.and_then(|addresses| address(addresses, 1));
     Some(Connection {
@@ -270,9 +280,7 @@ fn connection(attributes: &[u8]) -> Option<Connection> {
         destination: (address(addresses, 1)?, port(PROTO_DESTINATION_PORT)?),
         protocol: number,
         leaves_as: leaves_as.filter(|address| *address != source),
-        zone: find(attributes, ZONE)
-            .and_then(|zone| zone.try_into().ok())
-            .map_or(0, u16::from_be_bytes),
+        zone,
     })
 }
 

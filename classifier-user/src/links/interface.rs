@@ -232,6 +232,10 @@ fn from_message(name: &str, message: &LinkMessage) -> Interface {
             LinkAttribute::Address(bytes) if ethernet => {
                 interface.mac = bytes.as_slice().try_into().ok();
             }
+            // GRE without a remote end has the outer headers as its link header.
+            LinkAttribute::Broadcast(remote) if is_gre(message.header.link_layer_type) => {
+                interface.is_bare &= remote.iter().any(|byte| *byte != 0);
+            }
             LinkAttribute::Mtu(mtu) => interface.mtu = *mtu,
             LinkAttribute::LinkInfo(about) => {
                 let mut kinds = about.iter().filter_map(|about| match about {
@@ -240,7 +244,13 @@ fn from_message(name: &str, message: &LinkMessage) -> Interface {
                 });
                 match kinds.next() {
                     Some(InfoKind::Veth) => interface.is_veth = true,
-                    Some(kind) => interface.kind = Some(kind.to_string()),
+                    Some(kind) => {
+                        // Their packets come in with the link header of what enclosed them.
+                        let encloses =
+                            matches!(kind, InfoKind::Xfrm | InfoKind::Vti | InfoKind::Vti6);
+                        interface.is_bare &= !encloses;
+                        interface.kind = Some(kind.to_string());
+                    }
                     None => {}
                 }
             }
@@ -260,7 +270,11 @@ fn from_message(name: &str, message: &LinkMessage) -> Interface {
     interface
 }
 
-/// Whether the kernel takes packets of a device of this type to begin with the IP header (`dev_is_mac_header_xmit`, Linux 6.1).
+fn is_gre(link_layer: LinkLayerType) -> bool {
+    matches!(link_layer, LinkLayerType::Ipgre | LinkLayerType::Ip6gre)
+}
+
+/// Whether packets of a device of this type begin with the IP header (`dev_is_mac_header_xmit`, and PPP).
 fn is_bare(link_layer: LinkLayerType) -> bool {
     matches!(
         link_layer,

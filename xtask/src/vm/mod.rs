@@ -27,10 +27,10 @@ use crate::test::Outcome;
 /// Kernel series that are tested.
 pub(crate) const SERIES: [&str; 2] = ["6.1", "6.12"];
 
-/// How long one machine may run, beside others.
+/// How long one machine may run, beside others, with all its boots.
 const LIMIT: Duration = Duration::from_secs(2700);
 
-/// How often a machine is booted at most: emulated kernels lock up now and then, and go on with the test that they were in.
+/// How often a machine is booted at most: emulated kernels lock up now and then, and the machine goes on with the test that it was in.
 const BOOTS: u32 = 2;
 
 /// A kernel that is locked up for a minute ends.
@@ -160,7 +160,8 @@ impl Machine {
     }
 
     /// Boots it and lets it run to its end, shows what it prints, and counts its tests: those of a result line, and each
-    /// that says "ok: " or "FAILED: " itself. If its kernel ends in the middle, it is booted again for the tests that are left.
+    /// that says "ok: " or "FAILED: " itself. If its kernel locks up in the middle, it is booted again for the tests that are left; with
+    /// any other end it fails.
     pub(crate) fn run(mut self) -> Result<Outcome> {
         println!("booting {} (software emulation)", self.name);
         let deadline = Instant::now() + LIMIT;
@@ -173,28 +174,27 @@ impl Machine {
             let mut progress = Progress::default();
             // The last one counts.
             self.qemu.args(["-append", &kernel_arguments]);
-            if watch(
-                &mut self.qemu,
-                &self.name,
-                deadline,
-                &mut outcome,
-                &mut progress,
-            )? {
-                return Ok(outcome);
-            }
-            outcome.passed += progress.passed;
-            outcome.failed.append(&mut progress.failed);
-            let (Some(ended), true) = (progress.ended, boot < BOOTS) else {
-                break;
+            let name = &self.name;
+            let why = match watch(&mut self.qemu, name, deadline, &mut outcome, &mut progress) {
+                Ok(true) => return Ok(outcome),
+                Ok(false) => progress.panic.unwrap_or_else(|| "it has ended".to_owned()),
+                Err(error) => format!("{error:#}"),
             };
+            outcome.passed += progress.passed;
+            outcome.told += progress.failed.len();
+            outcome.failed.append(&mut progress.failed);
             let running = progress.running.unwrap_or_default();
-            println!("{} ended in {running} and is booted again", self.name);
-            outcome
-                .unsteady
-                .push(format!("the machine ended in {running}"));
-            kernel_arguments = format!("{} BREAKOUT_TEST_AFTER={ended}", self.kernel_arguments);
+            if boot == BOOTS || !why.contains("softlockup") {
+                outcome.failed.push(format!("{name} in {running}: {why}"));
+                break;
+            }
+            println!("{name} is booted again after {running}: {why}");
+            outcome.unsteady.push(format!("{name} in {running}: {why}"));
+            if let Some(ended) = progress.ended {
+                kernel_arguments = format!("{} BREAKOUT_TEST_AFTER={ended}", self.kernel_arguments);
+            }
         }
-        bail!("{} ended without a test result", self.name)
+        Ok(outcome)
     }
 }
 
@@ -228,7 +228,11 @@ fn watch(
         println!("{name}: {line}");
         // The first line comes behind what the firmware printed to the terminal.
         if let Some((_, reason)) = line.split_once("skipped: ") {
-            outcome.skipped.push(format!("{reason} (this is {name})"));
+            let skipped = format!("{reason} (this is {name})");
+            // A machine that is booted again says so again.
+            if !outcome.skipped.contains(&skipped) {
+                outcome.skipped.push(skipped);
+            }
         }
         outcome.count(&line);
         progress.take(&line);

@@ -9,6 +9,8 @@ pub(super) struct Progress {
     pub(super) ended: Option<String>,
     pub(super) passed: usize,
     pub(super) failed: Vec<String>,
+    /// What the kernel said when it gave up.
+    pub(super) panic: Option<String>,
 }
 
 impl Progress {
@@ -19,9 +21,15 @@ impl Progress {
         {
             self.running = rest.split_whitespace().next().map(str::to_owned);
         }
+        if let Some((_, why)) = line.split_once("Kernel panic - not syncing: ") {
+            self.panic = Some(why.to_owned());
+        }
+        let Some(running) = &self.running else {
+            return;
+        };
         match line.split_whitespace().next_back() {
             Some("ok") => self.passed += 1,
-            Some("FAILED") => self.failed.extend(self.running.clone()),
+            Some("FAILED") => self.failed.push(running.clone()),
             Some("ignored") => (),
             _ => return,
         }
@@ -44,7 +52,9 @@ mod tests {
             "ok",
             "test three ... ignored",
             "test four  ... FAILED",
+            "all is ok",
             "test five  ... [ 2417.728832] rcu: INFO",
+            "[ 2475.0] Kernel panic - not syncing: softlockup: hung tasks",
         ] {
             progress.take(line);
         }
@@ -52,5 +62,6 @@ mod tests {
         assert_eq!(progress.failed, ["four"]);
         assert_eq!(progress.ended.as_deref(), Some("four"));
         assert_eq!(progress.running.as_deref(), Some("five"));
+        assert_eq!(progress.panic.as_deref(), Some("softlockup: hung tasks"));
     }
 }
