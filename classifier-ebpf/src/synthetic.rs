@@ -6,7 +6,7 @@ use aya_ebpf::btf_maps::HashMap;
 use aya_ebpf::helpers::generated::{bpf_clone_redirect, bpf_skb_load_bytes_relative};
 use aya_ebpf::macros::{btf_map, classifier};
 use aya_ebpf::programs::TcContext;
-use breakout_common::synthetic::{CAUGHT_WORDS, NONCE, tcp_nonce_at, udp_nonce_at};
+use breakout_common::synthetic::{CAUGHT_WORDS, NONCE, OF_ONE, tcp_nonce_at, udp_nonce_at};
 
 /// The headers begin with the IP header, whatever the link is (`BPF_HDR_START_NET`).
 const FROM_NETWORK: u32 = 1;
@@ -54,6 +54,11 @@ fn catch(skb: *mut __sk_buff) -> Option<()> {
             caught[1] = u32::from(service);
             caught[2] = u32::from_ne_bytes(load(skb, 12)?);
             let [protocol] = load::<1>(skb, 9)?;
+            // No fragment but the first one.
+            let [high, low] = load::<2>(skb, 6)?;
+            if [high & 0x1f, low] != [0, 0] {
+                return None;
+            }
             (protocol, u32::from(first & 0x0f) * 4)
         }
         6 => {
@@ -73,15 +78,21 @@ fn catch(skb: *mut __sk_buff) -> Option<()> {
         17 => (udp_nonce_at(transport), false),
         _ => return None,
     };
-    if u32::from_be_bytes(load(skb, place)?) != nonce {
+    caught[0] = u32::from_be_bytes(load(skb, place)?);
+    if (caught[0] ^ nonce) & OF_ONE != 0 {
         return None;
     }
     if is_tcp {
-        // The first option is the segment size.
+        // A SYN with one option, the segment size.
+        if load::<2>(skb, transport + 12)? != [6 << 4, 2] {
+            return None;
+        }
         let size = load::<2>(skb, transport + 22)?;
         caught[6] = u32::from(u16::from_be_bytes(size));
+    } else if load::<2>(skb, transport + 4)? != [0, 12] {
+        // A datagram that has the number alone.
+        return None;
     }
-    caught[0] = 1;
     // SAFETY: the context is the live socket buffer's; the verifier rewrites the access to its field.
     let interface = unsafe { (*skb).ifindex };
     CAUGHT.insert(interface, caught, 0).ok()

@@ -63,19 +63,20 @@ impl NatPlan {
     /// When there is no `nft`, or the kernel refuses the table. Then nothing has changed.
     pub async fn apply(&self, limit: Duration) -> Result<()> {
         let masquerades = self.egresses.iter().any(|egress| egress.masquerade);
+        let mut unguarded = None;
         if masquerades {
             match run(&self.commands(true), limit).await {
                 Ok(()) => return Ok(()),
                 Err(error) if error.is::<tool::TimedOut>() => return Err(error),
-                Err(error) => tracing::debug!("no guard: {error:#}"),
+                Err(error) => unguarded = Some(error),
             }
         }
         run(&self.commands(false), limit)
             .await
             .with_context(|| format!("cannot make the nftables table inet {}", self.table))?;
-        if masquerades {
+        if let Some(error) = unguarded {
             tracing::warn!(
-                "what connection tracking does not translate is not dropped: the kernel has no fib expression (nft_fib_inet)"
+                "what connection tracking does not translate is not dropped, as where the kernel has no nft_fib_inet: {error:#}"
             );
         }
         Ok(())

@@ -3,7 +3,10 @@
 /// Under this key stands the number by which the packets are known; no interface has this index.
 pub const NONCE: u32 = 0;
 
-/// Words of what was caught: 1, the type of service (traffic class), four of the source address in network byte order (of IPv4 the
+/// The bits of that number which all packets of one process have. The others tell them apart.
+pub const OF_ONE: u32 = !0xff;
+
+/// Words of what was caught: the packet's number, the type of service (traffic class), four of the source address in network byte order (of IPv4 the
 /// first), and the segment size that a SYN announces.
 pub const CAUGHT_WORDS: usize = 7;
 

@@ -67,7 +67,11 @@ const LONG: Duration = Duration::from_secs(15);
 type Test = (&'static str, fn() -> anyhow::Result<()>);
 
 /// Tests of what older kernels do not have: name, and the kernel that brought it.
-const NEEDS: &[(&str, u32, u32)] = &[("an_egress_that_takes_no_frames_now_is_left_to_tc", 6, 3)];
+const NEEDS: &[(&str, u32, u32)] = &[
+    ("an_egress_that_takes_no_frames_now_is_left_to_tc", 6, 3),
+    ("doctor_sends_packets_and_nothing_leaves", 6, 6),
+    ("doctor_shows_where_packets_are_lost", 6, 6),
+];
 
 /// Tests of what newer kernels do otherwise: name, and the first of those.
 const BEFORE: &[(&str, u32, u32)] = &[("a_clsact_qdisc_that_is_deleted_is_put_back", 6, 6)];

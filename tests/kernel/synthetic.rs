@@ -1,6 +1,7 @@
 //! `breakout doctor` shows the way of packets by sending some: faults that lose or mislead them, and gateways where all is well.
 
 use anyhow::{Context, Result, ensure};
+use aya::programs::{SchedClassifier, TcAttachType};
 use breakout_tests::daemon::{Daemon, Site};
 use breakout_tests::lab::Lab;
 use breakout_tests::wire::Wire;
@@ -70,9 +71,13 @@ fn well() -> Result<()> {
                 ensure!(!is_ours, "{what}: {frame:?}");
             }
         }
-        let programs = lab.gateway.exec("bpftool prog list")?;
-        ensure!(programs.contains("breakout_tc"), "{programs}");
-        ensure!(!programs.contains("breakout_catch"), "{programs}");
+        let (_, programs) = (lab.gateway)
+            .enter(|| Ok(SchedClassifier::query_tcx("inet", TcAttachType::Egress)?))?;
+        let names: Vec<_> = programs
+            .iter()
+            .filter_map(|program| program.name_as_str())
+            .collect();
+        ensure!(!names.contains(&"breakout_catch"), "{names:?}");
         let tracked = lab.gateway.exec("conntrack -L -d 52.0.0.0/8")?;
         ensure!(!tracked.contains("dport=443"), "{what}: {tracked}");
         daemon.stop()?;

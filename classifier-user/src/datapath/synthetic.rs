@@ -36,15 +36,17 @@ pub struct Caught {
 /// Programs that are attached as long as this is there. The kernel detaches them with the process, however it ends.
 pub struct Catcher {
     ebpf: Ebpf,
+    /// That of the packet that was sent last.
+    nonce: u32,
 }
 
 impl Catcher {
-    /// Catches packets that are known by this number at these interfaces, which are given by names.
+    /// Catches packets at these interfaces, which are given by names.
     ///
     /// # Errors
     ///
     /// When the kernel is older than Linux 6.6, where programs would stay behind a process that is killed, or refuses them.
-    pub fn attach<'a>(nonce: u32, interfaces: impl IntoIterator<Item = &'a str>) -> Result<Self> {
+    pub fn attach<'a>(interfaces: impl IntoIterator<Item = &'a str>) -> Result<Self> {
         ensure!(
             has_tcx(),
             "synthetic packets need Linux 6.6: before that programs stay behind a process that is killed"
@@ -52,9 +54,6 @@ impl Catcher {
         let mut ebpf = EbpfLoader::new()
             .load(object()?)
             .context("cannot load the eBPF object")?;
-        let mut known = [0; CAUGHT_WORDS];
-        known[0] = nonce;
-        caught(&mut ebpf)?.insert(NONCE, known, 0)?;
         program::<SchedClassifier>(&mut ebpf, INJECT)?.load()?;
         let catch: &mut SchedClassifier = program(&mut ebpf, CATCH)?;
         catch.load()?;
@@ -65,20 +64,24 @@ impl Catcher {
                 .attach_with_options(interface, TcAttachType::Egress, order)
                 .with_context(|| format!("cannot catch synthetic packets at {interface}"))?;
         }
-        Ok(Catcher { ebpf })
+        Ok(Catcher { ebpf, nonce: 0 })
     }
 
-    /// Puts a frame onto an interface of this thread's network namespace, as if it had come in there.
+    /// Puts a frame that is known by a number onto an interface of this thread's network namespace, as if it had come in there.
     ///
     /// # Errors
     ///
     /// When the kernel refuses, as where the interface is down.
-    pub fn inject(&mut self, interface: u32, frame: &[u8]) -> Result<()> {
-        let caught = caught(&mut self.ebpf)?;
+    pub fn inject(&mut self, interface: u32, nonce: u32, frame: &[u8]) -> Result<()> {
+        let mut caught = caught(&mut self.ebpf)?;
         let before: Vec<u32> = caught.keys().filter_map(Result::ok).collect();
-        for key in before.into_iter().filter(|key| *key != NONCE) {
-            self::caught(&mut self.ebpf)?.remove(&key)?;
+        for key in before {
+            caught.remove(&key)?;
         }
+        let mut known = [0; CAUGHT_WORDS];
+        known[0] = nonce;
+        self.nonce = nonce;
+        caught.insert(NONCE, known, 0)?;
         let mut context = [0; CONTEXT_LEN];
         context[CONTROL_BLOCK..].copy_from_slice(&interface.to_ne_bytes());
         let mut options = TestRunOptions::new();
@@ -103,7 +106,8 @@ impl Catcher {
     pub fn caught(&mut self, v6: bool) -> Result<Option<Caught>> {
         let caught = caught(&mut self.ebpf)?;
         let mut entries = caught.iter().filter_map(Result::ok);
-        let found = entries.find(|(interface, _)| *interface != NONCE);
+        let found = entries
+            .find(|(interface, words)| *interface != NONCE && words.first() == Some(&self.nonce));
         Ok(found.map(|(interface, words)| {
             let [_, service, a, b, c, d, segment_size] = words;
             let source = [a, b, c, d].map(u32::to_ne_bytes);

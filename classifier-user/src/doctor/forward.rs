@@ -281,7 +281,7 @@ fn ordinary_egress(destination: IpAddr) -> Option<String> {
 }
 
 /// The interface that has an address.
-fn owner_of(wanted: IpAddr) -> Option<String> {
+pub(super) fn owner_of(wanted: IpAddr) -> Option<String> {
     getifaddrs().ok()?.find_map(|interface| {
         let address = interface.address?;
         let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));

@@ -1,29 +1,33 @@
 //! Synthetic packets: of each kind that is steered one is put onto each LAN interface, as from a client that does not exist, and caught before
-//! it leaves by any other. It goes through the programs, routes, rules and translation as clients' packets do, so it shows where those go.
+//! it leaves by any. It goes through the programs, routes, rules and translation as clients' packets do, so it shows where those go.
 //! Nothing reaches a wire but the gateway's own questions for neighbours.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use breakout_common::synthetic::OF_ONE;
 use etherparse::{PacketBuilder, TcpOptionElement};
 use ipnet::IpNet;
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
 use tokio::time::sleep;
 
-use super::forward::{destinations, of_family};
+use super::forward::{destinations, of_family, owner_of};
 use super::{Finding, Level};
-use crate::config::{Config, lan_number};
+use crate::config::{Config, XdpAttach, lan_number};
 use crate::datapath::{Catcher, Caught};
 use crate::explain::{Proto, Query};
 use crate::links::conntrack::{self, Connection};
-use crate::links::{Interface, Links};
+use crate::links::{Interface, Links, Neighbour};
 use crate::ruleset::Ruleset;
 
 /// How long a packet may take through the gateway.
 const PATIENCE: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(10);
+/// How long the kernel keeps packets for a neighbour that does not answer.
+const UNRESOLVED: Duration = Duration::from_secs(4);
 /// The port of the client that does not exist.
 const CLIENT_PORT: u16 = 61_013;
 /// Its MAC address: one that its owner has given himself.
@@ -74,19 +78,23 @@ pub async fn send(
     controller: &mut impl Controller,
 ) -> Result<Shown> {
     let links = Links::open()?;
-    let nonce = fastrand::u32(1..);
-    let interfaces = others(config)?;
-    let mut catcher = Catcher::attach(nonce, interfaces.iter().map(String::as_str))?;
+    let (names, own) = interfaces()?;
+    let mut nonce = fastrand::u32(..) & OF_ONE;
+    let mut catcher = Catcher::attach(names.iter().map(String::as_str))?;
     let mut shown = Shown {
         sent: 0,
         findings: Vec::new(),
     };
+    let mut is_one_lost = false;
     for (number, lan) in config.lan.iter().enumerate() {
-        let Some(lan) = links.interface(&lan.interface).await? else {
+        // Generic XDP sends past where packets are caught.
+        let interface = links.interface(&lan.interface).await?;
+        let interface = interface.filter(|interface| interface.running);
+        let Some(interface) = interface.filter(|_| lan.xdp == XdpAttach::Native) else {
             continue;
         };
         for v6 in [false, true] {
-            let Some(from) = unused(&links, &lan, v6).await? else {
+            let Some(client) = unused(&links, &interface, &own, v6).await? else {
                 continue;
             };
             for (destination, protocol, port) in destinations(ruleset, v6) {
@@ -96,70 +104,89 @@ pub async fn send(
                     Proto::Udp
                 };
                 let mut query = Query::new(destination, proto, port);
-                query.from = Some(from);
+                query.from = Some(client);
                 query.lan = u32::from(lan_number(number));
+                // Also for a controller that is too old to be asked this: before anything is sent.
+                controller.forget(client).await?;
                 let Some(egress) = controller.egress(query).await? else {
                     continue;
                 };
                 let packet = Packet {
-                    lan: &lan,
-                    client: from,
+                    lan: &interface,
+                    client,
                     destination,
                     proto,
                     port,
                     egress: &egress,
                 };
-                catcher.inject(lan.index, &packet.frame(nonce)?)?;
+                // A packet that comes late is caught, and not taken for the next one.
+                nonce = nonce & OF_ONE | nonce.wrapping_add(1) & !OF_ONE;
+                let caught = packet.send(&mut catcher, nonce).await;
+                let forgotten = conntrack::forget(&[packet.connection()]);
+                controller.forget(client).await?;
+                forgotten?;
+                let caught = match caught {
+                    Ok(caught) => caught,
+                    Err(error) => {
+                        tracing::warn!("{}: {error:#}", interface.name);
+                        continue;
+                    }
+                };
                 shown.sent += 1;
-                let caught = wait(&mut catcher, v6).await?;
-                conntrack::forget(&[packet.connection()])?;
-                controller.forget(from).await?;
-                shown
-                    .findings
-                    .extend(packet.judge(&links, config, caught).await?);
+                is_one_lost |= caught.is_none();
+                let found = packet.judge(&links, config, caught).await?;
+                shown.findings.extend(found);
             }
         }
     }
-    shown
-        .findings
-        .sort_by_key(|finding| std::cmp::Reverse(finding.level));
+    // What waits for its next hop is caught too if that answers late.
+    if is_one_lost {
+        sleep(UNRESOLVED).await;
+    }
     Ok(shown)
 }
 
-/// The interfaces that are up and are no LANs.
-fn others(config: &Config) -> Result<Vec<String>> {
-    let all = getifaddrs().context("cannot list the interfaces")?;
-    let is_other = |name: &String| config.lan.iter().all(|lan| lan.interface != *name);
-    let up = all.filter(|interface| {
-        interface.flags.contains(InterfaceFlags::IFF_UP)
-            && !interface.flags.contains(InterfaceFlags::IFF_LOOPBACK)
-    });
-    let mut names: Vec<String> = up
-        .map(|interface| interface.interface_name)
-        .filter(is_other)
-        .collect();
-    names.sort_unstable();
-    names.dedup();
-    Ok(names)
+/// The interfaces that are up, and all addresses of this machine.
+fn interfaces() -> Result<(BTreeSet<String>, BTreeSet<IpAddr>)> {
+    let mut names = BTreeSet::new();
+    let mut own = BTreeSet::new();
+    for interface in getifaddrs().context("cannot list the interfaces")? {
+        let flags = interface.flags;
+        // Labels of addresses stand in the place of names.
+        let name = interface.interface_name.split(':').next();
+        if flags.contains(InterfaceFlags::IFF_UP) && !flags.contains(InterfaceFlags::IFF_LOOPBACK) {
+            names.extend(name.map(str::to_owned));
+        }
+        let address = interface.address.as_ref();
+        let v4 = address.and_then(|address| address.as_sockaddr_in());
+        let v6 = address.and_then(|address| address.as_sockaddr_in6());
+        own.extend(v4.map(|v4| IpAddr::V4(v4.ip())));
+        own.extend(v6.map(|v6| IpAddr::V6(v6.ip())));
+    }
+    Ok((names, own))
 }
 
-/// An address of the LAN's network that no neighbour has, as far as the gateway knows: one of its last.
-async fn unused(links: &Links, lan: &Interface, v6: bool) -> Result<Option<IpAddr>> {
-    let Some(net) = of_family(lan, v6).next() else {
-        return Ok(None);
-    };
-    let candidates = (1..=CANDIDATES).filter_map(|back| from_end(&net, back));
-    let mut fallback = None;
-    for address in candidates.filter(|address| *address != net.addr()) {
-        fallback = fallback.or(Some(address));
-        if links.neighbour(lan.index, address).await?.mac().is_none() {
-            return Ok(Some(address));
+/// An address of the LAN's networks that nobody has, as far as the gateway knows: one of the last of the largest network.
+async fn unused(
+    links: &Links,
+    lan: &Interface,
+    own: &BTreeSet<IpAddr>,
+    v6: bool,
+) -> Result<Option<IpAddr>> {
+    let mut nets: Vec<IpNet> = of_family(lan, v6).collect();
+    nets.sort_by_key(IpNet::prefix_len);
+    for net in nets {
+        for address in (1..=CANDIDATES).filter_map(|back| from_end(&net, back)) {
+            let is_free = || links.neighbour(lan.index, address);
+            if !own.contains(&address) && is_free().await? == Neighbour::Unknown {
+                return Ok(Some(address));
+            }
         }
     }
-    Ok(fallback)
+    Ok(None)
 }
 
-/// The address that is so many before the last one of a network.
+/// The address that is so many before the last one of a network, if that has so many hosts.
 fn from_end(net: &IpNet, back: u32) -> Option<IpAddr> {
     let address: IpAddr = match net {
         IpNet::V4(net) => Ipv4Addr::from_bits(net.broadcast().to_bits().checked_sub(back)?).into(),
@@ -167,22 +194,25 @@ fn from_end(net: &IpNet, back: u32) -> Option<IpAddr> {
             Ipv6Addr::from_bits(net.broadcast().to_bits().checked_sub(back.into())?).into()
         }
     };
-    (net.contains(&address) && address != net.network()).then_some(address)
-}
-
-/// Waits for the packet that was sent last.
-async fn wait(catcher: &mut Catcher, v6: bool) -> Result<Option<Caught>> {
-    let sent = Instant::now();
-    loop {
-        let caught = catcher.caught(v6)?;
-        if caught.is_some() || sent.elapsed() > PATIENCE {
-            return Ok(caught);
-        }
-        sleep(LOOK).await;
-    }
+    // In smaller networks there are only the two ends of a link.
+    let hosts = net.max_prefix_len() - net.prefix_len();
+    (hosts > 2 && net.contains(&address) && address != net.network()).then_some(address)
 }
 
 impl Packet<'_> {
+    /// Sends it and waits until it is caught.
+    async fn send(&self, catcher: &mut Catcher, nonce: u32) -> Result<Option<Caught>> {
+        catcher.inject(self.lan.index, nonce, &self.frame(nonce)?)?;
+        let sent = Instant::now();
+        loop {
+            let caught = catcher.caught(self.client.is_ipv6())?;
+            if caught.is_some() || sent.elapsed() > PATIENCE {
+                return Ok(caught);
+            }
+            sleep(LOOK).await;
+        }
+    }
+
     fn frame(&self, nonce: u32) -> Result<Vec<u8>> {
         let ethernet = PacketBuilder::ethernet2(CLIENT_MAC, self.lan.mac.unwrap_or_default());
         let ip = match (self.client, self.destination) {
@@ -261,9 +291,10 @@ impl Packet<'_> {
         );
         let Some(caught) = caught else {
             return Ok(vec![Finding::new(
-                Level::Error,
+                Level::Warning,
                 format!("{what} left by no interface"),
-                "Something on this gateway drops it: see what else is found; or watch it by: nft monitor trace",
+                "Something on this gateway drops it, unless rules admit only clients that they know: see what else is found, ip xfrm policy, and \
+                 nft monitor trace",
             )]);
         };
         let mut out = None;
@@ -285,11 +316,12 @@ impl Packet<'_> {
             )]);
         };
         let mut findings = Vec::new();
-        let is_own = interface.has_address(caught.source);
-        let is_translated = caught.source != self.client;
+        // An address of no interface may be routed here.
+        let owner = owner_of(caught.source);
+        let is_elsewhere = owner.is_some_and(|owner| owner != interface.name);
         let is_masqueraded =
             egress.masquerade && (self.client.is_ipv4() || egress.is_masqueraded());
-        if !is_own && (is_translated || is_masqueraded) {
+        if is_elsewhere || is_masqueraded && caught.source == self.client {
             findings.push(Finding::new(
                 Level::Error,
                 format!("{what} left by {} with the source address {}, which is not that interface's", interface.name, caught.source),
