@@ -20,7 +20,7 @@ pub(crate) fn dress(skb: *mut __sk_buff) -> bool {
     }
 }
 
-/// What the kernel takes the packet for, in network byte order.
+/// Returns the ethertype that the kernel has found, in network byte order.
 #[inline(always)]
 fn protocol(skb: *mut __sk_buff) -> u16 {
     // SAFETY: the context is the live socket buffer's; the verifier rewrites the access to its field.

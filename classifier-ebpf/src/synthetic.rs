@@ -13,7 +13,7 @@ const FROM_NETWORK: u32 = 1;
 /// The most interfaces at which packets are caught.
 const INTERFACES: usize = 1024;
 
-/// What was caught, by the index of the interface; under [`NONCE`] what the packets are known by.
+/// Caught packets by the index of the interface; under [`NONCE`] the number by which they are known.
 #[btf_map]
 static CAUGHT: HashMap<u32, [u32; CAUGHT_WORDS], INTERFACES, 1> = HashMap::new();
 

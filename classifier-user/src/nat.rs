@@ -35,8 +35,8 @@ pub struct NatEgress {
     pub skip_dnat: bool,
 }
 
-/// What `nft` lists of the table.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// The table as `nft` lists it.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listing {
     /// Its chains and rules in their order, without the numbers by which the kernel tells them apart. Empty if there is no such table.
     pub content: String,
@@ -82,18 +82,18 @@ impl NatPlan {
         Ok(())
     }
 
-    /// What makes the table anew, with the guard if the kernel has what that needs.
+    /// Makes the table anew, with the guard if the kernel has what that needs.
     fn commands(&self, is_guarded: bool) -> Vec<Value> {
         let mut commands = self.removal();
         if self.egresses.is_empty() {
             return commands;
         }
         commands.push(json!({ "add": self.table() }));
-        commands.push(self.chain("prerouting", BEFORE_DNAT));
-        commands.push(self.chain("postrouting", BEFORE_SNAT));
+        commands.push(self.chain("prerouting", "nat", "prerouting", BEFORE_DNAT));
+        commands.push(self.chain("postrouting", "nat", "postrouting", BEFORE_SNAT));
         if is_guarded {
             commands.extend([UNTRANSLATED, INVALID].map(|name| self.counter(name)));
-            commands.push(self.guard());
+            commands.push(self.chain(GUARD, "filter", "postrouting", BEHIND_SNAT));
         }
         for egress in &self.egresses {
             commands.extend(self.rules(egress));
@@ -167,10 +167,10 @@ impl NatPlan {
         json!({ "table": { "family": "inet", "name": self.table } })
     }
 
-    fn chain(&self, name: &str, priority: i32) -> Value {
+    fn chain(&self, name: &str, kind: &str, hook: &str, priority: i32) -> Value {
         let chain = json!({
             "family": "inet", "table": self.table, "name": name,
-            "type": "nat", "hook": name, "prio": priority, "policy": "accept",
+            "type": kind, "hook": hook, "prio": priority, "policy": "accept",
         });
         json!({ "add": { "chain": chain } })
     }
@@ -180,24 +180,11 @@ impl NatPlan {
         json!({ "add": { "counter": counter } })
     }
 
-    fn guard(&self) -> Value {
-        let chain = json!({
-            "family": "inet", "table": self.table, "name": GUARD,
-            "type": "filter", "hook": "postrouting", "prio": BEHIND_SNAT, "policy": "accept",
-        });
-        json!({ "add": { "chain": chain } })
-    }
-
-    /// What drops packets that leave with a client's address, because their connection began on another way or they belong to none: nothing
+    /// Drops packets that leave with a client's address, because their connection began on another way or they belong to none: nothing
     /// would come back. Packets with an address of the gateway's own pass (probes, and what encloses others), and so do answers of
     /// connections that came in by the egress.
     fn guard_rules(&self, egress: &NatEgress) -> Vec<Value> {
-        let meta = |key: &str| json!({ "meta": { "key": key } });
-        let leaves = is(&meta("oifname"), &json!(egress.interface));
-        let marked = is(
-            &json!({ "&": [meta("mark"), self.mask] }),
-            &json!(egress.mark),
-        );
+        let (leaves, marked) = (leaves_by(egress), self.marked(egress));
         let ct = |key: &str| json!({ "ct": { "key": key } });
         let direction = |direction: &str| is(&ct("direction"), &json!(direction));
         let has_none = |bits: Value| is(&json!({ "&": [ct("status"), bits] }), &json!(0));
@@ -235,13 +222,16 @@ impl NatPlan {
         ]
     }
 
+    /// Matches what is steered to an egress.
+    fn marked(&self, egress: &NatEgress) -> Value {
+        is(
+            &json!({ "&": [meta("mark"), self.mask] }),
+            &json!(egress.mark),
+        )
+    }
+
     fn rules(&self, egress: &NatEgress) -> Vec<Value> {
-        let is = |left: Value, right: Value| is(&left, &right);
-        let meta = |key: &str| json!({ "meta": { "key": key } });
-        let marked = is(
-            json!({ "&": [meta("mark"), self.mask] }),
-            json!(egress.mark),
-        );
+        let marked = self.marked(egress);
         let mut rules = Vec::new();
         let mut add = |chain: &str, expressions: Vec<Value>| {
             let rule = json!({ "family": "inet", "table": self.table, "chain": chain, "expr": expressions });
@@ -253,23 +243,28 @@ impl NatPlan {
                 let same = json!({ "dnat": { "family": protocol, "addr": destination } });
                 add(
                     "prerouting",
-                    vec![marked.clone(), is(meta("nfproto"), json!(family)), same],
+                    vec![marked.clone(), is(&meta("nfproto"), &json!(family)), same],
                 );
             }
         }
         if egress.masquerade {
-            let leaves = is(meta("oifname"), json!(egress.interface));
+            let leaves = leaves_by(egress);
             add(
                 "postrouting",
-                vec![
-                    leaves.clone(),
-                    marked.clone(),
-                    json!({ "masquerade": null }),
-                ],
+                vec![leaves, marked, json!({ "masquerade": null })],
             );
         }
         rules
     }
+}
+
+fn meta(key: &str) -> Value {
+    json!({ "meta": { "key": key } })
+}
+
+/// Matches what leaves by an egress.
+fn leaves_by(egress: &NatEgress) -> Value {
+    is(&meta("oifname"), &json!(egress.interface))
 }
 
 /// An expression that a rule matches by.

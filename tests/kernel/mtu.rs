@@ -1,6 +1,6 @@
 //! Redirect mode to an egress that is narrower than the LAN: what is too long is answered, and segment sizes are held to what fits.
 
-use std::net::UdpSocket;
+use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -180,17 +180,23 @@ pub(crate) fn segment_size(frame: &[u8], ip: usize) -> Option<u16> {
     is_syn.then(|| u16::from_be_bytes([tcp[22], tcp[23]]))
 }
 
+/// A socket of this namespace that talks to a remote.
+pub(crate) fn connected(remote: SocketAddr) -> Result<UdpSocket> {
+    let any = if remote.is_ipv4() {
+        "0.0.0.0:0"
+    } else {
+        "[::]:0"
+    };
+    let socket = UdpSocket::bind(any)?;
+    socket.connect(remote)?;
+    Ok(socket)
+}
+
 /// Datagrams that leave as fragments. The first ones are lost until the client knows how long they may be.
 fn sends_datagrams(lab: &Lab, flow: &Flow) -> Result<()> {
     let destination = flow.destination;
     lab.client.enter(move || {
-        let any = if destination.is_ipv4() {
-            "0.0.0.0:0"
-        } else {
-            "[::]:0"
-        };
-        let socket = UdpSocket::bind(any)?;
-        socket.connect(destination)?;
+        let socket = connected(destination)?;
         socket.set_read_timeout(Some(Duration::from_millis(300)))?;
         let sent = vec![b'x'; 5000];
         for _ in 0..10 {

@@ -35,12 +35,8 @@ fn sends(lab: &Lab, site: &Site, packets: usize) -> Result<()> {
 /// Packets of both protocols go by both modes, and to translation, from a card and from a bridge. Nothing is found, nothing comes to
 /// the other end, and nothing stays.
 fn well() -> Result<()> {
-    for (mode, masquerade, lan) in [
-        ("route", true, "lan"),
-        ("redirect", true, "lan"),
-        ("redirect", true, "br1"),
-    ] {
-        let what = format!("{mode}, masquerade = {masquerade}, {lan}");
+    for (mode, lan) in [("route", "lan"), ("redirect", "lan"), ("redirect", "br1")] {
+        let what = format!("{mode}, {lan}");
         let office = Office::open("probes = []\n")?;
         let (lab, site) = (&office.lab, &office.site);
         if lan == "br1" {
@@ -96,7 +92,7 @@ const FAULTS: &[(&[&str], &str)] = &[
         "left by no interface",
     ),
     (
-        // As a fib expression that the static look cannot follow.
+        // The static look does not know how long packets are.
         &["nft add rule inet faults forward oifname \"inet\" meta length gt 20 drop"],
         "left by no interface",
     ),

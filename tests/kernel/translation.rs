@@ -92,7 +92,11 @@ fn moves(daemon: &mut Daemon<'_>, call: &Stream) -> Result<()> {
 }
 
 fn by_a_link() -> Result<()> {
-    let office = with_own_nat("")?;
+    leaves_a_dead_link(&with_own_nat("")?)
+}
+
+/// A call moves when its link dies.
+fn leaves_a_dead_link(office: &Office) -> Result<()> {
     let (lab, site) = (&office.lab, &office.site);
     let mut daemon = Daemon::start(site, &lab.gateway)?;
     let call = Stream::start(&lab.client, address(MEDIA))?;
@@ -106,21 +110,14 @@ fn by_a_link() -> Result<()> {
 /// The operator tracks connections in a zone, and translates on both links.
 fn by_a_link_in_a_zone() -> Result<()> {
     let office = with_own_nat("")?;
-    let (lab, site) = (&office.lab, &office.site);
     for rule in [
         "chain ip office zones { type filter hook prerouting priority raw ; }",
         "rule ip office zones ct zone set 7",
         "rule ip office post oifname \"wan\" snat to 10.2.0.1",
     ] {
-        lab.gateway.exec(&format!("nft add {rule}"))?;
+        office.lab.gateway.exec(&format!("nft add {rule}"))?;
     }
-    let mut daemon = Daemon::start(site, &lab.gateway)?;
-    let call = Stream::start(&lab.client, address(MEDIA))?;
-    daemon.wait_until(|_| call.now().as_deref() == Some("internet"))?;
-    lab.internet.ip("link set eth0 down")?;
-    moves(&mut daemon, &call)?;
-    daemon.stop()?;
-    Ok(())
+    leaves_a_dead_link(&office)
 }
 
 /// A call that the WAN took before the controller started, without pins that keep it there: to the kernel it is a connection that is not

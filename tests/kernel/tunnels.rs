@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::iter;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr};
 use std::thread;
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use breakout_tests::wire::Wire;
 
 use crate::Test;
 use crate::links::Tunnel;
-use crate::mtu::segment_size;
+use crate::mtu::{connected, segment_size};
 
 pub(crate) const TESTS: &[Test] = &[
     ("a_link_without_neighbours_is_a_lan", by_tun),
@@ -60,13 +60,7 @@ fn hears_of_narrow_egress(client: &Namespace, remote: IpAddr) -> Result<()> {
     let said = format!("mtu {NARROWER}");
     for _ in 0..10 {
         client.enter(move || {
-            let any = if remote.is_ipv4() {
-                "0.0.0.0:0"
-            } else {
-                "[::]:0"
-            };
-            let socket = UdpSocket::bind(any)?;
-            socket.connect((remote, 3478))?;
+            let socket = connected((remote, 3478).into())?;
             // An error is that it is known already. What is told is for a socket that is still there.
             let _ = socket.send(&[b'x'; NARROW]);
             thread::sleep(Duration::from_millis(100));
@@ -82,13 +76,7 @@ fn hears_of_narrow_egress(client: &Namespace, remote: IpAddr) -> Result<()> {
 /// Datagrams are answered by some that are too long for the gateway's end. They are lost until their sender knows how long they may be.
 fn gets_long_answers(client: &Namespace, remote: SocketAddr) -> Result<()> {
     client.enter(move || {
-        let any = if remote.is_ipv4() {
-            "0.0.0.0:0"
-        } else {
-            "[::]:0"
-        };
-        let socket = UdpSocket::bind(any)?;
-        socket.connect(remote)?;
+        let socket = connected(remote)?;
         socket.set_read_timeout(Some(Duration::from_millis(300)))?;
         let sent = [b'x'; NARROW + 50];
         for _ in 0..10 {

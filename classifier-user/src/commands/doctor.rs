@@ -15,10 +15,9 @@ use crate::explain::Query;
 
 pub(super) async fn doctor(config: &ConfigArgument, json: bool) -> Result<()> {
     let offline = Offline::load(config::load(&config.path()).code(Code::Config)?, None)?;
-    let findings = examine(&offline.config, &offline.ruleset)
+    let mut findings = examine(&offline.config, &offline.ruleset)
         .await
         .code(Code::System)?;
-    let mut findings = findings;
     let sent = match send_packets(&offline).await {
         Ok(shown) => {
             findings.extend(shown.findings);

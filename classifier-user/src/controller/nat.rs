@@ -76,14 +76,14 @@ impl Controller {
 /// Looks after the table, in a task of its own: `nft` may take long.
 #[derive(Default)]
 pub(super) struct NatKeeper {
-    /// What `nft` listed once the table was made, and what it has counted since.
+    /// The listing of the table as it was made, with what has been counted since.
     made: Option<(NatPlan, Listing)>,
     running: JoinSet<Kept>,
     /// Whether to look again once the look that runs is done.
     again: Option<NatPlan>,
 }
 
-/// What a look has found.
+/// The finding of a look.
 pub(super) enum Looked {
     AsMade,
     /// So many more packets were dropped because they were not translated.
@@ -92,7 +92,7 @@ pub(super) enum Looked {
     MadeAgain(String),
 }
 
-/// What came of a look, and what `nft` lists of the table now.
+/// The outcome of a look, and the listing of the table now.
 type Kept = (Result<Looked>, Option<(NatPlan, Listing)>);
 
 impl NatKeeper {
@@ -161,7 +161,7 @@ impl NatKeeper {
     }
 }
 
-/// Whether the plan and the rules are the same, whatever was counted.
+/// Tells whether the plan and the rules are the same, whatever was counted.
 fn is_same((plan, listing): &(NatPlan, Listing), (other_plan, other): &(NatPlan, Listing)) -> bool {
     plan == other_plan && listing.content == other.content
 }

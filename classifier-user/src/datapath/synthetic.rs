@@ -15,7 +15,7 @@ use super::program::{has_tcx, program};
 const INJECT: &str = "breakout_inject";
 const CATCH: &str = "breakout_catch";
 const CAUGHT: &str = "CAUGHT";
-/// How much of `struct __sk_buff` is given: up to the first word of the control block.
+/// The bytes of `struct __sk_buff` that are given: up to the first word of the control block.
 const CONTEXT_LEN: usize = 52;
 /// Where that word is.
 const CONTROL_BLOCK: usize = 48;
@@ -98,7 +98,7 @@ impl Catcher {
         Ok(())
     }
 
-    /// What was caught of the packet that was put onto an interface last.
+    /// Returns the packet, if it was caught, that was put onto an interface last.
     ///
     /// # Errors
     ///

@@ -23,10 +23,10 @@ use crate::links::conntrack::{self, Connection};
 use crate::links::{Interface, Links, Neighbour};
 use crate::ruleset::Ruleset;
 
-/// How long a packet may take through the gateway.
+/// The time that a packet may take through the gateway.
 const PATIENCE: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(10);
-/// How long the kernel keeps packets for a neighbour that does not answer.
+/// The time for which the kernel keeps packets for a neighbour that does not answer.
 const UNRESOLVED: Duration = Duration::from_secs(4);
 /// The port of the client that does not exist.
 const CLIENT_PORT: u16 = 61_013;
@@ -36,7 +36,7 @@ const CLIENT_MAC: [u8; 6] = [0x02, 0x62, 0x6f, 0, 0, 1];
 const SERVICE: u8 = 46 << 2;
 /// The MTU of its link, to which the segments fit that it announces.
 const CLIENT_MTU: u16 = 1500;
-/// How many addresses are tried for one that nobody has.
+/// The number of addresses that are tried for one that nobody has.
 const CANDIDATES: u32 = 8;
 
 /// What came of all of them.
@@ -97,6 +97,8 @@ pub async fn send(
             let Some(client) = unused(&links, &interface, &own, v6).await? else {
                 continue;
             };
+            // A controller that is too old to be asked this says so before anything is sent.
+            controller.forget(client).await?;
             for (destination, protocol, port) in destinations(ruleset, v6) {
                 let proto = if protocol == "tcp" {
                     Proto::Tcp
@@ -106,8 +108,6 @@ pub async fn send(
                 let mut query = Query::new(destination, proto, port);
                 query.from = Some(client);
                 query.lan = u32::from(lan_number(number));
-                // Also for a controller that is too old to be asked this: before anything is sent.
-                controller.forget(client).await?;
                 let Some(egress) = controller.egress(query).await? else {
                     continue;
                 };
@@ -297,18 +297,15 @@ impl Packet<'_> {
                  nft monitor trace",
             )]);
         };
-        let mut out = None;
-        for (name, egress) in &config.egress {
-            let interface = links.interface(&egress.interface).await?;
-            let interface = interface.filter(|interface| interface.index == caught.interface);
-            out = out.or(interface.map(|interface| (name, egress, interface)));
-        }
-        let Some((name, egress, interface)) = out else {
-            let left = nix::net::if_::if_indextoname(caught.interface);
-            let left = left.map_or_else(
-                |_| "another interface".to_owned(),
-                |name| name.to_string_lossy().into_owned(),
-            );
+        let left = nix::net::if_::if_indextoname(caught.interface);
+        let left = left.map_or_else(
+            |_| "another interface".to_owned(),
+            |name| name.to_string_lossy().into_owned(),
+        );
+        let mut egresses = config.egress.iter();
+        let egress = egresses.find(|(_, egress)| egress.interface == left);
+        let interface = links.interface(&left).await?;
+        let (Some((name, egress)), Some(interface)) = (egress, interface) else {
             return Ok(vec![Finding::new(
                 Level::Error,
                 format!("{what} left by {left}"),
