@@ -6,16 +6,11 @@ use crate::{Test, cards, link_kinds, tunnels};
 /// Tests that run under every kernel: the programs and how they are attached, replaced and removed.
 const EVERY: &[&str] = &[
     "golden_verdicts_by_the_program",
-    "later_fragments_follow_their_first_one",
-    "redirect_by_tc_answers_what_is_too_long",
     "redirect_by_xdp_answers_what_is_too_long",
     "redirect_translates_by_tc",
     "redirect_translates_by_xdp",
-    "replies_are_redirected_too_if_wanted",
     "sigterm_removes_everything_in_redirect_mode",
-    "switches_under_traffic_lose_and_misplace_nothing",
     "the_programs_are_far_from_the_verifiers_limit",
-    "upgrades_in_redirect_mode_lose_and_misplace_nothing",
     "xdp_rewrites_what_it_redirects",
     link_kinds::VLAN,
     tunnels::GRE,
@@ -23,6 +18,11 @@ const EVERY: &[&str] = &[
 
 /// Tests that run under the oldest kernel too: what the controller asks of routes, rules, netfilter and the older hooks.
 const OLDEST: &[&str] = &[
+    "later_fragments_follow_their_first_one",
+    "redirect_by_tc_answers_what_is_too_long",
+    "replies_are_redirected_too_if_wanted",
+    "switches_under_traffic_lose_and_misplace_nothing",
+    "upgrades_in_redirect_mode_lose_and_misplace_nothing",
     "a_clsact_qdisc_that_is_deleted_is_put_back",
     "a_lan_interface_that_comes_back_is_attached_again",
     "a_next_hop_is_learnt_from_every_kind_of_route",

@@ -57,7 +57,7 @@ fn thousand() -> Result<()> {
         let mut early = 0;
         let versions = u32::try_from(versions)?;
         for number in 1..=versions {
-            let published = next(&mut rng, &in_force, number);
+            let published = next(&mut rng, &in_force, number, versions);
             // Ten digits, each later than the one before.
             office.service.publish(
                 &format!("{}", 2_026_010_100 + number),
@@ -128,11 +128,11 @@ fn row(rng: &mut Rng, id: u32) -> Value {
 }
 
 /// The next version: the one in force with a change, or something that is no list at all.
-fn next(rng: &mut Rng, in_force: &str, number: u32) -> Published {
+fn next(rng: &mut Rng, in_force: &str, number: u32, versions: u32) -> Published {
     let mut rows: Vec<Value> = serde_json::from_str(in_force).unwrap_or_default();
     let mut mood = Mood::Well;
     let mut is_good = true;
-    let strangest = 5 + number.min(1000) * 16 / 1000;
+    let strangest = 5 + number * 16 / versions;
     // Optimize sets only come, so that none of the changes is a loss that nobody would believe.
     let is_victim = |row: &&usize| {
         rows[**row]["ips"].is_array()

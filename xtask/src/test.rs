@@ -41,6 +41,13 @@ type Row = (&'static str, Duration, Outcome);
 /// How much of a failure's report the summary shows, in bytes.
 const REPORT: usize = 300;
 
+/// How often tests switch lists and policies under traffic, unless the environment says so: a whole run shall be short enough for
+/// every change.
+const SWITCHES: [(&str, &str); 2] = [
+    ("BREAKOUT_TEST_SWITCHES", "200"),
+    ("BREAKOUT_TEST_LISTS", "300"),
+];
+
 type Stage = (&'static str, fn() -> Result<Outcome>);
 type Prepare = fn() -> Result<Machine>;
 
@@ -263,6 +270,11 @@ fn check(arguments: &[&str]) -> Result<Outcome> {
 fn tests(arguments: &[&str], tries: u32) -> Result<Outcome> {
     let mut command = cargo();
     command.env("BREAKOUT_TEST_TRIES", tries.to_string());
+    command.envs(
+        SWITCHES
+            .into_iter()
+            .filter(|(name, _)| std::env::var_os(name).is_none()),
+    );
     let mut child = command.args(arguments).stdout(Stdio::piped()).spawn()?;
     let stdout = child.stdout.take().context("stdout is piped")?;
     let mut outcome = Outcome::default();

@@ -332,7 +332,7 @@ pub(super) fn init_script(is_oldest: bool, filter: Option<&str>) -> String {
     format!(
         "#!/bin/busybox sh\n\
          /bin/busybox --install -s /usr/sbin\n\
-         export PATH=/bin:/sbin:/usr/sbin:/usr/bin HOME=/tmp RUST_BACKTRACE=0 BREAKOUT_TEST_TRIES=3 BREAKOUT_TEST_SWITCHES=10 BREAKOUT_TEST_CALLS=1 BREAKOUT_TEST_FRAMES=300 BREAKOUT_TEST_KERNEL={kernel} BREAKOUT_TEST_FLAPS=5 BREAKOUT_TEST_LISTS=20 BREAKOUT_TEST_ACCOUNT={account}\n\
+         export PATH=/bin:/sbin:/usr/sbin:/usr/bin HOME=/tmp RUST_BACKTRACE=0 BREAKOUT_TEST_TRIES=3 BREAKOUT_TEST_LABS=2 BREAKOUT_TEST_SWITCHES=10 BREAKOUT_TEST_CALLS=1 BREAKOUT_TEST_FRAMES=300 BREAKOUT_TEST_KERNEL={kernel} BREAKOUT_TEST_FLAPS=5 BREAKOUT_TEST_LISTS=20 BREAKOUT_TEST_ACCOUNT={account}\n\
          mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev\n\
          mount -t tmpfs tmp /tmp; mount -t tmpfs run /run; mount -t bpf bpf /sys/fs/bpf\n\
          for m in {modules}; do modprobe $m 2>/dev/null; done\n\
