@@ -149,19 +149,12 @@ impl Flow {
         [source.0, source.1, Self::CLIENT, preference, kind]
     }
 
-    /// What the weights are shared out by: the client for media, so that its flows stay together, the flow otherwise.
+    /// Returns the bucket of the client, by which weights are shared out: all its flows leave by one egress, so services see it at one address.
     #[inline(always)]
     pub const fn bucket(&self) -> u32 {
         let client = self.source.0.rotate_left(29) ^ self.source.1;
-        let flow = if self.is_media() {
-            0
-        } else {
-            self.destination.0.rotate_left(41)
-                ^ self.destination.1.rotate_left(13)
-                ^ self.facts & (Self::PORTS | Self::TCP)
-        };
         // The finalizer of SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014).
-        let mixed = client.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ flow;
+        let mixed = client.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
         (mixed >> 58) as u32

@@ -253,7 +253,7 @@ fn hard_rules_always_take_what_is_best() {
 }
 
 #[test]
-fn weights_share_flows_out_and_keep_a_clients_media_together() {
+fn weights_share_clients_out_and_keep_the_flows_of_each_together() {
     let pins = Memory::default();
     let mut table = table(1, 3);
     let mut choices = [0; BUCKETS];
@@ -261,18 +261,20 @@ fn weights_share_flows_out_and_keep_a_clients_media_together() {
     for place in 0..PLACES {
         table.set_choices(2, place, &choices);
     }
-    let unpinned = |port: u16, facts: u64| Flow {
+    let unpinned = |client: u64, port: u16, facts: u64| Flow {
+        source: (0, 0x0a01_0000 + client),
+        destination: (0, 0x3471_0001 + u64::from(port)),
         facts: flow(port, facts).facts & !Flow::PINNED,
-        ..flow(port, 0)
     };
     let (standard, media) = (Flow::TCP | ruled(2, false, false), ruled(2, true, false));
     let mut by_second = 0;
-    for port in 1..10_001u16 {
-        let way = settle(&unpinned(port, standard), &table, &pins, 1);
-        assert_eq!(way, settle(&unpinned(port, standard), &table, &pins, 2));
+    for client in 0..10_000 {
+        let way = settle(&unpinned(client, 1, standard), &table, &pins, 1);
+        for (port, facts) in [(1, standard), (2, standard), (3, media), (4, media)] {
+            let other = settle(&unpinned(client, port, facts), &table, &pins, 2);
+            assert_eq!(other.egress(), way.egress(), "client {client}, port {port}");
+        }
         by_second += u32::from(way.egress() == Some(1));
-        let ours = settle(&unpinned(port, media), &table, &pins, 1);
-        assert_eq!(ours, settle(&unpinned(1, media), &table, &pins, 1));
     }
     assert!(by_second.abs_diff(2500) < 150, "{by_second}");
 }
