@@ -11,6 +11,7 @@ use clap::CommandFactory;
 use schemars::{JsonSchema, schema_for};
 use serde_json::Value;
 
+use crate::assess::Assessment;
 use crate::commands::Arguments;
 use crate::commands::check::CheckReport;
 use crate::config::Config;
@@ -69,6 +70,7 @@ fn the_manual_has_the_fields_of_json() {
     fields::<Vec<Entry>>(&mut text, "history");
     fields::<CheckReport>(&mut text, "check");
     fields::<Vec<Finding>>(&mut text, "doctor");
+    fields::<Assessment>(&mut text, "assess");
     is_in_the_manual("json.md", "fields", &text);
 }
 

@@ -2,11 +2,13 @@
 
 mod adopt;
 mod any_link;
+mod assess;
 mod bad_input;
 mod boundaries;
 mod captive;
 mod cards;
 mod cleanup;
+mod coturn;
 mod egress;
 mod failover;
 mod families;
@@ -91,20 +93,23 @@ const TOOLS: &[(&str, &str)] = &[
     ("top_shows", "tmux"),
     ("prometheus_scrapes", "prometheus"),
     ("a_turn_relay", "turnserver"),
+    ("assess_", "turnserver"),
+    ("assess_", "dnsmasq"),
 ];
 
 /// Whether a program is missing that a test runs; says so.
 fn lacks_tool(name: &str) -> bool {
-    let tool = TOOLS.iter().find(|(start, _)| name.starts_with(start));
-    tool.is_some_and(|(_, tool)| {
-        let paths = std::env::var_os("PATH").unwrap_or_default();
-        let is_there = std::env::split_paths(&paths).any(|path| path.join(tool).exists())
-            || requirements::unpacked(tool).is_some();
-        if !is_there {
-            println!("skipped: {name}: there is no {tool}");
-        }
-        !is_there
-    })
+    let paths = std::env::var_os("PATH").unwrap_or_default();
+    let is_there = |tool: &str| {
+        std::env::split_paths(&paths).any(|path| path.join(tool).exists())
+            || requirements::unpacked(tool).is_some()
+    };
+    let mut tools = TOOLS.iter().filter(|(start, _)| name.starts_with(start));
+    let missing = tools.find(|(_, tool)| !is_there(tool));
+    if let Some((_, tool)) = missing {
+        println!("skipped: {name}: there is no {tool}");
+    }
+    missing.is_some()
 }
 
 /// Whether this kernel lacks what a test needs; says so.
@@ -156,8 +161,10 @@ fn attempt(name: &str, test: fn() -> anyhow::Result<()>) -> Result<(), Failed> {
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
-    // The tests measure nothing, but two machines' worth of labs on one core make timeouts likely.
-    arguments.test_threads.get_or_insert(2);
+    // The tests wait most of their time, but labs that share a processor with too many others make timeouts likely.
+    arguments
+        .test_threads
+        .get_or_insert(setting("BREAKOUT_TEST_LABS", 3));
     let missing = requirements::missing();
     let tests: Vec<Test> = [
         golden::TESTS,
@@ -179,6 +186,7 @@ fn main() -> ExitCode {
         links::TESTS,
         probes::TESTS,
         captive::TESTS,
+        assess::TESTS,
         pinning::TESTS,
         icmp::TESTS,
         proxies::TESTS,

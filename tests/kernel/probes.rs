@@ -1,20 +1,17 @@
 //! Probes of each kind, and how many there are.
 
-use std::fs::{self, File};
-use std::path::PathBuf;
-use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use breakout_tests::daemon::Daemon;
 use breakout_tests::fake_service::{Credentials, FakeService};
 use breakout_tests::live::Stream;
-use breakout_tests::requirements::unpacked;
 use breakout_tests::seen::Counter;
 use breakout_tests::server::{Relay, Web};
 use serde_json::Value;
 
 use crate::Test;
+use crate::coturn::Coturn;
 use crate::egress::discard;
 use crate::office::{MEDIA, Office, address};
 
@@ -229,8 +226,8 @@ fn turn_relay() -> Result<()> {
         "52.112.0.11".parse()?,
     ])?;
     let like_teams = ["--no-stun", "--lt-cred-mech", "--user=a:b", "--realm=r"];
-    let _relay = Coturn::start(&office, "52.112.0.9", &like_teams)?;
-    let open = Coturn::start(&office, "52.112.0.10", &["--no-auth", "--verbose"])?;
+    let _relay = Coturn::start(lab, site.path(), "52.112.0.9", &like_teams)?;
+    let open = Coturn::start(lab, site.path(), "52.112.0.10", &["--no-auth", "--verbose"])?;
     let _binding = Relay::start(&lab.internet, address("52.112.0.11:3478"))?;
     let probes = "probes = [\"stun:52.112.0.9\", \"turn:52.112.0.9\", \"turn:52.112.0.10\", \"turn:52.112.0.11\"]\n";
     site.configure(&crate::office::config(probes))?;
@@ -273,51 +270,4 @@ fn turn_relay() -> Result<()> {
         "{given} given out, {returned} given up:\n{log}"
     );
     Ok(())
-}
-
-/// A relay at the internet's end. It ends with the handle.
-struct Coturn {
-    process: Child,
-    log: PathBuf,
-}
-
-impl Coturn {
-    fn start(office: &Office, address: &str, options: &[&str]) -> Result<Self> {
-        let program = unpacked("turnserver").context("turnserver was looked for before")?;
-        let root = program.ancestors().nth(3).context("it is below a root")?;
-        let log = office.site.path().join(format!("coturn-{address}.log"));
-        let mut command = office.lab.internet.command(&program.to_string_lossy());
-        command
-            .env("LD_LIBRARY_PATH", root.join("usr/lib/x86_64-linux-gnu"))
-            .arg("-n")
-            .args([
-                format!("--listening-ip={address}"),
-                format!("--relay-ip={address}"),
-            ])
-            .args([
-                "--no-cli",
-                "--no-tls",
-                "--no-dtls",
-                "--log-file=stdout",
-                "--simple-log",
-            ])
-            .arg(format!("--userdb={}", log.with_extension("db").display()))
-            .arg(format!("--pidfile={}", log.with_extension("pid").display()))
-            .args(options)
-            .stdout(File::create(&log)?)
-            .stderr(Stdio::null());
-        let process = command.spawn().context("turnserver")?;
-        Ok(Coturn { process, log })
-    }
-
-    fn log(&self) -> Result<String> {
-        Ok(fs::read_to_string(&self.log)?)
-    }
-}
-
-impl Drop for Coturn {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
 }

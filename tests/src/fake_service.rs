@@ -46,6 +46,8 @@ pub enum Mood {
     Redirects(String),
     /// It answers so many bytes.
     Huge(usize),
+    /// It answers with this status and `Server` header.
+    Root(u16, String),
     /// The answer ends in the middle, as if that were its end.
     Truncated,
 }
@@ -74,6 +76,8 @@ pub struct State {
     pub mood: Mood,
     /// How it behaves when asked for `/endpoints`, if otherwise.
     pub endpoints_mood: Option<Mood>,
+    /// The status and the `Server` header of the answer to `/`, if there shall be one: that of a front door, or of a proxy in its place.
+    pub root: Option<(u16, String)>,
     /// The requests so far, path and query.
     pub requests: Vec<String>,
 }
@@ -236,6 +240,9 @@ impl State {
     }
 
     fn answer_in_mood(&self, path: &str) -> (Mood, Vec<u8>) {
+        if let (Some((status, server)), "/") = (&self.root, path) {
+            return (Mood::Root(*status, server.clone()), Vec::new());
+        }
         let lower = path.to_ascii_lowercase();
         // As the real one, which wants to tell its clients apart.
         if !lower.contains("clientrequestid=") {
@@ -308,6 +315,9 @@ fn answer(stream: &mut Stream, mood: &Mood, body: &[u8], takes_gzip: bool) -> Re
             )?;
         }
         Mood::Redirects(to) => send(stream, 302, &format!("location: {to}\r\n"), b"")?,
+        Mood::Root(status, server) => {
+            send(stream, *status, &format!("server: {server}\r\n"), b"")?;
+        }
         Mood::Huge(size) => {
             head(stream, 200, json, *size)?;
             let chunk = vec![b' '; 1 << 16];

@@ -73,6 +73,26 @@ impl ConfigArgument {
     }
 }
 
+/// Arguments of `breakout assess`.
+#[derive(Clone, Debug, Args)]
+pub struct AssessArguments {
+    /// Assess this egress only.
+    #[arg(long, value_name = "NAME")]
+    pub egress: Option<String>,
+    /// The time of the call to each relay.
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = humantime::parse_duration)]
+    pub call: Duration,
+    /// Leave a connection idle for so long, and see whether it goes on. Perimeters drop idle ones after 100 to 300 s.
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub idle: Option<Duration>,
+    /// Download by metered egresses too.
+    #[arg(long)]
+    pub load_metered: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -120,6 +140,14 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Measure how good Microsoft 365 is by each egress, beside the limits that Microsoft publishes.
+    ///
+    /// DNS, TCP, TLS and HTTP of front doors, a call of ten seconds to Teams' relays, a download, routes and public addresses, by each
+    /// egress and address family. Takes under two minutes, and needs the controller. What is measured leaves by the egresses whether
+    /// or not anything is steered there, and is not seen by clients. The exit code is 9 if a test has failed.
+    ///
+    /// Example: breakout assess --egress local
+    Assess(AssessArguments),
     /// Show what the running controller is doing.
     ///
     /// With --check the exit code is 9 if something needs an operator's attention: a list that is stale, refused or cannot

@@ -4,6 +4,7 @@
 mod output;
 
 mod arguments;
+mod assess;
 mod changes;
 pub(crate) mod check;
 mod doctor;
@@ -49,6 +50,7 @@ pub async fn main(arguments: &Arguments) -> Result<()> {
         }
         Command::Check { list, json } => check::check(config, list.as_deref(), *json).await,
         Command::Doctor { json } => doctor::doctor(config, *json).await,
+        Command::Assess(arguments) => assess::assess(config, arguments).await,
         Command::Status { json, check } => {
             status::status(&mut connect(config).await?, *json, *check).await
         }

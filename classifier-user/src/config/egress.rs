@@ -1,6 +1,6 @@
 //! `[egress.NAME]`, `[health]` and `[pinning]`.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -59,6 +59,9 @@ pub struct EgressConfig {
     /// How much probes may send and receive there, as in `"200 MiB/month"`, which a metered egress has when absent.
     #[serde(default)]
     pub probe_budget: Option<MonthlyVolume>,
+    /// The provider's resolver, which `breakout assess` compares with that of the clients.
+    #[serde(default)]
+    pub resolver: Option<IpAddr>,
 }
 
 impl EgressConfig {

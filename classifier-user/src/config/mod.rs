@@ -1,5 +1,6 @@
 //! The configuration file: its shape, its defaults and what is checked without touching the system.
 
+mod assess;
 mod egress;
 mod list;
 mod parse;
@@ -16,6 +17,7 @@ use breakout_common::condition::MAX_GROUPS;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use assess::AssessConfig;
 pub use egress::{EgressConfig, HealthConfig, Mode, PinningConfig};
 pub use list::{Apply, ListConfig, ListSource, SERVICE, UnknownNetworks};
 pub use parse::{ConfigError, load, parse, places_of};
@@ -60,6 +62,9 @@ pub struct Config {
     /// The control socket.
     #[serde(default)]
     pub control: Control,
+    /// Whom `breakout assess` asks.
+    #[serde(default)]
+    pub assess: AssessConfig,
     /// Where metrics are served besides the control socket.
     #[serde(default)]
     pub metrics: MetricsConfig,

@@ -9,6 +9,7 @@
 //! Nothing here knows of routes or of the data path; [`crate::controller`] brings them together.
 
 mod ahead;
+mod bound;
 mod budget;
 mod defaults;
 mod judge;
@@ -24,11 +25,15 @@ mod target;
 mod traffic;
 
 pub use ahead::{Ahead, Silent};
+pub(crate) use bound::Bound;
 pub use defaults::default_targets;
 pub use judge::{Judge, Standing, State, Verdict};
 pub use meter::{Measure, TargetReport};
+pub(crate) use peer::Trust;
 pub use peer::check_ca_file;
+pub(crate) use probe::{Failure, handshake};
 pub use probers::Probers;
 pub use report::{Path, Report, Reports};
+pub(crate) use stun::{Method, Request};
 pub use target::{Kind, Target};
 pub use traffic::{Answers, Life, Traffic};

@@ -21,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How to connect by TLS, and whose certificates are believed.
 #[derive(Clone)]
-pub(super) struct Trust {
+pub(crate) struct Trust {
     /// Accepts the certificates of hosts by name.
     by_name: Arc<ClientConfig>,
     /// Accepts no certificate.
@@ -43,7 +43,7 @@ impl Trust {
     /// # Errors
     ///
     /// When the file cannot be read or has no certificate.
-    pub(super) fn read(ca_file: Option<&Path>) -> Result<Self> {
+    pub(crate) fn read(ca_file: Option<&Path>) -> Result<Self> {
         let mut roots = built_in_roots();
         // A gateway may have none, or only the company's; what cannot be read there is the system's matter.
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);

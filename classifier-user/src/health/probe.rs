@@ -5,30 +5,20 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use rustls::pki_types::ServerName;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Protocol, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpSocket, TcpStream, UdpSocket};
+use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
+use super::bound::{Bound, connected};
 use super::peer::Trust;
 use super::stun::{Answer, Method, Request};
 use super::{Kind, Target};
-use crate::links::{PROBE_TOS, ProbeWay};
 
 /// The status that is a captive portal's alone (RFC 6585, section 6).
 const NETWORK_AUTHENTICATION_REQUIRED: u16 = 511;
-
-/// By which way probes leave.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Bound {
-    /// The interface.
-    pub(super) interface: String,
-    /// The firewall mark that leads to the egress's routing table.
-    pub(super) mark: u32,
-    /// The way that they have routes along, where the mark leads nowhere.
-    pub(super) way: Option<ProbeWay>,
-}
 
 /// An answer.
 pub(super) struct Answered {
@@ -40,7 +30,7 @@ pub(super) struct Answered {
 
 /// Why a probe failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Failure {
+pub(crate) enum Failure {
     /// The target did not answer.
     Silence(String),
     /// Somebody answered in its place.
@@ -68,7 +58,7 @@ pub(super) async fn probe(
         Kind::Turn => return Ok(turn(address, method, bound, patience).await?),
         Kind::Stun => stun(address, bound).await?,
         Kind::Icmp => icmp(address.ip(), bound).await?,
-        Kind::Tcp => drop(connect(address, bound).await?),
+        Kind::Tcp => drop(bound.connect(address).await?),
         Kind::Tls => tls(target, address, bound, trust).await?,
         Kind::Http => http(target, address, bound).await?,
     }
@@ -78,31 +68,8 @@ pub(super) async fn probe(
     })
 }
 
-fn socket(
-    address: IpAddr,
-    kind: Type,
-    protocol: Option<Protocol>,
-    bound: &Bound,
-) -> io::Result<Socket> {
-    let domain = if address.is_ipv4() {
-        Domain::IPV4
-    } else {
-        Domain::IPV6
-    };
-    let socket = Socket::new(domain, kind, protocol)?;
-    socket.bind_device(Some(bound.interface.as_bytes()))?;
-    socket.set_mark(bound.mark)?;
-    match (&bound.way, address) {
-        (Some(_), IpAddr::V4(_)) => socket.set_tos_v4(PROBE_TOS.into())?,
-        (Some(way), IpAddr::V6(_)) => socket.bind(&SocketAddr::new(way.from.into(), 0).into())?,
-        (None, _) => {}
-    }
-    socket.set_nonblocking(true)?;
-    Ok(socket)
-}
-
 async fn stun(address: SocketAddr, bound: &Bound) -> io::Result<()> {
-    let socket = datagrams(socket(address.ip(), Type::DGRAM, None, bound)?, address)?;
+    let socket = bound.datagrams(address)?;
     let request = Request::new(Method::Binding);
     socket.send(&request.bytes).await?;
     // Success or error: either way the relay was reached.
@@ -117,7 +84,7 @@ async fn turn(
     bound: &Bound,
     patience: Duration,
 ) -> io::Result<Answered> {
-    let socket = datagrams(socket(address.ip(), Type::DGRAM, None, bound)?, address)?;
+    let socket = bound.datagrams(address)?;
     let first = Request::new(method.unwrap_or(Method::Allocate));
     let mut requests = vec![&first];
     let mut asked = vec![Instant::now()];
@@ -167,8 +134,8 @@ async fn icmp(address: IpAddr, bound: &Bound) -> io::Result<()> {
         IpAddr::V4(_) => (8, 0, Protocol::ICMPV4),
         IpAddr::V6(_) => (128, 129, Protocol::ICMPV6),
     };
-    let socket = socket(address, Type::RAW, Some(protocol), bound)?;
-    let socket = datagrams(socket, SocketAddr::new(address, 0))?;
+    let socket = bound.socket(address, Type::RAW, Some(protocol))?;
+    let socket = connected(socket, SocketAddr::new(address, 0))?;
     let mut echo = [0; 16];
     echo[0] = request;
     fastrand::fill(&mut echo[4..]);
@@ -210,19 +177,6 @@ fn checksum(bytes: &[u8]) -> u16 {
     !u16::try_from(sum).unwrap_or(0)
 }
 
-/// A socket that sends datagrams to one address and takes those from it.
-fn datagrams(socket: Socket, address: SocketAddr) -> io::Result<UdpSocket> {
-    socket.connect(&address.into())?;
-    UdpSocket::from_std(socket.into())
-}
-
-async fn connect(address: SocketAddr, bound: &Bound) -> io::Result<TcpStream> {
-    let socket = socket(address.ip(), Type::STREAM, None, bound)?;
-    TcpSocket::from_std_stream(socket.into())
-        .connect(address)
-        .await
-}
-
 async fn tls(
     target: &Target,
     address: SocketAddr,
@@ -231,15 +185,26 @@ async fn tls(
 ) -> Result<(), Failure> {
     let no_trust = || io::Error::other("the certificates to trust are not read yet");
     let trust = trust.ok_or_else(no_trust)?;
-    let stream = connect(address, bound).await?;
-    let name = ServerName::try_from(target.host.clone()).map_err(io::Error::other)?;
+    let stream = bound.connect(address).await?;
+    handshake(&target.host, stream, trust).await.map(drop)
+}
+
+/// Does a TLS handshake with a host. Returns the stream, or none where a server speaks TLS that cannot be verified, as it is asked for by
+/// its address.
+pub(crate) async fn handshake(
+    host: &str,
+    stream: TcpStream,
+    trust: &Trust,
+) -> Result<Option<TlsStream<TcpStream>>, Failure> {
+    let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
     let (config, is_checked) = trust.config(&name);
-    let Err(error) = TlsConnector::from(config).connect(name, stream).await else {
-        return Ok(());
+    let error = match TlsConnector::from(config).connect(name, stream).await {
+        Ok(stream) => return Ok(Some(stream)),
+        Err(error) => error,
     };
     match error.get_ref().and_then(|inner| inner.downcast_ref()) {
         Some(rustls::Error::InvalidCertificate(why)) if is_checked => Err(Failure::Foreign(
-            format!("the certificate is not that of {}: {why}", target.host),
+            format!("the certificate is not that of {host}: {why}"),
         )),
         Some(rustls::Error::InvalidMessage(_)) if is_checked => Err(Failure::Foreign(
             "what answers does not speak TLS".to_owned(),
@@ -247,13 +212,13 @@ async fn tls(
         // A refusal does not say whose it is.
         Some(rustls::Error::AlertReceived(_)) if is_checked => Err(error.into()),
         // That there is a certificate, or a refusal, means that a server speaks TLS.
-        Some(rustls::Error::InvalidCertificate(_) | rustls::Error::AlertReceived(_)) => Ok(()),
+        Some(rustls::Error::InvalidCertificate(_) | rustls::Error::AlertReceived(_)) => Ok(None),
         _ => Err(error.into()),
     }
 }
 
 async fn http(target: &Target, address: SocketAddr, bound: &Bound) -> Result<(), Failure> {
-    let mut stream = connect(address, bound).await?;
+    let mut stream = bound.connect(address).await?;
     let request = format!(
         "HEAD {} HTTP/1.1\r\nHost: {}\r\nUser-Agent: breakout\r\nConnection: close\r\n\r\n",
         target.path, target.host

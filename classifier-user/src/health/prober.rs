@@ -13,10 +13,11 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
+use super::bound::Bound;
 use super::budget::{Allowance, Pace, pace};
 use super::meter::{DEAD_AFTER, Meter, SLOW_DEAD_AFTER};
 use super::peer::{Trust, read_beside};
-use super::probe::{Answered, Bound, Failure};
+use super::probe::{Answered, Failure};
 use super::report::{Path, Report, Reports};
 use super::routes::ProbeRoutes;
 use super::stun::Method;
@@ -89,7 +90,7 @@ impl Prober {
             trust: None,
             trust_read: now,
             bound: Bound {
-                interface: path.interface.clone(),
+                interface: Some(path.interface.clone()),
                 mark: path.mark,
                 way: path.way,
             },

@@ -7,8 +7,9 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::timeout;
 
 use super::super::Target;
+use super::super::bound::Bound;
 use super::super::peer::Trust;
-use super::super::probe::{Answered, Bound, Failure, probe};
+use super::super::probe::{Answered, Failure, probe};
 use super::super::routes::ProbeRoutes;
 use super::super::stun::Method;
 

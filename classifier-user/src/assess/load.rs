@@ -1,0 +1,109 @@
+//! A path under load: how fast a download is, and how much longer other packets take meanwhile (bufferbloat).
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use futures_util::future::try_join_all;
+use reqwest::Url;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::door::{latency, median};
+use crate::health::{Bound, Trust, handshake};
+
+/// The time that the download takes, at most, and that before the link is full.
+const DURATION: Duration = Duration::from_secs(8);
+const START: Duration = Duration::from_secs(2);
+/// Transfers at the same time: a single one takes long until it fills a link.
+const TRANSFERS: usize = 4;
+
+/// Figures of a path under load.
+pub(super) struct Loaded {
+    /// The rate, in megabytes per second.
+    pub(super) rate: f64,
+    /// The latency of a connection meanwhile, in milliseconds; none if the download was over too soon.
+    pub(super) latency: Option<f64>,
+}
+
+/// Downloads for some seconds, and connects to a front door meanwhile.
+pub(super) async fn download(
+    bound: &Bound,
+    url: &Url,
+    server: SocketAddr,
+    door: SocketAddr,
+    trust: &Trust,
+) -> Result<Loaded> {
+    let host = url.host_str().context("the URL has no host")?;
+    let transfer = || async {
+        let stream = bound.connect(server).await.context("cannot connect")?;
+        if url.scheme() == "http" {
+            return read(stream, url, host).await;
+        }
+        match handshake(host, stream, trust).await {
+            Ok(Some(stream)) => read(stream, url, host).await,
+            Ok(None) => bail!("{host} is no name, so its certificate cannot be verified"),
+            Err(failure) => bail!("no TLS: {failure:?}"),
+        }
+    };
+    let mut latencies = Vec::new();
+    let meanwhile = async {
+        sleep(START).await;
+        loop {
+            latencies.extend(latency(bound, door, 1).await.ok());
+        }
+    };
+    let transfers = try_join_all((0..TRANSFERS).map(|_| transfer()));
+    let transfers = tokio::select! {
+        transfers = transfers => transfers?,
+        () = meanwhile => Vec::new(),
+    };
+    let took = transfers
+        .iter()
+        .map(|(_, took)| *took)
+        .max()
+        .unwrap_or_default();
+    let bytes: u64 = transfers.iter().map(|(bytes, _)| bytes).sum();
+    Ok(Loaded {
+        rate: bytes as f64 / 1e6 / took.as_secs_f64().max(1e-3),
+        latency: median(latencies),
+    })
+}
+
+/// Reads the answer to a request until it ends or the time is over. Returns how many bytes came, and in which time.
+async fn read(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    url: &Url,
+    host: &str,
+) -> Result<(u64, Duration)> {
+    let query = url
+        .query()
+        .map_or(String::new(), |query| format!("?{query}"));
+    let request = format!(
+        "GET {}{query} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: breakout\r\nConnection: close\r\n\r\n",
+        url.path()
+    );
+    stream.write_all(request.as_bytes()).await?;
+    let started = Instant::now();
+    let mut chunk = vec![0; 64 << 10];
+    let (mut bytes, mut head) = (0_u64, Vec::new());
+    while let Ok(length) = timeout_at(started + DURATION, stream.read(&mut chunk)).await {
+        // A server may end without TLS's own farewell.
+        let length = length.unwrap_or(0);
+        if length == 0 {
+            break;
+        }
+        if head.len() < STATUS.len() {
+            head.extend_from_slice(&chunk[..length.min(STATUS.len())]);
+        }
+        bytes += length as u64;
+    }
+    if head.get(9..12) != Some(b"200") {
+        let line = String::from_utf8_lossy(&head).into_owned();
+        bail!("the answer is {line:?} instead of status 200");
+    }
+    Ok((bytes, started.elapsed()))
+}
+
+/// The start of a good answer.
+const STATUS: &str = "HTTP/1.1 200";
