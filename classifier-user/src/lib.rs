@@ -11,6 +11,7 @@
 //!
 //! aya is named in [`datapath`] only, rtnetlink in [`links`] only.
 
+pub mod addresses;
 pub mod assess;
 pub mod clock;
 pub mod commands;

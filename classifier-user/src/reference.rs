@@ -11,6 +11,7 @@ use clap::CommandFactory;
 use schemars::{JsonSchema, schema_for};
 use serde_json::Value;
 
+use crate::addresses::PublicAddress;
 use crate::assess::Assessment;
 use crate::commands::Arguments;
 use crate::commands::check::CheckReport;
@@ -71,6 +72,7 @@ fn the_manual_has_the_fields_of_json() {
     fields::<CheckReport>(&mut text, "check");
     fields::<Vec<Finding>>(&mut text, "doctor");
     fields::<Assessment>(&mut text, "assess");
+    fields::<Vec<PublicAddress>>(&mut text, "addresses");
     is_in_the_manual("json.md", "fields", &text);
 }
 

@@ -24,6 +24,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("probes_are_few", few),
     ("probes_of_a_metered_link_are_fewer", metered),
     ("a_turn_relay_is_measured_without_a_password", turn_relay),
+    ("a_turn_relay_tells_public_addresses", public_addresses),
 ];
 
 /// What is known of each target, by its name.
@@ -269,5 +270,61 @@ fn turn_relay() -> Result<()> {
         given > 0 && returned + 1 >= given,
         "{given} given out, {returned} given up:\n{log}"
     );
+    Ok(())
+}
+
+/// The ledger of public addresses follows what the provider's translation makes of them, over a restart, and is written for Microsoft.
+fn public_addresses() -> Result<()> {
+    let office = Office::open("")?;
+    let (lab, site) = (&office.lab, &office.site);
+    lab.own(["52.112.0.9".parse()?])?;
+    let _relay = Coturn::start(lab, site.path(), "52.112.0.9", &["--no-auth"])?;
+    site.configure(&crate::office::config("probes = [\"stun:52.112.0.9\"]\n"))?;
+    let known = || -> Result<Vec<String>> {
+        let ledger = site.json(&lab.gateway, &["addresses"])?;
+        let entries = ledger.as_array().context("no entries")?.iter();
+        let texts = entries.map(|entry| {
+            Some(format!(
+                "{} {}",
+                entry["egress"].as_str()?,
+                entry["address"].as_str()?
+            ))
+        });
+        texts
+            .collect::<Option<_>>()
+            .context("an entry lacks a text")
+    };
+    let mut daemon = Daemon::start(site, &lab.gateway)?;
+    daemon.wait_until(|_| known().is_ok_and(|known| known == ["local 10.3.0.1"]))?;
+    let graph = ["addresses", "--format", "graph", "--site", "Berlin"];
+    let graph: Value = serde_json::from_slice(&site.output(&lab.gateway, &graph)?.stdout)?;
+    ensure!(graph["displayName"] == "Berlin", "{graph}");
+    ensure!(
+        graph["ipRanges"][0]["cidrAddress"] == "10.3.0.1/32",
+        "{graph}"
+    );
+    daemon.stop()?;
+
+    let mut daemon = Daemon::start(site, &lab.gateway)?;
+    // Answers are routed before they are translated back.
+    lab.internet.ip("route add 198.51.100.77 via 10.3.0.1")?;
+    lab.internet.exec("nft add table ip provider")?;
+    lab.internet
+        .exec("nft add chain ip provider nat { type nat hook input priority 100 ; }")?;
+    lab.internet
+        .exec("nft add rule ip provider nat udp dport 3478 snat to 198.51.100.77")?;
+    lab.internet
+        .exec("nft add chain ip provider back { type nat hook output priority -100 ; }")?;
+    let both = ["local 10.3.0.1", "local 198.51.100.77"];
+    daemon.wait_until(|_| known().is_ok_and(|known| known == both))?;
+    let output = site.output(&lab.gateway, &["addresses", "--format", "teams"])?;
+    let notes = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.stdout == b"\n" && notes.matches("another address within 90 days").count() == 2,
+        "{output:?}"
+    );
+    let events = site.json(&lab.gateway, &["events"])?.to_string();
+    ensure!(events.contains("public address 198.51.100.77"), "{events}");
+    daemon.stop()?;
     Ok(())
 }

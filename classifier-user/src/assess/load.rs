@@ -100,10 +100,45 @@ async fn read(
     }
     if head.get(9..12) != Some(b"200") {
         let line = String::from_utf8_lossy(&head).into_owned();
-        bail!("the answer is {line:?} instead of status 200");
+        bail!("the download begins with {line:?} instead of status 200");
     }
     Ok((bytes, started.elapsed()))
 }
 
 /// The start of a good answer.
 const STATUS: &str = "HTTP/1.1 200";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Reads what a server answers.
+    async fn answered(answer: &[u8]) -> Result<(u64, Duration)> {
+        let (ours, mut theirs) = tokio::io::duplex(1 << 16);
+        theirs.write_all(answer).await.unwrap();
+        theirs.shutdown().await.unwrap();
+        let url = Url::parse("https://files.example/large?part=1").unwrap();
+        let read = read(ours, &url, "files.example").await;
+        let mut request = String::new();
+        theirs.read_to_string(&mut request).await.unwrap();
+        assert!(
+            request.starts_with("GET /large?part=1 HTTP/1.1\r\nHost: files.example\r\n"),
+            "{request}"
+        );
+        read
+    }
+
+    #[tokio::test]
+    async fn only_a_good_answer_is_a_download() {
+        let good = b"HTTP/1.1 200 OK\r\n\r\n0123456789";
+        let (bytes, _) = answered(good).await.unwrap();
+        assert_eq!(bytes, good.len() as u64);
+        for bad in ["HTTP/1.1 404 Not Found\r\n\r\n", "", "HTTP/1.1"] {
+            let error = answered(bad.as_bytes()).await.unwrap_err().to_string();
+            assert!(
+                error.starts_with("the download begins with"),
+                "{bad}: {error}"
+            );
+        }
+    }
+}

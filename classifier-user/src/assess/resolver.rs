@@ -94,6 +94,13 @@ fn first_of(text: &str) -> Option<IpAddr> {
 mod tests {
     use super::*;
 
+    #[tokio::test]
+    async fn a_text_that_is_no_name_is_not_asked_for() {
+        let asked = resolve(&Bound::default(), [127, 0, 0, 1].into(), "a..b", false).await;
+        let error = asked.err().map(|error| error.to_string());
+        assert_eq!(error.unwrap(), "a..b is no name");
+    }
+
     #[test]
     fn the_first_resolver_is_taken() {
         let text = "# nameserver 192.0.2.1\nsearch example.org\nnameserver nonsense\nnameserver 192.0.2.2 # x\nnameserver 192.0.2.3\n";

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use reqwest::Url;
 
 use super::resolver::{of_the_system, resolve};
@@ -44,7 +44,7 @@ impl Targets {
     ///
     /// # Errors
     ///
-    /// When there is no resolver, or a target is of a kind that is not assessed.
+    /// When there is no resolver.
     pub(super) fn of(config: &Config) -> Result<Self> {
         let AssessConfig {
             resolver,
@@ -64,22 +64,10 @@ impl Targets {
             Some(targets) => targets.to_vec(),
             None => default_targets(&config.list.instances()),
         };
-        let wrong = named
-            .iter()
-            .find(|target| !matches!(target.kind, Kind::Tls | Kind::Turn | Kind::Stun));
-        ensure!(
-            wrong.is_none(),
-            "[assess] targets: {} cannot be assessed; there are tls:HOST:PORT and turn:HOST:PORT",
-            wrong.map(ToString::to_string).unwrap_or_default()
-        );
         let (doors, relays) = named
             .into_iter()
             .partition(|target| target.kind == Kind::Tls);
-        let download = download.as_ref().map(|url| {
-            let parsed = Url::parse(url).ok();
-            let parsed = parsed.filter(|url| ["http", "https"].contains(&url.scheme()) && url.host_str().is_some());
-            parsed.with_context(|| format!("[assess] download: {url:?} is no URL, as in \"https://contoso.sharepoint.com/FILE\""))
-        });
+        let download = download.as_ref().map(|url| Url::parse(url));
         Ok(Targets {
             resolver,
             doors,

@@ -11,6 +11,7 @@ use clap::{Args, Parser, Subcommand};
 pub(super) use super::lab::LabCommand;
 pub(super) use super::orders::{BypassCommand, ListCommand};
 
+use crate::addresses::AddressFormat;
 use crate::config::DEFAULT_PATH;
 use crate::explain::Proto;
 use crate::export::Format;
@@ -91,6 +92,20 @@ pub struct AssessArguments {
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Arguments of `breakout addresses`.
+#[derive(Clone, Debug, Args)]
+pub struct AddressesArguments {
+    /// Print JSON.
+    #[arg(long, conflicts_with = "format")]
+    pub json: bool,
+    /// Write the ranges for one of Microsoft's interfaces.
+    #[arg(long, value_enum)]
+    pub format: Option<AddressFormat>,
+    /// The name that the site has there.
+    #[arg(long, value_name = "NAME", default_value = "Breakout")]
+    pub site: String,
 }
 
 /// The commands.
@@ -275,6 +290,13 @@ pub enum Command {
     /// Example: breakout bypass on --for 30m
     #[command(subcommand)]
     Bypass(BypassCommand),
+    /// Show every public address that each egress has had, and write them for Microsoft's address policies.
+    ///
+    /// Addresses are known by STUN probes (`probes = ["stun:HOST"]`), or where an interface has a public one. Those that somebody
+    /// else may have tomorrow are shown and not exported: of metered egresses, and of those that changed within 90 days.
+    ///
+    /// Example: breakout addresses --format graph --site Berlin
+    Addresses(AddressesArguments),
     /// Show what was put into force: when, by whom and why.
     ///
     /// Example: breakout history --limit 20

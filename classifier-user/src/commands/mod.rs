@@ -3,6 +3,7 @@
 #[macro_use]
 mod output;
 
+mod addresses;
 mod arguments;
 mod assess;
 mod changes;
@@ -80,6 +81,7 @@ pub async fn main(arguments: &Arguments) -> Result<()> {
             let done = connect(config).await?.bypass(bypass.order()).await?;
             changes::print_reloaded(&done, bypass.is_json())
         }
+        Command::Addresses(arguments) => addresses::addresses(&places(config), arguments),
         Command::History { json, limit } => changes::history(&places(config), *json, *limit),
         Command::Sysdump { output, clients } => {
             sysdump::sysdump(config, output.as_deref(), *clients).await

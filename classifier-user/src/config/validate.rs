@@ -1,5 +1,7 @@
 //! Checks of the configuration that need nothing but the configuration.
 
+mod assess;
+
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -23,6 +25,7 @@ pub(super) fn validate(config: &Config) -> Result<(), String> {
     policy(config)?;
     preferences(config)?;
     health(config)?;
+    assess::assess(&config.assess)?;
     routing(config)
 }
 

@@ -2,6 +2,7 @@
 //! it, and nobody else writes the table.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::net::IpAddr;
 
 use anyhow::Result;
 use breakout_common::path::PathTable;
@@ -9,6 +10,7 @@ use tokio::runtime::Handle;
 
 use super::egress::EgressState;
 use super::ways::{Changed, EgressVerdict, Health, Knowledge, changes_ways};
+use crate::addresses::{KnownBy, is_public};
 use crate::config::Config;
 use crate::datapath::{PathMaps, Paths};
 use crate::health::{Report, Reports, Target};
@@ -31,6 +33,8 @@ pub(super) struct Intent {
 pub(super) struct ActivePaths {
     intent: Intent,
     egresses: Vec<EgressState>,
+    /// The addresses that STUN servers see egresses at, by name and whether it is IPv6.
+    public: BTreeMap<(String, bool), IpAddr>,
     pub(super) health: Health,
     published: Paths,
     /// The epoch of the table, which none before it had: what pins remember must mean the same for ever.
@@ -68,6 +72,7 @@ impl ActivePaths {
         ActivePaths {
             intent,
             egresses,
+            public: BTreeMap::new(),
             health: Health::new(runtime),
             published: Paths::default(),
             epoch,
@@ -156,7 +161,27 @@ impl ActivePaths {
 
     /// Takes in what probes tell.
     pub(super) fn note(&mut self, report: Report) {
+        let key = (report.path.egress.clone(), report.path.v6);
+        match report.public {
+            Some(address) => self.public.insert(key, address),
+            None => self.public.remove(&key),
+        };
         self.health.note(report, &self.egresses);
+    }
+
+    /// Returns the public addresses that egresses have: as STUN servers see them, or those that interfaces have.
+    pub(super) fn public_addresses(&self) -> Vec<(String, IpAddr, KnownBy)> {
+        let mut found = Vec::new();
+        for egress in &self.egresses {
+            for v6 in [false, true] {
+                let seen = self.public.get(&(egress.name.clone(), v6));
+                let own = egress.own_address(v6).filter(|address| is_public(*address));
+                let address = seen.map(|address| (*address, KnownBy::Stun));
+                let address = address.or(own.map(|address| (address, KnownBy::Interface)));
+                found.extend(address.map(|(address, by)| (egress.name.clone(), address, by)));
+            }
+        }
+        found
     }
 
     /// Has the controller look at the links.

@@ -54,6 +54,15 @@ struct Ways {
     probe_source: Ipv6Addr,
 }
 
+impl EgressState {
+    /// Returns the address that its own packets have, while it has a way out.
+    pub(in crate::controller) fn own_address(&self, v6: bool) -> Option<IpAddr> {
+        let ways = self.way_out.as_ref().ok()?;
+        let (v4, own) = ways.interface.speaking();
+        Some(if v6 { own.into() } else { v4.into() })
+    }
+}
+
 impl Ways {
     fn gateway(&self, v6: bool) -> Gateway {
         let gateway = if v6 {

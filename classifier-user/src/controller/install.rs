@@ -23,7 +23,7 @@ use super::state::{StateDirectory, boot_id};
 use super::translation::{Translation, translate_afresh};
 use super::unload::remove;
 use super::ways::EgressVerdict;
-use super::{Controller, Options, clock, faults};
+use super::{Controller, Options, clock, faults, public};
 use crate::config::{self, Config, Routing, XdpAttach};
 use crate::datapath::{
     DataPath, Foreign, LanPlan, Plan, Prepared, Side, XdpRefused, has_tcx, object,
@@ -133,7 +133,7 @@ impl Controller {
             paths
         })
         .code(Code::System)?;
-        let events = config.state.directory.clone();
+        let directory = config.state.directory.clone();
         let generation = persistent.generation;
         let before = ruleset.hash();
         let mut controller = Controller {
@@ -143,7 +143,8 @@ impl Controller {
             nat_keeper: NatKeeper::default(),
             obstacles: Obstacles::default(),
             leaving: Leaving::default(),
-            events: Events::open(&events),
+            events: Events::open(&directory),
+            ledger: public::ledger(&directory),
             told: String::new(),
             options,
             config,

@@ -22,6 +22,7 @@ mod orders;
 mod passive;
 mod pinning;
 mod programs;
+mod public;
 mod reports;
 mod sources;
 mod state;
@@ -42,6 +43,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{self, MissedTickBehavior, interval, timeout};
 
+use crate::addresses::Ledger;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::control::{EventsReport, MetricsServer, NatStatus, ProgramStatus, Request, Server};
@@ -136,6 +138,7 @@ struct Controller {
     obstacles: Obstacles,
     leaving: Leaving,
     events: Events,
+    ledger: Ledger,
     /// What the service manager was told last.
     told: String,
     datapath: DataPath,
@@ -421,6 +424,7 @@ impl Controller {
         self.look_at_translation();
         self.look_at_leaving();
         self.look_for_obstacles();
+        self.note_addresses();
         self.tell_status();
     }
 

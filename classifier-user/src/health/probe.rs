@@ -26,6 +26,8 @@ pub(super) struct Answered {
     pub(super) took: Duration,
     /// What a relay was asked for.
     pub(super) method: Option<Method>,
+    /// The address that the server has seen, if it tells.
+    pub(super) mapped: Option<IpAddr>,
 }
 
 /// Why a probe failed.
@@ -54,9 +56,10 @@ pub(super) async fn probe(
     patience: Duration,
 ) -> Result<Answered, Failure> {
     let started = Instant::now();
+    let mut mapped = None;
     match target.kind {
         Kind::Turn => return Ok(turn(address, method, bound, patience).await?),
-        Kind::Stun => stun(address, bound).await?,
+        Kind::Stun => mapped = stun(address, bound).await?,
         Kind::Icmp => icmp(address.ip(), bound).await?,
         Kind::Tcp => drop(bound.connect(address).await?),
         Kind::Tls => tls(target, address, bound, trust).await?,
@@ -65,15 +68,16 @@ pub(super) async fn probe(
     Ok(Answered {
         took: started.elapsed(),
         method: None,
+        mapped,
     })
 }
 
-async fn stun(address: SocketAddr, bound: &Bound) -> io::Result<()> {
+async fn stun(address: SocketAddr, bound: &Bound) -> io::Result<Option<IpAddr>> {
     let socket = bound.datagrams(address)?;
     let request = Request::new(Method::Binding);
     socket.send(&request.bytes).await?;
     // Success or error: either way the relay was reached.
-    answer(&socket, &[&request]).await.map(drop)
+    Ok(answer(&socket, &[&request]).await?.mapped)
 }
 
 /// Asks a relay for an allocation, which it refuses without a password (error 401). One of which it is not known what it answers is
@@ -94,7 +98,11 @@ async fn turn(
         None => timeout(patience / 2, answer(&socket, &requests)).await.ok(),
     };
     let second = Request::new(Method::Binding);
-    let (which, answer) = match early {
+    let Replied {
+        which,
+        answer,
+        mapped,
+    } = match early {
         Some(answered) => answered?,
         None => {
             if method.is_none() {
@@ -113,18 +121,34 @@ async fn turn(
     Ok(Answered {
         took,
         method: Some(method),
+        mapped,
     })
 }
 
-/// Waits for the answer to one of these requests. Returns which, and what it was.
-async fn answer(socket: &UdpSocket, requests: &[&Request]) -> io::Result<(usize, Answer)> {
+/// An answer to one of several requests.
+struct Replied {
+    /// Which of them it answers.
+    which: usize,
+    answer: Answer,
+    /// The address that the requests seem to come from.
+    mapped: Option<IpAddr>,
+}
+
+/// Waits for the answer to one of these requests.
+async fn answer(socket: &UdpSocket, requests: &[&Request]) -> io::Result<Replied> {
     let mut message = [0; 548];
     loop {
         let length = socket.recv(&mut message).await?;
-        let mut answers = (requests.iter().enumerate())
-            .filter_map(|(which, request)| Some((which, request.answer(&message[..length])?)));
-        if let Some(answer) = answers.next() {
-            return Ok(answer);
+        let message = &message[..length];
+        let mut replies = requests.iter().enumerate().filter_map(|(which, request)| {
+            Some(Replied {
+                which,
+                answer: request.answer(message)?,
+                mapped: request.mapped(message).map(|mapped| mapped.ip()),
+            })
+        });
+        if let Some(replied) = replies.next() {
+            return Ok(replied);
         }
     }
 }

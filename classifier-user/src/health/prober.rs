@@ -3,6 +3,7 @@
 mod attempt;
 mod names;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -63,6 +64,8 @@ pub(super) struct Prober {
     next_quick: Instant,
     /// What each relay has answered before.
     methods: Vec<Option<Method>>,
+    /// The address that a STUN server has seen last.
+    public: Option<IpAddr>,
     /// How many quick probes were sent.
     sent: u64,
     /// The number of each target's last quick probe; 0 before the first.
@@ -105,6 +108,7 @@ impl Prober {
                 .collect(),
             next_quick: now,
             methods: vec![None; meters.len()],
+            public: None,
             sent: 0,
             asked: vec![0; meters.len()],
             burst: 0,
@@ -184,6 +188,7 @@ impl Prober {
             let is_doubtful = self.silence >= DOUBT
                 || (!known.is_empty() && known.iter().all(|meter| meter.misses > 0));
             self.reports.put(Report {
+                public: self.public,
                 path: Arc::clone(&self.path),
                 measure: Measure::of(&known, self.silence, self.door_opened),
                 is_doubtful,
@@ -299,6 +304,13 @@ impl Prober {
             self.meters.iter_mut().for_each(Meter::forgive);
             // They are well again too, as far as they were not.
             self.ask_doors(|meter| meter.is_proven && meter.misses > 0);
+        }
+        if let Ok(Answered {
+            mapped: Some(mapped),
+            ..
+        }) = &answer
+        {
+            self.public = Some(*mapped);
         }
         if let Ok(Answered {
             method: Some(method),

@@ -1,5 +1,6 @@
 //! What is probed, and what the probes tell.
 
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::Notify;
@@ -36,6 +37,8 @@ pub struct Report {
     pub path: Arc<Path>,
     /// What they tell now.
     pub measure: Measure,
+    /// The address that a STUN server has seen last, if one tells.
+    pub public: Option<IpAddr>,
     /// Whether the last answers are missing, so that the next hop may have another MAC address.
     pub is_doubtful: bool,
 }

@@ -122,6 +122,22 @@ fn every_check_says_what_is_wrong() {
             "health.interval = \"1ms\" is too short",
         ),
         ("[pinning]\nsize = 7".to_owned(), "flows can be remembered"),
+        (
+            "[assess]\ntargets = \"icmp:192.0.2.1\"".to_owned(),
+            "icmp:192.0.2.1 cannot be assessed; there are",
+        ),
+        (
+            "[assess]\ntargets = \"tls:192.0.2.1\"".to_owned(),
+            "tls:192.0.2.1:443 has no name, so its certificate cannot be verified",
+        ),
+        (
+            "[assess]\nstun = \"turn:a\"".to_owned(),
+            "turn:a:3478 is not stun:HOST:PORT",
+        ),
+        (
+            "[assess]\ndownload = \"contoso.sharepoint.com\"".to_owned(),
+            "is no URL of a file, as in",
+        ),
         (many, "egresses are given, 16 are possible"),
         (
             "[egress.pass]\ninterface = \"b\"".to_owned(),

@@ -27,7 +27,11 @@ fn note(prober: &mut Prober, index: usize, answer: Result<Duration, Failure>) {
         index,
         was_silent: false,
         is_late: false,
-        answer: answer.map(|took| Answered { took, method: None }),
+        answer: answer.map(|took| Answered {
+            took,
+            method: None,
+            mapped: None,
+        }),
     });
 }
 
@@ -141,6 +145,7 @@ async fn what_another_link_was_like_says_nothing() {
     after.interface = "wwan0".to_owned();
     let report = Report {
         is_doubtful: false,
+        public: None,
         path: Arc::new(before.clone()),
         measure: Measure::default(),
     };
@@ -172,6 +177,7 @@ fn a_full_queue_raises_one_alarm_and_not_one_for_each_probe() {
             answer: Ok(Answered {
                 took: Duration::from_millis(1500),
                 method: None,
+                mapped: None,
             }),
         });
         assert_eq!(prober.burst, 0);
