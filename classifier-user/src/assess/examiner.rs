@@ -459,7 +459,7 @@ fn door_outcomes(path: &Path, door: &Target, visited: &Door) -> Vec<Outcome> {
 
 /// Judges what a connection has agreed on over an interface of this MTU.
 fn tcp_outcomes(agreed: tcp::Agreed, mtu: u32, v6: bool) -> [(Test, Verdict, String); 2] {
-    let expected = mtu.min(ETHERNET) - HEADERS[usize::from(v6)];
+    let expected = mtu.min(ETHERNET).saturating_sub(HEADERS[usize::from(v6)]);
     let segment = if agreed.segment < expected {
         (
             Verdict::Warning,

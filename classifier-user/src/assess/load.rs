@@ -15,6 +15,8 @@ use crate::health::{Bound, Trust, handshake};
 /// The time that the download takes, at most, and that before the link is full.
 const DURATION: Duration = Duration::from_secs(8);
 const START: Duration = Duration::from_secs(2);
+/// The pause behind a connection that is refused.
+const PAUSE: Duration = Duration::from_millis(100);
 /// Transfers at the same time: a single one takes long until it fills a link.
 const TRANSFERS: usize = 4;
 
@@ -50,7 +52,10 @@ pub(super) async fn download(
     let meanwhile = async {
         sleep(START).await;
         loop {
-            latencies.extend(latency(bound, door, 1).await.ok());
+            match latency(bound, door, 1).await {
+                Ok(latency) => latencies.push(latency),
+                Err(_) => sleep(PAUSE).await,
+            }
         }
     };
     let transfers = try_join_all((0..TRANSFERS).map(|_| transfer()));

@@ -26,8 +26,9 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use futures_util::future::join_all;
+use tokio::signal::ctrl_c;
 
 use examiner::{Examiner, Reference};
 pub use outcome::{Assessment, Limits, Outcome, PathName, Score, Test, Verdict};
@@ -119,13 +120,15 @@ pub async fn assess(
     let examined = paths
         .iter()
         .map(|path| examiner.examine(path, &references[&path.v6]));
-    let examined = join_all(examined).await;
-    for path in &paths {
-        path.close().await?;
-    }
-    for outcomes in examined {
+    let examined = tokio::select! {
+        examined = join_all(examined) => Ok(examined),
+        _ = ctrl_c() => Err(anyhow!("interrupted")),
+    };
+    let closed = join_all(paths.iter().map(Path::close)).await;
+    for outcomes in examined? {
         results.extend(outcomes?);
     }
+    closed.into_iter().collect::<Result<()>>()?;
     let scores = results.iter().filter_map(points).collect();
     Ok(Assessment {
         at,

@@ -5,6 +5,7 @@ use std::fmt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::plain::plain;
 use crate::timestamp::Timestamp;
 
 /// An assessment of all paths.
@@ -307,7 +308,8 @@ impl Outcome {
             target: target.map(str::to_owned),
             verdict,
             measured: None,
-            found: found.into(),
+            // Servers choose parts of it.
+            found: plain(&found.into()).into_owned(),
             advice: (verdict >= Verdict::Warning).then(|| test.advice().to_owned()),
         }
     }

@@ -54,7 +54,17 @@ impl Path {
             None if interface.point_to_point => Gateway::Peer,
             None => return Ok(Err("there is no next hop".to_owned())),
         };
-        if !interface.has_usable_address(v6) {
+        let from = if v6 {
+            links.probe_source(&interface).await?
+        } else {
+            Ipv6Addr::UNSPECIFIED
+        };
+        let has_source = if v6 {
+            !from.is_unspecified() && !from.is_unicast_link_local()
+        } else {
+            interface.has_usable_address(false)
+        };
+        if !has_source {
             return Ok(Err(format!("{} has no address", interface.name)));
         }
         let way = ProbeWay {
@@ -66,11 +76,7 @@ impl Path {
                 is_onlink: is_beyond(&interface, gateway),
                 v6,
             },
-            from: if v6 {
-                links.probe_source(&interface).await?
-            } else {
-                Ipv6Addr::UNSPECIFIED
-            },
+            from,
         };
         links.retain_probed(&way, &BTreeSet::new()).await?;
         Ok(Ok(Path {
