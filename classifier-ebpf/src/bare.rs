@@ -5,7 +5,7 @@ use aya_ebpf::helpers::generated::{bpf_skb_change_head, bpf_skb_load_bytes, bpf_
 use breakout_common::ethernet::ETHERNET_LEN;
 use breakout_common::frame::Frame;
 
-/// Where the ethertype is in an Ethernet header.
+/// Offset of the ethertype in an Ethernet header.
 const ETHERTYPE: u32 = 12;
 
 /// Puts an Ethernet header before a packet that has none, with zeros for addresses. Returns whether it has one then. Nothing of the packet

@@ -75,7 +75,7 @@ pub(crate) fn decide_frame(packet: &Packet, walked: &mut Walked) -> Decided {
     }
 }
 
-/// What the header walk found, in words all of which are always set.
+/// Result of the header walk, in words all of which are always set.
 pub(crate) struct Walked {
     /// The headers; of a later fragment, where it is.
     pub(crate) headers: Headers,
@@ -213,7 +213,7 @@ fn with_egress(decision: Decision, v6: bool, paths: Option<&'static PathTable>) 
     }
 }
 
-/// Whether an address is one of the gateway's own.
+/// Returns whether an address is one of the gateway's own.
 #[inline(always)]
 pub(crate) fn is_own(address: Destination) -> bool {
     let (high, low) = address.to_halves();

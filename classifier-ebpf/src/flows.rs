@@ -123,7 +123,7 @@ fn zero_after(seen: u64) -> usize {
 
 /// The bit of what [`breakout_keep`] returns that says that the slot is new; those above it are 0.
 const NEW: u64 = 1 << 32;
-/// What it returns if nothing is kept, because there is no room for it.
+/// Return value if nothing is kept, because there is no room for it.
 const NOWHERE: u64 = u64::MAX;
 /// The same because another CPU was about the same.
 const OVERTAKEN: u64 = u64::MAX - 1;
@@ -179,7 +179,7 @@ pub(crate) fn put(pin_key: PinKey, pin: &Pin) -> bool {
     true
 }
 
-/// Where it is noted what stands beside an entry.
+/// Returns where it is noted what stands beside an entry.
 #[inline(always)]
 fn place_of_note(slot: u32) -> Option<*mut u64> {
     let notes = NOTES.get_ptr_mut(slot / PER_SET)?;
@@ -288,7 +288,7 @@ pub(crate) fn is_steered(pin_key: PinKey) -> bool {
     found != 0 && Facts::of(found).egress() != ORDINARY
 }
 
-/// Where the tick of the last answer is in a note, in units of its size.
+/// Offset of the tick of the last answer in a note, in units of its size.
 const TICK_OF_ANSWER: usize = if cfg!(target_endian = "little") { 3 } else { 0 };
 
 /// Notes that the flow with this key is answered, and counts that for its egress.

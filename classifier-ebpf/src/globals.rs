@@ -55,7 +55,7 @@ pub(crate) fn key_secret() -> KeySecret {
     unsafe { core::ptr::read_volatile(&raw const CONSTANTS.flow_secret.keys) }
 }
 
-/// Whether a frame is addressed to the LAN interface.
+/// Returns whether a frame is addressed to the LAN interface.
 #[inline(always)]
 pub(crate) fn is_to_lan<F: Frame + ?Sized>(frame: &F) -> bool {
     let mac: *const u8 = (&raw const CONSTANTS.lan_mac).cast();

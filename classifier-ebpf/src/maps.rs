@@ -29,7 +29,7 @@ static PATHS: ArrayOfMaps<Array<PathTable, 1>, 1> = ArrayOfMaps::new();
 #[btf_map]
 pub(crate) static FLOWS: Array<[u64; SET_WORDS], 2, MMAPABLE> = Array::new();
 
-/// What stands beside the entries of [`FLOWS`], for each set.
+/// Notes beside the entries of [`FLOWS`], for each set.
 #[btf_map]
 pub(crate) static NOTES: Array<[u64; ENTRIES], 1, MMAPABLE> = Array::new();
 
@@ -41,7 +41,7 @@ pub(crate) static ADDRESSES: HashMap<u32, PinKey, 4, NO_PREALLOC> = HashMap::new
 #[btf_map]
 pub(crate) static MAPPINGS: Array<[u64; SET_WORDS], 2, MMAPABLE> = Array::new();
 
-/// What happens to pins, by [`PinEvent`](breakout_common::path::PinEvent).
+/// Events of pins, by [`PinEvent`](breakout_common::path::PinEvent).
 #[btf_map]
 pub(crate) static PINNED: PerCpuArray<u64, PIN_EVENTS> = PerCpuArray::new();
 

@@ -1,4 +1,4 @@
-//! What every eBPF object needs beside its programs.
+//! Parts that every eBPF object needs beside its programs.
 
 /// The kernel allows some helpers only to programs under the GPL.
 #[unsafe(no_mangle)]

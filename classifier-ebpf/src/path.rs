@@ -54,7 +54,7 @@ pub(crate) fn decide_way<F: Frame, const IS_PLAIN: bool>(
     decision
 }
 
-/// What [`breakout_settle`] says above the decision, where [`breakout_keep_flow`] takes it: above the slot of an endpoint
+/// Fields that [`breakout_settle`] returns above the decision, where [`breakout_keep_flow`] takes it: above the slot of an endpoint
 /// set the egress and the state of the pin, whether the flow is new, and in the bits of [`EPOCH`] the lowest bits of the
 /// epoch. In the place of the slot it says whether the pin is kept and shared.
 const EGRESS: u32 = 16;
@@ -64,7 +64,7 @@ const EPOCH: [(u32, u64); 2] = [(25, 0b11), (29, 0b111)];
 const KEPT: u64 = 1 << 32;
 const SHARED: u64 = 1 << 33;
 const WAY: u64 = 0x1ff << EGRESS | EPOCH[0].1 << EPOCH[0].0 | EPOCH[1].1 << EPOCH[1].0;
-/// What of a flow's facts goes with that.
+/// Bits of a flow's facts that go with that.
 const PIN_FACTS: u64 = 0xffff_ffff << 32 | Flow::V6 | Flow::TCP;
 const _: () = assert!(PIN_FACTS & WAY == 0 && (KEPT | SHARED) & WAY << 32 == 0);
 

@@ -38,13 +38,13 @@ impl Packet {
         }
     }
 
-    /// Where its bytes begin.
+    /// Returns where its bytes begin.
     #[inline(always)]
     pub(crate) fn start(&self) -> usize {
         self.start
     }
 
-    /// Where its readable bytes end.
+    /// Returns where its readable bytes end.
     #[inline(always)]
     pub(crate) fn end(&self) -> usize {
         self.end

@@ -243,7 +243,7 @@ fn store(skb: *mut __sk_buff, offset: u32, bytes: u32) -> Option<()> {
     (stored == 0).then_some(())
 }
 
-/// Where a packet goes.
+/// Verdict on a packet.
 enum Route {
     /// Out by this interface.
     To(u32),

@@ -92,7 +92,7 @@ fn in_root(table: &LiveTable, destination: Destination, key: u32) -> Option<u32>
     leaf_word(table, entry, key)
 }
 
-/// What the ruleset says about a destination and a question; 0 if it cannot be read.
+/// Returns what the ruleset says about a destination and a question; 0 if it cannot be read.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn breakout_ask(high: u64, low: u64, question: u64) -> u32 {
@@ -106,9 +106,9 @@ pub(crate) extern "C" fn breakout_ask(high: u64, low: u64, question: u64) -> u32
 
 /// The bit of a question that says its addresses are IPv6 ones. Below it is the key.
 pub(crate) const V6: u64 = 1 << 17;
-/// Where the number of the LAN interface is in a question, in 8 bits.
+/// Bit position of the LAN interface's number in a question, 8 bits long.
 const LAN: u32 = 24;
-/// Where the VLAN id is in a question.
+/// Bit position of the VLAN id in a question.
 const VLAN: u32 = 32;
 
 /// The same for the client with a source address.

@@ -7,10 +7,10 @@ use nix::time::{ClockId, clock_gettime};
 
 use crate::timestamp::Timestamp;
 
-/// What may be between two looks without being a step: reading both clocks, and the second that each is cut to.
+/// Tolerance between two looks: reading both clocks takes time, and each is cut to a second.
 const NOISE: i64 = 2;
 
-/// What the system's clock is ahead of the time since boot, in seconds.
+/// Difference between the system's clock and the time since boot, in seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Clock {
     ahead: i64,
@@ -24,7 +24,7 @@ impl Clock {
         }
     }
 
-    /// What the clock is ahead, for the next process.
+    /// Returns what the clock is ahead, for the next process.
     pub fn ahead(self) -> i64 {
         self.ahead
     }

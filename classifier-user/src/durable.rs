@@ -14,7 +14,7 @@ use tempfile::NamedTempFile;
 use crate::hex::hex;
 use crate::rights::{self, as_owner};
 
-/// What temporary files start with.
+/// Prefix of temporary files.
 const TEMPORARY: &str = ".new-";
 /// The largest file that is read.
 const MAX_FILE: u64 = 256 << 20;
@@ -54,7 +54,7 @@ impl Disk {
         }
     }
 
-    /// Whether the machine is supposed to have stopped.
+    /// Returns whether the machine is supposed to have stopped.
     fn has_crashed(&self) -> bool {
         self.steps_left.load(Ordering::Relaxed) == 1
     }
@@ -168,7 +168,7 @@ pub fn files(directory: &Path) -> io::Result<Vec<PathBuf>> {
     })
 }
 
-/// Whether an error says that nothing can be written where something could be: the disk is full, or may only be read.
+/// Returns whether an error says that nothing can be written where something could be: the disk is full, or may only be read.
 pub fn is_full(error: &io::Error) -> bool {
     matches!(
         error.kind(),

@@ -1,4 +1,4 @@
-//! What changed by itself, and why: egresses, links, lists. The newest ones in memory, and in a file that does not grow.
+//! Events: changes of egresses, links and lists, with reasons. The newest are in memory, and in a file of limited size.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -12,7 +12,7 @@ use crate::durable::{open_to_append, read_text};
 use crate::rights::as_owner;
 use crate::timestamp::Timestamp;
 
-/// How many events can be asked for.
+/// Number of events that can be asked for.
 const KEPT: usize = 1000;
 /// The file is put aside, in place of the one before, when it is as long as this.
 const FILE_BYTES: u64 = 1 << 20;
@@ -22,15 +22,15 @@ const FILE_BYTES: u64 = 1 << 20;
 pub struct Event {
     /// Its number, which goes up by one from event to event.
     pub number: u64,
-    /// When.
+    /// Time.
     pub at: Timestamp,
-    /// What it is about: `clock`, `egress`, `link`, `nat`, `program` or `ruleset`.
+    /// Subject: `clock`, `egress`, `link`, `nat`, `program` or `ruleset`.
     pub kind: String,
-    /// Which one: an egress and address family, an interface, a generation.
+    /// Name of the subject: an egress and address family, an interface, a generation.
     pub subject: String,
-    /// What happened, in a few words.
+    /// Event in a few words.
     pub what: String,
-    /// Why.
+    /// Reason.
     pub why: String,
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// What a failed command exits with.
+/// Exit code of a failed command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Code {

@@ -1,4 +1,4 @@
-//! Why a flow goes where it goes: asks a table by the same function as the kernel, and the rules for the words.
+//! Explanation of a flow's path: looks it up by the same function as the kernel, and names the rules.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -18,7 +18,7 @@ use crate::list::List;
 use crate::ruleset::Ruleset;
 use crate::timestamp::Timestamp;
 
-/// What is asked.
+/// Question.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Query {
     /// The destination address.
@@ -86,7 +86,7 @@ impl From<Proto> for Transport {
     }
 }
 
-/// Where an answer comes from.
+/// Source of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Source {
@@ -113,7 +113,7 @@ pub struct Explanation {
     pub description: String,
     /// The egress steered to now; offline, what the rule prefers.
     pub egress: Option<String>,
-    /// What the rule prefers.
+    /// Preference of the rule.
     pub preference: Option<String>,
     /// The prefix that decided; for `no_port`, the longest one that covers the destination.
     pub prefix: Option<String>,
@@ -123,7 +123,7 @@ pub struct Explanation {
     pub endpoint_set: Option<SetReport>,
     /// The policy's rule that decided; none if no rule is about the packet.
     pub rule: Option<String>,
-    /// Whether another client's packet might be decided otherwise, because a rule asks for sources, LAN, VLAN or share.
+    /// True if another client's packet might be decided otherwise, because a rule asks for sources, LAN, VLAN or share.
     pub depends_on_client: bool,
     /// If the prefix is announced for later: from when on Microsoft uses it.
     pub pending_until: Option<Timestamp>,
@@ -131,7 +131,7 @@ pub struct Explanation {
     pub withdrawn_since: Option<Timestamp>,
     /// Microsoft's version of the list, where it is known.
     pub list_version: Option<String>,
-    /// Where the list came from.
+    /// Source of the list.
     pub list_source: String,
     /// The ruleset's generation; none offline.
     pub generation: Option<u32>,
@@ -139,7 +139,7 @@ pub struct Explanation {
     pub source: Source,
 }
 
-/// What a table is asked with.
+/// Context of a question to a table.
 pub struct Context<'a> {
     /// The table's words.
     pub table: &'a [u32],

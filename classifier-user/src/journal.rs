@@ -10,7 +10,7 @@ use crate::durable::{open_to_append, read_text};
 use crate::rights::as_owner;
 use crate::timestamp::Timestamp;
 
-/// Who made a change.
+/// Originator of a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Who {
@@ -25,11 +25,11 @@ pub enum Who {
 /// One change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Entry {
-    /// When.
+    /// Time.
     pub at: Timestamp,
-    /// Who.
+    /// Originator.
     pub who: Who,
-    /// What was done: `start`, `list`, `reload`, `apply`, `rollback`, `accept`, `release`, `grace`, `bypass`.
+    /// Action: `start`, `list`, `reload`, `apply`, `rollback`, `accept`, `release`, `grace`, `bypass`.
     pub action: String,
     /// The generation before.
     pub from_generation: u32,
@@ -41,7 +41,7 @@ pub struct Entry {
     pub to_hash: String,
     /// The lists since, as `Worldwide 2026033100`.
     pub lists: Vec<String>,
-    /// Why, in a sentence.
+    /// Reason in a sentence.
     pub why: String,
 }
 

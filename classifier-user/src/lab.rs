@@ -14,7 +14,7 @@ use crate::list::PortRange;
 use crate::policy::Action;
 use crate::ruleset::{Rule, Ruleset};
 
-/// What a capture consists of.
+/// Composition of a capture.
 #[derive(Clone, Debug)]
 pub struct Mix {
     /// Packets in all.
@@ -39,7 +39,7 @@ pub struct Mix {
     pub seed: u64,
 }
 
-/// What was written.
+/// Counts of what was written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Written {
     /// Flows that the ruleset steers, and those that it does not.
@@ -53,7 +53,7 @@ pub const SHORTEST: usize = 74;
 /// The longest frame, with an MTU of 1500.
 pub const LONGEST: usize = 1514;
 
-/// How often it is tried to find a destination of the kind that is wanted.
+/// Attempts to find a destination of the wanted kind.
 const TRIES: usize = 10_000;
 
 /// A client, and where it sends.
@@ -190,7 +190,7 @@ fn elsewhere(ruleset: &Ruleset, v6: bool, rng: &mut Rng) -> IpAddr {
     }
 }
 
-/// What most traffic is: HTTPS, QUIC, mail, DNS.
+/// Returns what most traffic is: HTTPS, QUIC, mail, DNS.
 fn web(rng: &mut Rng) -> PortRange {
     let (transport, port) = [
         (Transport::Tcp, 443),

@@ -1,4 +1,4 @@
-//! How much memory there is, so that what would not fit is refused before anything changes, rather than ended by the kernel.
+//! Available memory, so that what would not fit is refused before anything changes, rather than killed by the kernel.
 
 use std::fs;
 use std::path::PathBuf;
@@ -7,10 +7,10 @@ use anyhow::{Result, bail};
 
 use crate::mounts::{foreign_namespaces, within};
 
-/// What is left for the rest of the controller, in bytes.
+/// Reserve for the rest of the controller, in bytes.
 const RESERVE: u64 = 8 << 20;
 
-/// What is never asked for: the rest of the controller needs as much at any time.
+/// Size below which memory is not checked: the rest of the controller needs as much at any time.
 const ALWAYS: u64 = 4 << 20;
 
 /// Fails if there are not so many bytes for something.
@@ -51,7 +51,7 @@ fn of_system(meminfo: &str) -> Option<u64> {
     Some(kib << 10)
 }
 
-/// What the control groups of this process leave, from its own up to the root.
+/// Returns what the control groups of this process leave, from its own up to the root.
 fn of_groups() -> Vec<(u64, String)> {
     let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let mut left = Vec::new();
@@ -73,7 +73,7 @@ fn of_groups() -> Vec<(u64, String)> {
     left
 }
 
-/// What a group and those above it leave, as far as they are mounted in this mount namespace.
+/// Returns what a group and those above it leave, as far as they are mounted in this mount namespace.
 fn of_group_and_above(hierarchy: &Hierarchy, group: &str) -> Vec<(u64, String)> {
     let mount = PathBuf::from(format!("/sys/fs/cgroup/{}", hierarchy.mount));
     let names = group.split('/').filter(|name| !name.is_empty());
@@ -91,7 +91,7 @@ fn of_group_and_above(hierarchy: &Hierarchy, group: &str) -> Vec<(u64, String)> 
     left.collect()
 }
 
-/// Where one of the two versions of control groups has its numbers.
+/// Files in which one of the two versions of control groups has its numbers.
 struct Hierarchy {
     mount: &'static str,
     max: &'static str,

@@ -1,4 +1,4 @@
-//! What is mounted elsewhere. `ip netns exec` and some service managers give a process a mount namespace of its own, with a new
+//! Mounts of other namespaces. `ip netns exec` and some service managers give a process a mount namespace of its own, with a new
 //! /sys, in which neither the system's BPF file system nor its control groups are.
 
 use std::fs::{self, File};

@@ -22,16 +22,16 @@ const UNTRANSLATED: &str = "untranslated";
 /// The counter of packets that connection tracking takes for invalid.
 const INVALID: &str = "invalid";
 
-/// What an egress wants done with packets that are steered to it.
+/// Translation that an egress wants for packets that are steered to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NatEgress {
     /// Its interface.
     pub interface: String,
     /// Its firewall mark.
     pub mark: u32,
-    /// Whether packets get the interface's address.
+    /// True if packets get the interface's address.
     pub masquerade: bool,
-    /// Whether other chains may translate their destinations.
+    /// True if other chains may translate their destinations.
     pub skip_dnat: bool,
 }
 
@@ -40,7 +40,7 @@ pub struct NatEgress {
 pub struct Listing {
     /// Its chains and rules in their order, without the numbers by which the kernel tells them apart. Empty if there is no such table.
     pub content: String,
-    /// How many packets were dropped since the table was made, because connection tracking had not translated them.
+    /// Number of packets that were dropped since the table was made, because connection tracking had not translated them.
     pub untranslated: u64,
 }
 
@@ -104,7 +104,7 @@ impl NatPlan {
         commands
     }
 
-    /// What the table has.
+    /// Returns what the table has.
     ///
     /// # Errors
     ///
@@ -137,7 +137,7 @@ impl NatPlan {
         })
     }
 
-    /// Whether there is such a table, as far as `nft` can tell.
+    /// Returns whether there is such a table, as far as `nft` can tell.
     pub async fn is_there(&self) -> bool {
         nft(tool::LIMIT, &["list", "table", "inet", &self.table])
             .await

@@ -1,4 +1,4 @@
-//! What the manual has from the types: the configuration's keys, the commands, reasons and exit codes, and the fields of what
+//! Parts of the manual that are written from the types: the configuration's keys, the commands, reasons and exit codes, and the fields of what
 //! `--json` prints. With BREAKOUT_WRITE_DOCS=1 these tests write it, else they fail if the manual has something else.
 
 use std::collections::HashSet;
@@ -27,7 +27,7 @@ use crate::journal::Entry;
 use crate::list::{ListDelta, Simulated};
 
 const END: &str = "<!-- end of what is written from the types -->";
-/// How wide the commands' help is in the manual, in characters.
+/// Width of the commands' help in the manual, in characters.
 const WIDTH: usize = 110;
 
 #[test]
@@ -206,7 +206,7 @@ fn meaning(property: &Value) -> String {
     meaning.replace('\n', " ").replace('|', "\\|")
 }
 
-/// What a value may be, in a few words.
+/// Returns what a value may be, in a few words.
 fn kind_of(root: &Value, property: &Value) -> String {
     let alternatives = property["anyOf"].as_array().into_iter().flatten();
     let mut alternatives = alternatives.map(|one| &one["type"]);
@@ -251,7 +251,7 @@ fn kind_of(root: &Value, property: &Value) -> String {
     }
 }
 
-/// What a reference leads to; of something that may be null, what it is otherwise.
+/// Returns what a reference leads to; of something that may be null, what it is otherwise.
 fn resolve<'a>(root: &'a Value, value: &'a Value) -> &'a Value {
     let place = value["$ref"]
         .as_str()

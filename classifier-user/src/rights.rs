@@ -1,4 +1,4 @@
-//! Whose rights files are touched with.
+//! Rights with which files are touched.
 //!
 //! The state directory is the service's user's. Whoever has become that user can put links there that lead to root's files, so
 //! a command that root runs must not have more rights in there than the directory's owner.

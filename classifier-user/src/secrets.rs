@@ -44,7 +44,7 @@ pub fn without_comments(rules: &str) -> String {
 
 const COMMENT: &str = "comment ";
 
-/// Where what is behind a quoted text's first quote goes on, behind the last one.
+/// Returns where what is behind a quoted text's first quote goes on, behind the last one.
 fn closing_quote(text: &str) -> usize {
     let mut escaped = false;
     for (at, c) in text.char_indices() {
@@ -57,7 +57,7 @@ fn closing_quote(text: &str) -> usize {
     text.len()
 }
 
-/// Whether a URL ends there at the latest. An apostrophe may be part of a password.
+/// Returns whether a URL ends there at the latest. An apostrophe may be part of a password.
 fn is_end(c: char) -> bool {
     c.is_whitespace() || matches!(c, '"' | '<' | '>' | '`')
 }
@@ -89,7 +89,7 @@ fn with_scheme(text: &str) -> String {
     shown + rest
 }
 
-/// Where the `@` is behind the user and password of a URL, if it has them. A password may have a slash in it, although it must
+/// Returns where the `@` is behind the user and password of a URL, if it has them. A password may have a slash in it, although it must
 /// not (RFC 3986, section 3.2.1): what looks like a host with a port that is no number is a user with a password.
 fn userinfo(url: &str) -> Option<usize> {
     let authority = url.split(['/', '?', '#']).next().unwrap_or(url);

@@ -7,9 +7,9 @@ use anyhow::{Context, Result};
 use tokio::process::Command;
 use tokio::time::timeout;
 
-/// How long a program may take.
+/// Time that a program may take.
 pub const LIMIT: Duration = Duration::from_secs(5);
-/// How long it may take while nothing waits for the controller yet, on a machine that is just booting.
+/// Time that it may take while nothing waits for the controller yet, on a machine that is just booting.
 pub const LIMIT_AT_START: Duration = Duration::from_secs(15);
 
 /// A program took too long, and was ended.

@@ -7,7 +7,7 @@ use crate::path::{Flow, NoPins, PathTable, settle, unsteered};
 use crate::table::{Destination, Lookup, Outcome, Transport};
 use crate::verdict::Decision;
 
-/// What the ruleset says about a packet, by its destination, protocol and destination port, and by its client where the
+/// Returns what the ruleset says about a packet, by its destination, protocol and destination port, and by its client where the
 /// policy asks for that, as the word of an [`Answer`](crate::table::Answer). `lan` is the number of the LAN interface that it
 /// came in by.
 #[inline(always)]
@@ -73,7 +73,7 @@ pub const fn by_preference(word: u32) -> Decision {
     }
 }
 
-/// Who sends the packet. `None` if the frame is not what the walk saw.
+/// Returns who sends the packet. `None` if the frame is not what the walk saw.
 #[inline(always)]
 fn client<F: Frame + ?Sized>(frame: &F, headers: &Headers, lan: u32) -> Option<Client> {
     let (high, low) = source(frame, headers)?;

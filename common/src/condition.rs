@@ -32,7 +32,7 @@ pub const MAX_GROUPS: u32 = 31;
 /// The group that every client is in.
 pub const EVERYONE: u32 = 1 << MAX_GROUPS;
 
-/// Who sends a packet.
+/// Sender of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Client {
     /// The source address.
@@ -75,7 +75,7 @@ impl Condition {
         ]
     }
 
-    /// Whether it applies to a client that is in these source groups.
+    /// Returns whether it applies to a client that is in these source groups.
     pub const fn applies(self, groups: u32, client: &Client) -> bool {
         misses(&self.to_entry(0), groups, client, bucket(client.source)) == 0
     }

@@ -1,4 +1,4 @@
-//! What the controller fixes in the programs when it loads them.
+//! Constants that the controller sets in the programs when it loads them.
 
 use crate::flows::{Secret, SetSecret};
 
@@ -57,7 +57,7 @@ pub const CONSTANTS_LEN: usize = 144;
 const _: () = assert!(size_of::<Constants>() == CONSTANTS_LEN);
 
 impl Constants {
-    /// What the object file holds before the loader fills it in: with no table, everything passes.
+    /// Constants of the object file before the loader sets them: with no table, everything passes.
     pub const UNSET: Constants = Constants {
         guard: *b"breakout",
         table_words: 0,

@@ -1,4 +1,4 @@
-//! What the data path has to know of each way out. All of them stand in one [`PathTable`](crate::path::PathTable).
+//! Egresses as the data path knows them. All of them are in one [`PathTable`](crate::path::PathTable).
 
 use core::net::{Ipv4Addr, Ipv6Addr};
 
@@ -7,7 +7,7 @@ pub const MAX_EGRESSES: usize = 16;
 /// 32-bit words of one egress in the egress table.
 pub const EGRESS_WORDS: usize = 16;
 
-/// How the packets of one address family get to an egress's next hop.
+/// Next hop of an egress for one address family.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum NextHop {
     /// The egress has no way out for this family: packets pass.
@@ -22,7 +22,7 @@ pub enum NextHop {
 /// One egress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Egress {
-    /// Whether the programs redirect to it; otherwise its packets are marked and routed by the kernel.
+    /// True if the programs redirect to it; otherwise its packets are marked and routed by the kernel.
     pub redirect: bool,
     /// The firewall mark's value within [`mark_mask`](Self::mark_mask).
     pub mark: u32,
@@ -55,16 +55,16 @@ pub type EgressWords = [u32; EGRESS_WORDS];
 /// The next hop's and the egress's MAC addresses, as they stand in a frame, in words of the machine's byte order.
 pub type LinkHeader = [u32; 3];
 
-/// Where the link headers for IPv4 and for IPv6 are.
+/// Words of the link headers for IPv4 and for IPv6.
 const LINK_HEADERS: [usize; 2] = [4, 8];
 
-/// Where the gateways' addresses are.
+/// Word of the gateways' addresses.
 const GATEWAY_V4: usize = 7;
 const GATEWAY_V6: usize = 12;
-/// Where the public address is.
+/// Word of the public address.
 const NAT: usize = 11;
 
-/// Whether the programs redirect to an egress.
+/// Returns whether the programs redirect to an egress.
 #[inline(always)]
 pub const fn redirects(words: &EgressWords) -> bool {
     words[0] & REDIRECT != 0
@@ -82,7 +82,7 @@ pub const fn mtu(words: &EgressWords) -> u32 {
     words[3]
 }
 
-/// Whether an egress has a way out for an address family.
+/// Returns whether an egress has a way out for an address family.
 #[inline(always)]
 pub const fn is_up(words: &EgressWords, v6: bool) -> bool {
     words[0] & if v6 { V6_UP } else { V4_UP } != 0
@@ -106,7 +106,7 @@ pub const fn nat(words: &EgressWords) -> u32 {
     words[NAT]
 }
 
-/// What a frame to the next hop of an address family begins with, if its MAC address is known.
+/// Returns what a frame to the next hop of an address family begins with, if its MAC address is known.
 #[inline(always)]
 pub const fn link_header(words: &EgressWords, v6: bool) -> Option<LinkHeader> {
     if words[0] & (if v6 { V6_MAC } else { V4_MAC }) == 0 {

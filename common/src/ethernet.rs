@@ -1,4 +1,4 @@
-//! What stands before the IP header: Ethernet, VLAN tags and PPPoE.
+//! Headers before the IP header: Ethernet, VLAN tags and PPPoE.
 
 use crate::frame::Frame;
 use crate::verdict::Reason;
@@ -26,11 +26,11 @@ pub fn ip_offset<F: Frame + ?Sized>(frame: &F) -> Option<u32> {
     }
 }
 
-/// What stands before the IP header.
+/// Headers before the IP header.
 pub(crate) struct Ethernet {
     /// The ethertype of what the tags enclose.
     pub(crate) ethertype: u16,
-    /// Where that starts.
+    /// Offset of the IP header.
     pub(crate) ip_offset: u32,
     /// See [`Headers::vlan`](crate::packet::Headers::vlan).
     pub(crate) vlan: u32,

@@ -57,16 +57,16 @@ const EPOCH_AT: u32 = 13;
 const TCP: u32 = 1 << 22;
 /// It is IPv6.
 const V6: u32 = 1 << 23;
-/// Where the egress is.
+/// Bit position of the egress.
 const EGRESS_AT: u32 = 24;
-/// What stands for the ordinary path.
+/// Value for the ordinary path.
 const ORDINARY: u32 = 31;
-/// Where the state is.
+/// Bit position of the state.
 const STATE_AT: u32 = 29;
-/// What is not known beforehand of a flow that was looked at just now.
+/// Bits that are not known beforehand of a flow that was looked at just now.
 const UNKNOWN: u64 = 0xff << EGRESS_AT;
 
-/// What is known of how far a flow has come.
+/// State of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum State {
@@ -124,19 +124,19 @@ impl Facts {
         self.0 >> STATE_AT
     }
 
-    /// Whether there is a flow, or a client.
+    /// Returns whether there is a flow, or a client.
     #[inline(always)]
     pub const fn is_live(self) -> bool {
         self.state() >= State::Opening as u32
     }
 
-    /// Whether it is TCP.
+    /// Returns whether it is TCP.
     #[inline(always)]
     pub const fn is_tcp(self) -> bool {
         self.0 & TCP != 0
     }
 
-    /// Whether it is IPv6.
+    /// Returns whether it is IPv6.
     #[inline(always)]
     pub const fn is_v6(self) -> bool {
         self.0 & V6 != 0
@@ -159,7 +159,7 @@ impl Facts {
 
 /// The memory of a table.
 pub trait Sets {
-    /// How a set is reached.
+    /// Access to a set.
     type Set: Set;
 
     /// The number of sets, a power of two, less one.
@@ -207,7 +207,7 @@ impl Set for &[AtomicU64; SET_WORDS] {
     }
 }
 
-/// What is known of a flow that was looked at in this tick and epoch; [`Facts`] of zero otherwise.
+/// Returns what is known of a flow that was looked at in this tick and epoch; [`Facts`] of zero otherwise.
 ///
 /// Nothing here waits for anything but the words themselves.
 #[inline(always)]

@@ -106,13 +106,13 @@ pub fn has_tail<F: Frame + ?Sized>(frame: &F, end: u32) -> bool {
     frame.len() > SHORTEST_FRAME && frame.len() > end
 }
 
-/// Whether an IPv4 header without options has the right checksum.
+/// Returns whether an IPv4 header without options has the right checksum.
 #[inline(always)]
 pub fn has_right_sum<F: Frame + ?Sized>(frame: &F, offset: u32, v6: bool) -> bool {
     v6 || frame.sum_of_20(offset) == Some(0xffff)
 }
 
-/// Whether the IPv4 header without options has the right checksum (RFC 1812, section 5.2.2), and nothing but padding stands
+/// Returns whether the IPv4 header without options has the right checksum (RFC 1812, section 5.2.2), and nothing but padding stands
 /// behind the packet, which the kernel would cut off.
 #[inline(always)]
 pub fn is_whole<F: Frame + ?Sized>(frame: &F, headers: &Headers) -> bool {
@@ -120,7 +120,7 @@ pub fn is_whole<F: Frame + ?Sized>(frame: &F, headers: &Headers) -> bool {
         && has_right_sum(frame, headers.ip_offset, headers.is_v6())
 }
 
-/// Whether an address can be a client's. From those that cannot the kernel forwards nothing (`ip_route_input_slow`, `ip6_rcv_core`,
+/// Returns whether an address can be a client's. From those that cannot the kernel forwards nothing (`ip_route_input_slow`, `ip6_rcv_core`,
 /// `ip6_forward`).
 #[inline(always)]
 pub const fn is_clients(v6: bool, high: u64, low: u64) -> bool {

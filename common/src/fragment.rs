@@ -1,4 +1,4 @@
-//! What the fragments of one packet have in common.
+//! Fragments: what those of one packet have in common.
 //!
 //! Only the first fragment has ports. The data path remembers the way of first fragments that it steers, so that
 //! the later ones of the same packet follow it.
@@ -6,7 +6,7 @@
 use crate::frame::Frame;
 use crate::verdict::Decision;
 
-/// Where a fragment's identification is found.
+/// Offset of a fragment's identification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fragment {
     /// Offset of the IP header from the start of the frame, in bytes.
@@ -37,14 +37,14 @@ impl Fragment {
     }
 }
 
-/// What identifies a packet among others that are in fragments (RFC 791, RFC 8200): source, destination,
+/// Key of a packet among others that are in fragments (RFC 791, RFC 8200): source, destination,
 /// identification and protocol. IPv4 addresses stand at the start of their places.
 pub type Key = [u8; 40];
 
-/// What is remembered of a first fragment: see [`remember`].
+/// Memory of a first fragment: see [`remember`].
 pub type Memory = [u64; 2];
 
-/// How long a first fragment is remembered, in nanoseconds: as long as Linux waits for the rest (`ipfrag_time`).
+/// Time for which a first fragment is remembered, in nanoseconds: as long as Linux waits for the rest (`ipfrag_time`).
 const LIFETIME: u64 = 30_000_000_000;
 
 /// The key of a fragment's packet. `None` if the frame is not what the walk saw.
@@ -72,7 +72,7 @@ pub fn key<F: Frame + ?Sized>(frame: &F, fragment: &Fragment) -> Option<Key> {
     Some(key)
 }
 
-/// What to remember of a first fragment that was steered to an egress, because of an endpoint set, at `now`, in
+/// Returns what to remember of a first fragment that was steered to an egress, because of an endpoint set, at `now`, in
 /// nanoseconds.
 #[inline(always)]
 pub const fn remember(egress: u8, set: u16, now: u64) -> Memory {
@@ -91,7 +91,7 @@ pub const fn client(memory: &Memory, now: u64) -> u64 {
     memory[0] & 0xffff_ffff_ffff
 }
 
-/// What was decided on the first fragment, unless that is too long ago.
+/// Returns what was decided on the first fragment, unless that is too long ago.
 #[inline(always)]
 pub const fn recall(memory: &Memory, now: u64) -> Option<Decision> {
     let [way, _] = *memory;

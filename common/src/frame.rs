@@ -1,4 +1,4 @@
-//! How the bytes of a packet are read and written.
+//! Access to the bytes of a packet.
 
 /// The furthest byte, counted from the start of the frame, that the header walk ever asks for.
 ///
@@ -47,7 +47,7 @@ pub trait Frame {
         Some(folded(sum))
     }
 
-    /// Whether the frame has no bytes.
+    /// Returns whether the frame has no bytes.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }

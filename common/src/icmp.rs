@@ -70,7 +70,7 @@ pub fn about<F: Frame + ?Sized>(frame: &F, network: &Network) -> Option<About> {
     })
 }
 
-/// Where an ICMPv6 error quotes an IPv6 header and the TCP or UDP header behind it, and whether that is TCP.
+/// Returns where an ICMPv6 error quotes an IPv6 header and the TCP or UDP header behind it, and whether that is TCP.
 #[inline(always)]
 fn quoted_v6<F: Frame + ?Sized>(frame: &F, network: &Network) -> Option<(u32, u32, bool)> {
     if network.protocol != ICMPV6 || network.marks & FRAGMENT != 0 {

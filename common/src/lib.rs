@@ -1,4 +1,4 @@
-//! What Breakout does with one packet, as pure functions.
+//! Decision of Breakout on one packet, as pure functions.
 //!
 //! ```text
 //! frame ── packet::walk ── classify::decide ── path::settle ── Decision { verdict, reason, set }

@@ -5,7 +5,7 @@ const END: u8 = 0;
 const NOTHING: u8 = 1;
 const MAXIMUM_SEGMENT_SIZE: u8 = 2;
 
-/// What an option in a TCP header means for the search.
+/// Result of looking at one option in a TCP header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Found {
     /// It is the maximum segment size.
@@ -34,7 +34,7 @@ pub const fn largest(mtu: u32, v6: bool) -> u32 {
     mtu.saturating_sub(if v6 { 60 } else { 40 })
 }
 
-/// How a size stands in the checksum: at an odd place of the header it takes part in two words.
+/// Returns how a size stands in the checksum: at an odd place of the header it takes part in two words.
 #[inline(always)]
 pub const fn in_checksum(size: [u8; 2], place: u32) -> [u8; 2] {
     let [high, low] = size;

@@ -26,7 +26,7 @@ pub const LAST_PORT: u16 = FIRST_PORT + (1 << PORT_BITS) - 1;
 /// The fewest sets that a table has: those of one region.
 pub const LEAST_SETS: u32 = PORTS / crate::flows::PER_SET;
 
-/// Whether a port is one that clients' flows get.
+/// Returns whether a port is one that clients' flows get.
 #[inline(always)]
 pub const fn is_public(port: u16) -> bool {
     port >> PORT_BITS == FIRST_PORT >> PORT_BITS

@@ -19,9 +19,9 @@ const IPV6_LEN: u32 = 40;
 /// The IP header of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Network {
-    /// Where it begins, from the start of the frame, in bytes.
+    /// Offset from the start of the frame, in bytes.
     pub offset: u32,
-    /// How long it is in bytes, with options and without extension headers, but for the one that [`JUMBO`] packets have.
+    /// Length in bytes, with options and without extension headers, but for the one that [`JUMBO`] packets have.
     pub header: u32,
     /// The length of the packet in bytes, with the header; for [`JUMBO`] packets that of the header.
     pub len: u32,
@@ -31,9 +31,9 @@ pub struct Network {
     pub protocol: u32,
     /// [`OPTIONS`], [`TAGGED`], [`FRAGMENT`], [`JUMBO`] and [`V6`].
     pub marks: u32,
-    /// Where the packet comes from, as [`Destination::from_halves`](crate::table::Destination::from_halves) takes it.
+    /// Source, as [`Destination::from_halves`](crate::table::Destination::from_halves) takes it.
     pub source: (u64, u64),
-    /// Where it is going.
+    /// Destination.
     pub destination: (u64, u64),
 }
 
@@ -43,17 +43,17 @@ pub const FRAGMENT: u32 = 1 << 4;
 pub const JUMBO: u32 = 1 << 5;
 /// The header of hop-by-hop options, which has the length of such packets over IPv6 (RFC 2675).
 const HOP_BY_HOP: u32 = 0;
-/// How long it is then.
+/// Its length then.
 const HOP_BY_HOP_LEN: u32 = 8;
 
 impl Network {
-    /// Whether it is IPv6.
+    /// Returns whether it is IPv6.
     #[inline(always)]
     pub const fn is_v6(&self) -> bool {
         self.marks & V6 != 0
     }
 
-    /// Where the TCP or UDP header begins, if that follows at once and is in this packet.
+    /// Returns where the TCP or UDP header begins, if that follows at once and is in this packet.
     #[inline(always)]
     pub const fn transport(&self) -> Option<u32> {
         if self.marks & FRAGMENT != 0 || !matches!(self.protocol, TCP | UDP) {

@@ -26,7 +26,7 @@ const FRAGMENT: u8 = 44;
 const AUTHENTICATION: u8 = 51;
 const DESTINATION_OPTIONS: u8 = 60;
 
-/// What the walk found in a TCP or UDP packet.
+/// Headers that the walk found in a TCP or UDP packet.
 ///
 /// Small numbers stand where booleans and enums would: those keep the kernel's verifier from seeing that the ways through
 /// the walk have come together.
@@ -40,7 +40,7 @@ pub struct Headers {
     pub transport_offset: u32,
     /// TTL or hop limit as received.
     pub ttl: u8,
-    /// Where the packet is going, as [`Destination::from_halves`] takes it: of an enum the compiler would leave a part
+    /// Destination, as [`Destination::from_halves`] takes it: of an enum the compiler would leave a part
     /// undefined, which the verifier does not let be moved about.
     pub halves: (u64, u64),
     /// Protocol and destination port, see [`Transport::key`].
@@ -63,13 +63,13 @@ pub const FIRST_FRAGMENT: u32 = 1 << 2;
 pub const V6: u32 = 1 << 3;
 
 impl Headers {
-    /// Whether it is IPv6.
+    /// Returns whether it is IPv6.
     #[inline(always)]
     pub const fn is_v6(&self) -> bool {
         self.marks & V6 != 0
     }
 
-    /// Where the packet is going.
+    /// Returns where the packet is going.
     #[inline(always)]
     pub const fn destination(&self) -> Destination {
         Destination::from_halves(self.is_v6(), self.halves.0, self.halves.1)
@@ -92,7 +92,7 @@ impl Headers {
     }
 }
 
-/// Why the walk did not get to a port.
+/// Reason why the walk did not get to a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop {
     /// The packet passes, for this reason.
@@ -256,7 +256,7 @@ fn ipv6<F: Frame + ?Sized>(frame: &F, ethernet: &Ethernet) -> Result<Headers, St
     })
 }
 
-/// Where the chain of extension headers leads.
+/// Header to which the chain of extension headers leads.
 struct Upper {
     protocol: u8,
     offset: u32,

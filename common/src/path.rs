@@ -1,4 +1,4 @@
-//! Which egress a steered packet takes: by preference, and by what its flow took before.
+//! Path of a steered packet: by preference, and by what its flow took before.
 //!
 //! The ruleset names a *preference*: one egress, several in order, or several with weights. The controller turns each of
 //! them into [`BUCKETS`] choices for each address family and class, by what it knows of the egresses now. So
@@ -77,7 +77,7 @@ impl PathTable {
         preferences: [[u32::MAX; PREFERENCE_WORDS]; MAX_PREFERENCES],
     };
 
-    /// What a table of flows may give up.
+    /// Returns what a table of flows may give up.
     #[inline(always)]
     pub const fn limits(&self) -> Limits {
         Limits {
@@ -113,14 +113,14 @@ impl PathTable {
         (word >> ((bucket & 3) * 8) & 0xff) as u8
     }
 
-    /// Whether an egress works.
+    /// Returns whether an egress works.
     #[inline(always)]
     pub const fn works(&self, egress: u8, place: usize) -> bool {
         (egress as usize) < MAX_EGRESSES
             && self.working[place & (PLACES - 1)] >> (egress & 31) & 1 != 0
     }
 
-    /// Whether the choice of a preference depends on the flow.
+    /// Returns whether the choice of a preference depends on the flow.
     #[inline(always)]
     pub const fn is_spread(&self, preference: u8) -> bool {
         self.spread >> (preference & 31) & 1 != 0
@@ -133,21 +133,21 @@ pub const fn place(v6: bool, media: bool) -> usize {
     (v6 as usize) << 1 | media as usize
 }
 
-/// What tells flows apart, or clients.
+/// Key of a flow or a client.
 pub type PinKey = [u64; 5];
 
-/// Where a flow, or a client's media, goes.
+/// Path of a flow, or of a client's media.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pin {
-    /// When its last packet came, by [`Pins::now`].
+    /// Time of its last packet, by [`Pins::now`].
     pub seen: u32,
-    /// When its first packet came.
+    /// Time of its first packet.
     pub since: u32,
     /// The lower bits of the [`PathTable::epoch`] in which it was looked at last: those of [`EPOCHS`].
     pub epoch: u32,
     /// The egress, or [`ORDINARY`]; above that, from bit 16 on, the slot of the endpoint set.
     pub way: u32,
-    /// How far it has come: the number of a [`State`].
+    /// Number of its [`State`].
     pub state: u32,
 }
 
@@ -183,7 +183,7 @@ impl Pin {
     }
 }
 
-/// What happens to pins.
+/// Event of a pin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum PinEvent {
@@ -198,10 +198,10 @@ pub enum PinEvent {
     Unknown = 3,
 }
 
-/// How many [`PinEvent`]s there are.
+/// Number of [`PinEvent`]s.
 pub const PIN_EVENTS: usize = 4;
 
-/// Where pins are found.
+/// Store in which pins are found.
 pub trait Pins {
     /// The pin of a flow.
     fn flow(&self, flow: &Flow) -> Option<Pin>;
@@ -221,7 +221,7 @@ pub trait Pins {
     }
 }
 
-/// Where pins are kept.
+/// Store in which pins are kept.
 pub trait KeepsPins: Pins {
     /// Keeps the pin of a flow. `false` if it cannot be kept.
     fn keep(&self, flow: &Flow, pin: &Pin) -> bool;

@@ -9,11 +9,11 @@ pub const QUESTIONS: usize = 1 << 16;
 /// A destination, and a protocol and port as [`Transport::key`](crate::table::Transport::key) gives them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Question {
-    /// Where the packet goes.
+    /// Destination of the packet.
     pub destination: Destination,
     /// Protocol and port.
     pub key: u32,
-    /// Who asks. The source has the family of the destination.
+    /// Client. The source has the family of the destination.
     pub client: Client,
 }
 

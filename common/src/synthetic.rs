@@ -10,7 +10,7 @@ pub const OF_ONE: u32 = !0xff;
 /// first), and the segment size that a SYN announces.
 pub const CAUGHT_WORDS: usize = 7;
 
-/// Where the number is in a packet over TCP: the sequence number, behind a header that begins at `transport`.
+/// Returns where the number is in a packet over TCP: the sequence number, behind a header that begins at `transport`.
 #[inline(always)]
 pub const fn tcp_nonce_at(transport: u32) -> u32 {
     transport + 4

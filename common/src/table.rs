@@ -94,9 +94,9 @@ pub const OWN: u32 = 3;
 pub const CHAIN: u32 = 1 << 31;
 /// The bit of an entry that says it stands for a block.
 pub const BLOCK: u32 = 1 << 31;
-/// How far up in the entry of a block the number of its intervals is.
+/// Bit position of the number of intervals in the entry of a block.
 pub const COUNT_SHIFT: u32 = 24;
-/// What stands for the number of intervals in the entry of a block that has as many or more.
+/// Number of intervals in the entry of a block that stands for as many or more.
 pub const LONG: u32 = 127;
 /// The most words a table can have: 64 MiB. An entry of a block has 24 bits for an offset.
 pub const MAX_WORDS: u32 = 1 << 24;
@@ -133,7 +133,7 @@ impl Table for [u32] {
 
 /// Something that answers what a ruleset says.
 pub trait Lookup {
-    /// What the ruleset says about a destination, and a protocol and port as [`Transport::key`] gives them, as the word of
+    /// Returns what the ruleset says about a destination, and a protocol and port as [`Transport::key`] gives them, as the word of
     /// an answer (see [`Answer::from_word`]). `client` is called if that depends on who sends the packet. 0 if there is no
     /// ruleset, or its table is damaged, or the client cannot be told.
     fn lookup_word(
@@ -235,7 +235,7 @@ pub const fn v6_root(high: u64) -> u32 {
     }
 }
 
-/// Whether any prefix, or an address of the gateway, is in the part of the address space that a destination's entry in the root stands for. Most
+/// Returns whether any prefix, or an address of the gateway, is in the part of the address space that a destination's entry in the root stands for. Most
 /// destinations are elsewhere, and these bits are small enough to stay in the processor's first cache. Parts that rulesets before
 /// covered may be said to be covered as well, while flows to there go on.
 #[inline(always)]
@@ -257,7 +257,7 @@ pub const fn own_bit(low: u64) -> u64 {
     1 << ((low ^ low >> 32) & 63)
 }
 
-/// Whether an address may be the gateway's own; if so, the table itself is to be asked.
+/// Returns whether an address may be the gateway's own; if so, the table itself is to be asked.
 #[inline(always)]
 pub fn may_be_own<T: Table + ?Sized>(table: &T, low: u64) -> bool {
     match table.words::<2>(OWN_BITS) {
@@ -280,7 +280,7 @@ fn class<T: Table + ?Sized>(table: &T, key: u32) -> Option<u32> {
     Some(pair >> (16 * (key & 1)) & 0xffff)
 }
 
-/// Where the intervals of a block are, and how many.
+/// Returns where the intervals of a block are, and how many.
 #[inline(always)]
 fn block<T: Table + ?Sized>(table: &T, entry: u32) -> Option<(u32, u32)> {
     let first = entry & (MAX_WORDS - 1);

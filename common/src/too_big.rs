@@ -9,9 +9,9 @@ use crate::ethernet::ETHERNET_LEN;
 use crate::frame::{Frame, folded};
 use crate::network::{Network, TCP};
 
-/// How many bytes behind the IP header are quoted: those that have the TCP checksum.
+/// Bytes behind the IP header that are quoted: those that have the TCP checksum.
 pub const QUOTED: u32 = 20;
-/// How many bytes stand before the quote: Ethernet, IPv4 and ICMP headers.
+/// Bytes before the quote: Ethernet, IPv4 and ICMP headers.
 pub const V4_LEN: usize = 14 + 20 + 8;
 /// The same for IPv6.
 pub const V6_LEN: usize = 14 + 40 + 8;
@@ -19,16 +19,16 @@ pub const V6_LEN: usize = 14 + 40 + 8;
 /// The source of the answer where the interface has no IPv4 address (RFC 7600, section 4.8).
 const DUMMY: [u8; 4] = [192, 0, 0, 8];
 
-/// What to write into the quoted packet.
+/// Change to write into the quoted packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Patch {
-    /// Where, from the start of the IP header, in bytes.
+    /// Offset from the start of the IP header, in bytes.
     pub offset: u32,
     /// The two bytes.
     pub bytes: [u8; 2],
 }
 
-/// What stands before the quote of an IPv4 packet without options, and what to change in that. `from` is the address that the LAN
+/// Returns what stands before the quote of an IPv4 packet without options, and what to change in that. `from` is the address that the LAN
 /// interface has, or unspecified.
 ///
 /// `None` if the frame is not what `network` was read from.

@@ -1,8 +1,8 @@
-//! What is done with a packet, and the one reason why.
+//! Verdicts on packets, each with one reason.
 
 use core::fmt;
 
-/// Where a packet goes.
+/// Verdict on a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Verdict {
     /// The ordinary path: the packet is not touched.
@@ -23,7 +23,7 @@ impl Verdict {
 
 macro_rules! reasons {
     ($($variant:ident = $value:literal, $name:literal, $text:literal;)*) => {
-        /// Why a packet got its verdict. Each packet has exactly one reason and each reason one counter.
+        /// Reason for a packet's verdict. Each packet has exactly one reason and each reason one counter.
         ///
         /// The numbers are the indices of the counters. They are part of the layout that an upgraded
         /// controller finds in the kernel, so a number is never given a new meaning.
@@ -94,7 +94,7 @@ impl Reason {
         }
     }
 
-    /// Whether a packet with this reason leaves by an egress, rather than by the ordinary path.
+    /// Returns whether a packet with this reason leaves by an egress, rather than by the ordinary path.
     pub const fn is_steer(self) -> bool {
         (self as u8) < Reason::Tagged as u8
             || matches!(self, Reason::KernelSource | Reason::KernelDamaged)
@@ -134,7 +134,7 @@ impl Decision {
         Decision((set as u32) << 15 | Self::SET | Self::STEER | egress | Reason::Steered as u32)
     }
 
-    /// Where the packet goes.
+    /// Returns where the packet goes.
     #[inline(always)]
     pub const fn verdict(&self) -> Verdict {
         match self.egress() {
@@ -143,7 +143,7 @@ impl Decision {
         }
     }
 
-    /// Why.
+    /// Returns why.
     #[inline(always)]
     pub const fn reason(&self) -> Reason {
         match Reason::from_number(self.reason_number()) {

@@ -76,7 +76,7 @@ impl Table {
         table
     }
 
-    /// How many entries a flow has, and how many are neither free nor anybody's.
+    /// Returns how many entries a flow has, and how many are neither free nor anybody's.
     fn entries_of(&self, key: &Key) -> (usize, usize) {
         let mut counts = (0, 0);
         for (index, entry) in (0..2).flat_map(|index| (0..ENTRIES).map(move |entry| (index, entry)))

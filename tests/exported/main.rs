@@ -212,7 +212,7 @@ fn by_get_pacfile(rows: &[Value], kind: &str, host: &str) -> &'static str {
     }
 }
 
-/// Whether a pattern with asterisks covers a text.
+/// Returns whether a pattern with asterisks covers a text.
 fn glob(pattern: &str, text: &str) -> bool {
     let mut parts = pattern.split('*');
     let first = parts.next().unwrap_or_default();

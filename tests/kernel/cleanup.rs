@@ -72,7 +72,7 @@ fn settle(lab: &Lab) -> Result<()> {
     bail!("the links do not come up")
 }
 
-/// Whether so many links, those with carrier, have their link-local address, and all IPv6 addresses have their routes: the kernel adds them a moment
+/// Returns whether so many links, those with carrier, have their link-local address, and all IPv6 addresses have their routes: the kernel adds them a moment
 /// after it was asked to.
 fn has_v6_addresses(lab: &Lab, links: usize) -> Result<bool> {
     let addresses = lab.gateway.ip("-6 -o addr show")?;
@@ -146,7 +146,7 @@ fn collect_ids(value: &Value, ids: &mut BTreeSet<u32>) {
     }
 }
 
-/// Whether the kernel has freed these programs and maps, which it does a moment after their last user has gone.
+/// Returns whether the kernel has freed these programs and maps, which it does a moment after their last user has gone.
 fn freed(programs: &[u32], maps: &[u32]) -> Result<bool> {
     for _ in 0..100 {
         let program = loaded_programs()

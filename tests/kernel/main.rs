@@ -97,7 +97,7 @@ const TOOLS: &[(&str, &str)] = &[
     ("assess_", "dnsmasq"),
 ];
 
-/// Whether a program is missing that a test runs; says so.
+/// Returns whether a program is missing that a test runs; says so.
 fn lacks_tool(name: &str) -> bool {
     let paths = std::env::var_os("PATH").unwrap_or_default();
     let is_there = |tool: &str| {
@@ -112,7 +112,7 @@ fn lacks_tool(name: &str) -> bool {
     missing.is_some()
 }
 
-/// Whether this kernel lacks what a test needs; says so.
+/// Returns whether this kernel lacks what a test needs; says so.
 fn lacks(name: &str) -> bool {
     if let Some(missing) = link_kinds::lacks(name).or_else(|| cards::lacks(name)) {
         println!("skipped: {name}: {missing}");

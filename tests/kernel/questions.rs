@@ -203,7 +203,7 @@ fn key(rng: &mut Rng, ruleset: &Ruleset) -> (Transport, u16) {
     }
 }
 
-/// Whether an address is multicast, broadcast or reserved.
+/// Returns whether an address is multicast, broadcast or reserved.
 fn is_group(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => address.octets()[0] >= 224,

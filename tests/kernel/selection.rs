@@ -57,7 +57,7 @@ pub(crate) fn remaining(tests: Vec<Test>) -> Vec<Test> {
     tests.into_iter().skip(skip).collect()
 }
 
-/// Whether a test is left out under this kernel; says so. BREAKOUT_TEST_KERNEL is `oldest` or `other` in an emulated machine
+/// Returns whether a test is left out under this kernel; says so. BREAKOUT_TEST_KERNEL is `oldest` or `other` in an emulated machine
 /// that is not asked for certain tests.
 pub(crate) fn leaves_out(name: &str) -> bool {
     let runs = match std::env::var("BREAKOUT_TEST_KERNEL").as_deref() {

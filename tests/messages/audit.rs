@@ -109,7 +109,7 @@ fn messages(path: &str, text: &str) -> Vec<Message> {
     found
 }
 
-/// Whether the tests look for a part of a message, or for so much of it that no other one is meant.
+/// Returns whether the tests look for a part of a message, or for so much of it that no other one is meant.
 fn is_looked_for(part: &str, tests: &str) -> bool {
     if part.len() <= LOOKED_FOR || !part.is_ascii() {
         return tests.contains(part);

@@ -165,7 +165,7 @@ impl Site {
 }
 
 impl Site {
-    /// Whether the controller's redirecting egress knows the MAC addresses of both next hops, as it does soon after its
+    /// Returns whether the controller's redirecting egress knows the MAC addresses of both next hops, as it does soon after its
     /// start.
     pub fn next_hops_known(&self, namespace: &Namespace) -> bool {
         let status = self.json(namespace, &["status"]).unwrap_or_default();

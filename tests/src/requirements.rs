@@ -32,7 +32,7 @@ pub fn unpacked(program: &str) -> Option<PathBuf> {
     places.find(|path| path.is_file())
 }
 
-/// Whether this kernel has at least this version.
+/// Returns whether this kernel has at least this version.
 ///
 /// # Errors
 ///

@@ -27,7 +27,7 @@ pub struct TestBench {
 /// What a program decided about one packet, by its counters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outcome {
-    /// Whether it was steered.
+    /// True if it was steered.
     pub steered: bool,
     /// Why.
     pub reason: Reason,

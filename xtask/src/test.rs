@@ -27,7 +27,7 @@ pub(crate) struct Outcome {
     pub(crate) failed: Vec<String>,
     /// How many failed by the result lines.
     pub(crate) told: usize,
-    /// Whether the lines that follow say why the last one failed.
+    /// True if the lines that follow say why the last one failed.
     pub(crate) in_report: bool,
     /// What failed at first and passed when it was run again, and how it failed.
     pub(crate) unsteady: Vec<String>,

@@ -14,7 +14,7 @@ static ASKED: Array<[QuestionWords; QUESTIONS], 1> = Array::new();
 #[btf_map]
 static ANSWERS: Array<[u32; QUESTIONS], 1> = Array::new();
 
-/// How many questions have been asked in all calls.
+/// Number of questions that have been asked in all calls.
 #[unsafe(no_mangle)]
 static mut POSITION: u32 = 0;
 

@@ -9,14 +9,14 @@ use breakout_common::frame::{Frame, FrameMut};
 use crate::questions::{address, advance};
 use crate::reader::Packet;
 
-/// What the loader fills in for all packets.
+/// Values that the loader fills in for all packets.
 #[repr(C)]
 struct Traffic {
     /// Keeps the compiler from merging this with other constants; see `breakout_common::constants`.
     guard: [u8; 8],
-    /// Where the generator sends to, and from where.
+    /// Destination and source addresses of the generator.
     macs: [u8; 12],
-    /// Where a forwarder sends to, and from where.
+    /// Destination and source addresses of a forwarder.
     forwarded: [u8; 12],
     /// The interface that a forwarder sends by.
     egress: u32,

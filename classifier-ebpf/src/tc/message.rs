@@ -8,7 +8,7 @@ use aya_ebpf::helpers::generated::{
 use breakout_common::nat::{Change, Quoted, adjusted, difference};
 use breakout_common::network::Network;
 
-/// Where things are in headers.
+/// Offsets in headers.
 const SOURCE: u32 = 12;
 const DESTINATION: u32 = 16;
 const HEADER_SUM: u32 = 10;

@@ -6,7 +6,7 @@ use breakout_common::mss::{Found, in_checksum, option};
 
 use crate::globals;
 
-/// Where the checksum is in a TCP header, and the data offset.
+/// Offsets of the checksum and of the data offset in a TCP header.
 const CHECKSUM: u32 = 16;
 const DATA_OFFSET: u32 = 12;
 const HEADER: u32 = 20;

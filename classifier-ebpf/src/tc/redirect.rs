@@ -217,7 +217,7 @@ fn largest(network: &Network, egress: &EgressWords) -> u32 {
     breakout_common::mss::largest(mtu, network.is_v6())
 }
 
-/// Where the TCP header of a packet is that opens a connection.
+/// Returns where the TCP header of a packet is that opens a connection.
 #[inline(always)]
 fn opens(packet: &Packet, network: &Network) -> Option<u32> {
     let transport = network.transport().filter(|_| network.protocol == TCP)?;

@@ -9,7 +9,7 @@ use serde_json::json;
 /// The most ranges of one named location (Microsoft Entra, "Conditional Access: network assignment").
 const RANGES: usize = 2000;
 
-/// What takes the addresses.
+/// Service that takes the addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum AddressFormat {
     /// A named location for Microsoft Graph: the body of `POST /identity/conditionalAccess/namedLocations`

@@ -28,7 +28,7 @@ const HEADERS: [u32; 2] = [40, 60];
 /// The largest segment on Ethernet over IPv4, in bytes.
 const ETHERNET: u32 = 1500;
 
-/// What all measurements have in common.
+/// Context of all measurements.
 pub(super) struct Examiner<'a, P: Fn(&str)> {
     pub(super) config: &'a Config,
     pub(super) targets: &'a Targets,

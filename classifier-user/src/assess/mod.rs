@@ -44,14 +44,14 @@ use crate::timestamp::Timestamp;
 /// The time that a stream like that of a call takes.
 pub const CALL: Duration = Duration::from_secs(10);
 
-/// What an operator chooses for one assessment.
+/// Options of one assessment.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Only this egress.
     pub egress: Option<String>,
     /// The time of the stream of media.
     pub call: Duration,
-    /// How long a connection is left idle; none to leave that out.
+    /// Time for which a connection is left idle; none to leave that out.
     pub idle: Option<Duration>,
     /// True to load metered links too.
     pub loads_metered: bool,

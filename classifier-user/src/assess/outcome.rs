@@ -62,9 +62,9 @@ pub struct Outcome {
     pub verdict: Verdict,
     /// The figure, in the unit of the test.
     pub measured: Option<f64>,
-    /// What was found, in words.
+    /// Finding in words.
     pub found: String,
-    /// What to do, if it is not good.
+    /// Advice, unless it passes.
     pub advice: Option<String>,
 }
 

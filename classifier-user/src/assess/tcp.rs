@@ -1,4 +1,4 @@
-//! What a TCP connection has agreed on with its other end: devices in the path that change SYNs show here.
+//! Options that a TCP connection agreed on with its peer: devices in the path that change SYNs show here.
 
 use std::io;
 use std::mem::{MaybeUninit, size_of};

@@ -37,10 +37,10 @@ const EXIT_CODES: &str = "Exit codes:
 #[derive(Debug, Parser)]
 #[command(name = "breakout", version, after_help = EXIT_CODES)]
 pub struct Arguments {
-    /// Where the configuration is.
+    /// Path of the configuration.
     #[command(flatten)]
     pub config: ConfigArgument,
-    /// What to do.
+    /// Command to run.
     #[command(subcommand)]
     pub command: Command,
 }
@@ -59,7 +59,7 @@ impl ConfigArgument {
         self.config.clone().unwrap_or_else(|| DEFAULT_PATH.into())
     }
 
-    /// Why there is nothing to read, if so: none was named, and the default one does not exist or is not for this user.
+    /// Returns why there is nothing to read, if so: none was named, and the default one does not exist or is not for this user.
     pub fn absence(&self) -> Option<io::Error> {
         let error = match self.config {
             Some(_) => None,
@@ -185,7 +185,7 @@ pub enum Command {
     ///
     /// Example: breakout top --interval 2s
     Top {
-        /// How often the controller is asked.
+        /// Interval at which the controller is asked.
         #[arg(long, value_name = "TIME", default_value = "1s", value_parser = turn)]
         interval: Duration,
     },
@@ -315,7 +315,7 @@ pub enum Command {
     ///
     /// Example: breakout sysdump --output case.tar.gz
     Sysdump {
-        /// Where to write it [default: breakout-sysdump-TIME.tar.gz in this directory]
+        /// Output file [default: breakout-sysdump-TIME.tar.gz in this directory]
         #[arg(long, value_name = "FILE")]
         output: Option<PathBuf>,
         /// Leave the clients' addresses in it, and put in the flows that are pinned.
@@ -359,7 +359,7 @@ pub struct Explain {
 /// `breakout export`.
 #[derive(Debug, Args)]
 pub struct Export {
-    /// What to write.
+    /// Output format.
     #[arg(long, value_enum)]
     pub format: Format,
     /// Only this rule of the policy; may be given several times.

@@ -19,7 +19,7 @@ use crate::health;
 use crate::policy::{Build, sign_in_notes};
 use crate::ruleset::{Rule, Ruleset, compile};
 
-/// What `breakout check` finds.
+/// Report of `breakout check`.
 #[derive(Serialize, JsonSchema)]
 pub(crate) struct CheckReport {
     /// The configuration file.
@@ -36,13 +36,13 @@ pub(crate) struct CheckReport {
     ruleset_hash: String,
     /// Bytes of its table.
     table_bytes: usize,
-    /// What in the lists cannot be used.
+    /// Rows and values of the lists that cannot be used.
     unusable: Vec<Unusable>,
-    /// What may be meant otherwise.
+    /// Warnings: settings that may be meant otherwise.
     warnings: Vec<String>,
-    /// What `breakout doctor` finds; nothing if it may not look.
+    /// Findings of `breakout doctor`; empty if it may not look.
     findings: Vec<Finding>,
-    /// Why this machine was not looked at, if so.
+    /// Reason why this machine was not looked at, if so.
     not_looked_at: Option<String>,
 }
 
@@ -120,7 +120,7 @@ fn print(report: &CheckReport, ruleset: &Ruleset) {
     }
 }
 
-/// What stands in the way on this machine. The configuration may be checked on another one, or without root.
+/// Returns what stands in the way on this machine. The configuration may be checked on another one, or without root.
 async fn findings(offline: &Offline) -> Result<Vec<Finding>> {
     if !nix::unistd::geteuid().is_root() {
         bail!("that needs root");

@@ -28,7 +28,7 @@ pub enum LabCommand {
 /// `breakout lab capture`.
 #[derive(Debug, Args)]
 pub struct CaptureArguments {
-    /// Where to write it.
+    /// Output file.
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
     /// Packets in all.

@@ -1,4 +1,4 @@
-//! What a person types: the command line and what each command does.
+//! Command line, and a module for each command.
 
 #[macro_use]
 mod output;

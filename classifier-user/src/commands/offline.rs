@@ -16,7 +16,7 @@ use crate::list::{Kept, List, embedded, split_name};
 use crate::ruleset::{Ruleset, Slots};
 use crate::timestamp::Timestamp;
 
-/// What a controller would put into force.
+/// Ruleset that a controller would put into force.
 pub(super) struct Offline {
     pub(super) config: Config,
     pub(super) lists: Vec<List>,

@@ -141,7 +141,7 @@ pub enum BypassCommand {
 }
 
 impl BypassCommand {
-    /// What is ordered.
+    /// Returns what is ordered.
     pub fn order(&self) -> BypassOrder {
         match self {
             BypassCommand::On { duration, .. } => BypassOrder {
@@ -155,7 +155,7 @@ impl BypassCommand {
         }
     }
 
-    /// Whether JSON is wanted.
+    /// Returns whether JSON is wanted.
     pub fn is_json(&self) -> bool {
         match self {
             BypassCommand::On { json, .. } | BypassCommand::Off { json } => *json,

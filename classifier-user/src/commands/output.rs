@@ -44,7 +44,7 @@ macro_rules! out {
     };
 }
 
-/// What [`out`] does.
+/// Writes a line for [`out`].
 pub(super) fn line(text: std::fmt::Arguments<'_>) {
     if let Err(error) = writeln!(stdout(), "{text}") {
         eprintln!("breakout: cannot write to stdout: {error}");

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{MonthlyVolume, OneOrMany, Share, Span};
 use crate::health::Target;
 
-/// How steered packets get to an egress.
+/// Mode in which steered packets get to an egress.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
@@ -36,27 +36,27 @@ pub struct EgressConfig {
     /// `route` or `redirect`, see [gateway.md](gateway.md).
     #[serde(default)]
     pub mode: Mode,
-    /// Whether XDP forwards the replies that come in by it too, with mode `redirect`. Those of flows that are translated are forwarded in
+    /// True if XDP forwards the replies that come in by it too, with mode `redirect`. Those of flows that are translated are forwarded in
     /// any case.
     #[serde(default, rename = "return")]
     pub returns: bool,
-    /// Whether steered packets get the interface's address as their source: by an nftables table of our own, and with mode `redirect`, for
+    /// True if steered packets get the interface's address as their source: by an nftables table of our own, and with mode `redirect`, for
     /// IPv4, by the programs themselves.
     #[serde(default)]
     pub masquerade: bool,
-    /// Whether DNAT and REDIRECT rules, as of a transparent proxy, are kept from steered packets. When absent, as
+    /// True if DNAT and REDIRECT rules, as of a transparent proxy, are kept from steered packets. When absent, as
     /// `masquerade` with mode `route`.
     #[serde(default)]
     pub skip_dnat: Option<bool>,
-    /// What is probed through it, as `turn:HOST:PORT`, `stun:HOST:PORT`, `icmp:HOST`, `tcp:HOST:PORT`, `tls:HOST:PORT`,
+    /// Targets that are probed through it, as `turn:HOST:PORT`, `stun:HOST:PORT`, `icmp:HOST`, `tcp:HOST:PORT`, `tls:HOST:PORT`,
     /// `http://HOST/` or `http://HOST/ STATUS`. Chosen from the list when absent; nothing if empty.
     #[serde(default)]
     #[schemars(with = "Option<Vec<String>>")]
     pub probes: Option<OneOrMany<Target>>,
-    /// Whether traffic costs money there: probes get a `probe_budget`.
+    /// True if traffic costs money there: probes get a `probe_budget`.
     #[serde(default)]
     pub metered: bool,
-    /// How much probes may send and receive there, as in `"200 MiB/month"`, which a metered egress has when absent.
+    /// Volume that probes may send and receive there, as in `"200 MiB/month"`, which a metered egress has when absent.
     #[serde(default)]
     pub probe_budget: Option<MonthlyVolume>,
     /// The provider's resolver, which `breakout assess` compares with that of the clients.
@@ -65,12 +65,12 @@ pub struct EgressConfig {
 }
 
 impl EgressConfig {
-    /// Whether steered packets are kept from DNAT and REDIRECT rules.
+    /// Returns whether steered packets are kept from DNAT and REDIRECT rules.
     pub fn skips_dnat(&self) -> bool {
         self.skip_dnat.unwrap_or_else(|| self.is_masqueraded())
     }
 
-    /// How much probes may send and receive in a month.
+    /// Returns how much probes may send and receive in a month.
     pub fn probe_budget(&self) -> Option<MonthlyVolume> {
         let default = self.metered.then_some(MonthlyVolume::OF_METERED);
         self.probe_budget.or(default)
@@ -91,11 +91,11 @@ impl EgressConfig {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct HealthConfig {
-    /// How often TURN, STUN and ICMP probes are sent, all targets of an egress and address family together.
+    /// Interval at which TURN, STUN and ICMP probes are sent, all targets of an egress and address family together.
     pub interval: Span,
-    /// How often each TCP, TLS and HTTP target is probed.
+    /// Interval at which each TCP, TLS and HTTP target is probed.
     pub slow_interval: Span,
-    /// How long an egress must have been good before it is used again.
+    /// Time for which an egress must have been good before it is used again.
     pub hold_down: Span,
     /// Media leaves an egress that loses this share of its probes, and comes back below half of it.
     pub media_loss: Share,
@@ -128,7 +128,7 @@ impl Default for HealthConfig {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct PinningConfig {
-    /// Whether established flows stay on their way while it works.
+    /// True if established flows stay on their way while it works.
     pub enabled: bool,
     /// For how many flows there is room for certain; up to twice as many are remembered where they find it.
     pub size: u32,

@@ -21,7 +21,7 @@ pub struct ListConfig {
     pub instance: OneOrMany<String>,
     /// The web service or a mirror of it (a URL), a file that is watched (a path), or `builtin`.
     pub source: String,
-    /// Whether a source without TLS (`http://`) may be used: anybody on the way there can change the lists.
+    /// True if a source without TLS (`http://`) may be used: anybody on the way there can change the lists.
     pub insecure: bool,
     /// A response of the web service that is used as it is, instead of a source.
     pub file: Option<PathBuf>,
@@ -31,25 +31,25 @@ pub struct ListConfig {
     pub proxy: Option<String>,
     /// The interface to fetch by; without it the one that the routes lead to.
     pub interface: Option<String>,
-    /// How often the version is asked for: not below an hour from Microsoft's own service.
+    /// Interval at which the version is asked for: not below an hour from Microsoft's own service.
     pub interval: Span,
     /// Only these service areas; all without.
     pub service_areas: OneOrMany<String>,
     /// The tenant's name, for names in URLs.
     pub tenant: Option<String>,
-    /// Whether IPv6 prefixes are asked for.
+    /// True if IPv6 prefixes are asked for.
     pub ipv6: bool,
-    /// Whether lists that pass judgement are applied at once (`auto`), or wait for `breakout apply` (`manual`).
+    /// `auto` applies lists that pass validation at once; `manual` has them wait for `breakout apply`.
     pub apply: Apply,
-    /// How long prefixes and ports that Microsoft has withdrawn are kept up.
+    /// Time for which prefixes and ports that Microsoft has withdrawn are kept up.
     pub grace: Span,
-    /// How many lists, and how many rulesets, are kept.
+    /// Number of lists, and of rulesets, that are kept.
     pub keep: usize,
     /// From what age on a list counts as stale.
     pub stale_after: Span,
     /// The largest share of the addresses that are steered, or of the addresses and ports of a set, that may go at once.
     pub max_removed: Share,
-    /// What becomes of a list that steers networks which are not known to be Microsoft's: `refuse` it, or `allow` it, as for a
+    /// Treatment of a list that steers networks which are not known to be Microsoft's: `refuse` it, or `allow` it, as for a
     /// mirror with a list of its own.
     pub unknown_networks: UnknownNetworks,
     /// The shortest IPv4 prefix that is believed.
@@ -58,7 +58,7 @@ pub struct ListConfig {
     pub shortest_v6: u8,
 }
 
-/// What becomes of a list that passes judgement.
+/// Treatment of a list that passes validation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Apply {
@@ -69,7 +69,7 @@ pub enum Apply {
     Manual,
 }
 
-/// What becomes of a list that steers networks which are not known to be Microsoft's.
+/// Treatment of a list that steers networks which are not known to be Microsoft's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum UnknownNetworks {
@@ -80,7 +80,7 @@ pub enum UnknownNetworks {
     Allow,
 }
 
-/// Where lists come from.
+/// Source of lists.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ListSource {
     /// The web service or a mirror, by its base URL without a slash at the end.
@@ -89,7 +89,7 @@ pub enum ListSource {
     Watched(PathBuf),
     /// A file that is used as it is.
     Fixed(PathBuf),
-    /// What is built in.
+    /// Built-in list.
     BuiltIn,
 }
 
@@ -126,7 +126,7 @@ impl ListConfig {
         names.filter_map(|name| Instance::from_name(name)).collect()
     }
 
-    /// Where the lists come from.
+    /// Returns where the lists come from.
     pub fn list_source(&self) -> ListSource {
         if let Some(file) = &self.file {
             return ListSource::Fixed(file.clone());
@@ -143,13 +143,13 @@ impl ListConfig {
         ListSource::Watched(self.source.clone().into())
     }
 
-    /// Whether the source is a URL with this scheme, whose case does not matter (RFC 3986, section 3.1).
+    /// Returns whether the source is a URL with this scheme, whose case does not matter (RFC 3986, section 3.1).
     fn has_scheme(&self, scheme: &str) -> bool {
         let found = self.source.split_once("://");
         found.is_some_and(|(found, _)| found.eq_ignore_ascii_case(scheme))
     }
 
-    /// Whether lists are fetched without TLS.
+    /// Returns whether lists are fetched without TLS.
     pub fn is_plain(&self) -> bool {
         self.file.is_none() && self.has_scheme("http")
     }

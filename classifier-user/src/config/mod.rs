@@ -25,17 +25,17 @@ pub use policy::{Class, CustomConfig, Failback, PolicyConfig};
 pub use preference::{PASS, Preference};
 pub use values::{MonthlyVolume, OneOrMany, Ports, Share, Span};
 
-/// Where the configuration is looked for when none is named.
+/// Default path of the configuration.
 pub const DEFAULT_PATH: &str = "/etc/breakout/breakout.toml";
 
 /// Everything an operator can set.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Whether everything is decided and counted, but nothing steered.
+    /// True if everything is decided and counted, but nothing steered.
     #[serde(default)]
     pub shadow: bool,
-    /// Which lists are used, and how they are followed.
+    /// Lists, and how they are updated.
     #[serde(default)]
     pub list: ListConfig,
     /// The interfaces where the clients are.
@@ -44,13 +44,13 @@ pub struct Config {
     /// The ways out, by name.
     #[serde(default)]
     pub egress: BTreeMap<String, EgressConfig>,
-    /// When an egress is good enough.
+    /// Limits at which an egress is good enough.
     #[serde(default)]
     pub health: HealthConfig,
-    /// Whether flows stay where they are.
+    /// Table of flows that stay on their path.
     #[serde(default)]
     pub pinning: PinningConfig,
-    /// What is steered, for whom, and where to. Without any, Optimize goes to the egress `local`.
+    /// Rules: what is steered, for whom, and to which egress. Without any, Optimize goes to the egress `local`.
     #[serde(default)]
     pub policy: Vec<PolicyConfig>,
     /// Endpoint sets of the operator's own.
@@ -65,10 +65,10 @@ pub struct Config {
     /// Whom `breakout assess` asks.
     #[serde(default)]
     pub assess: AssessConfig,
-    /// Where metrics are served besides the control socket.
+    /// Additional address for metrics, besides the control socket.
     #[serde(default)]
     pub metrics: MetricsConfig,
-    /// Where state is kept.
+    /// State directory.
     #[serde(default)]
     pub state: State,
 }
@@ -79,7 +79,7 @@ pub struct Config {
 pub struct Lan {
     /// An interface where clients are: an Ethernet, or a tunnel of IP packets.
     pub interface: String,
-    /// How XDP is attached if an egress has mode `redirect`: `native`, or `generic` for tests.
+    /// Mode of XDP if an egress has mode `redirect`: `native`, or `generic` for tests.
     #[serde(default)]
     pub xdp: XdpAttach,
 }
@@ -89,7 +89,7 @@ pub fn lan_number(place: usize) -> u8 {
     u8::try_from(place.min(MAX_GROUPS as usize)).unwrap_or(u8::MAX)
 }
 
-/// How an XDP program is attached.
+/// Mode in which an XDP program is attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum XdpAttach {
@@ -132,7 +132,7 @@ pub struct MetricsConfig {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct State {
-    /// What survives a restart; also names the directory of the pins.
+    /// State that survives a restart; also names the directory of the pins.
     pub directory: PathBuf,
 }
 
@@ -171,7 +171,7 @@ impl Config {
         self.egress.keys().next().map_or("local", String::as_str)
     }
 
-    /// What the rules prefer, each once; without rules the default egress.
+    /// Returns what the rules prefer, each once; without rules the default egress.
     pub fn preferences(&self) -> Vec<Preference> {
         let rules = self.policy.iter().map(|rule| rule.action.clone());
         let mut preferences: Vec<Preference> = rules.filter(|action| !action.is_pass()).collect();
@@ -183,7 +183,7 @@ impl Config {
         preferences
     }
 
-    /// Whether any egress is in redirect mode.
+    /// Returns whether any egress is in redirect mode.
     pub fn needs_xdp(&self) -> bool {
         self.egress
             .values()

@@ -11,7 +11,7 @@ use crate::memory;
 /// Memory that a byte of the file takes, where it is one of a long array of prefixes: up to the table in the kernel.
 const MEMORY_PER_BYTE: u64 = 40;
 
-/// Why a configuration cannot be used.
+/// Error that makes a configuration unusable.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file could not be read.
@@ -19,7 +19,7 @@ pub enum ConfigError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// Error of the system.
         error: io::Error,
     },
     /// The file is no valid TOML, or has a key or value that means nothing.
@@ -29,7 +29,7 @@ pub enum ConfigError {
         name: String,
         /// The line of the mistake, from 1 on.
         line: usize,
-        /// What is wrong, and the nearest key there is.
+        /// Message, with the nearest key there is.
         message: String,
     },
     /// The values contradict each other or the world.
@@ -37,7 +37,7 @@ pub enum ConfigError {
     Invalid {
         /// The file.
         name: String,
-        /// What is wrong.
+        /// Message.
         message: String,
     },
 }
@@ -84,7 +84,7 @@ pub fn parse(text: &str, name: &str) -> Result<Config, ConfigError> {
     Ok(config)
 }
 
-/// What can be read of a configuration file that is broken elsewhere: where its controller listens, and where that keeps what; by
+/// Returns what can be read of a configuration file that is broken elsewhere: where its controller listens, and where that keeps what; by
 /// default otherwise.
 pub fn places_of(path: &Path) -> Config {
     let text = fs::read_to_string(path).unwrap_or_default();

@@ -12,7 +12,7 @@ use super::{OneOrMany, Ports, Preference, Share, Span};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PolicyConfig {
-    /// What status, plan and explain call it.
+    /// Name in status, plan and explain.
     #[serde(default)]
     pub name: Option<String>,
     /// Instances it is about.
@@ -54,22 +54,22 @@ pub struct PolicyConfig {
     pub share: Option<Share>,
     /// The egress to steer to, several in order of preference, several with weights, or `pass`.
     pub action: Preference,
-    /// Whether its flows stay on the way they took (`soft`), or take what is best at any time (`hard`).
+    /// `soft`: its flows keep their current path; `hard`: the path is re-evaluated for every packet.
     #[serde(default)]
     pub failback: Failback,
-    /// Whether an egress must be good enough for `media` or for `standard` traffic. Sets with Teams' media ports are media
+    /// Class for which an egress must be good enough: `media` or `standard`. Sets with Teams' media ports are media
     /// when absent.
     #[serde(default)]
     pub class: Option<Class>,
     /// Decides and counts, but steers nothing.
     #[serde(default)]
     pub shadow: bool,
-    /// How long it goes on for what Microsoft no longer publishes, if not as long as `[list] grace`.
+    /// Time for which it goes on for what Microsoft no longer publishes, if not as long as `[list] grace`.
     #[serde(default)]
     pub grace: Option<Span>,
 }
 
-/// What becomes of flows when their rule's preferred egress is back.
+/// Behaviour of flows when their rule's preferred egress is back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Failback {
@@ -80,7 +80,7 @@ pub enum Failback {
     Hard,
 }
 
-/// What kind of traffic it is.
+/// Class of traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Class {

@@ -1,4 +1,4 @@
-//! Which egress a rule prefers: one, several in order, or several with weights.
+//! Egress preference of a rule: one, several in order, or several with weights.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -7,7 +7,7 @@ use std::fmt;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
-/// What stands in `action` for the ordinary path.
+/// Word for the ordinary path in `action`.
 pub const PASS: &str = "pass";
 
 /// `action` of a rule.
@@ -27,7 +27,7 @@ pub enum Preference {
 }
 
 impl Preference {
-    /// Whether it is the ordinary path.
+    /// Returns whether it is the ordinary path.
     pub fn is_pass(&self) -> bool {
         *self == Preference::One(PASS.to_owned())
     }

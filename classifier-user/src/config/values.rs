@@ -154,7 +154,7 @@ impl Share {
         f64::from(self.0) / f64::from(WHOLE)
     }
 
-    /// Whether `part` of `whole` is more than this share.
+    /// Returns whether `part` of `whole` is more than this share.
     pub fn is_exceeded(self, part: u128, whole: u128) -> bool {
         part.saturating_mul(WHOLE.into()) > whole.saturating_mul(self.0.into())
     }

@@ -1,4 +1,4 @@
-//! What changes, or would change, and the orders to change something.
+//! Changes, made or planned, and the orders that make them.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ListSummary;
 
-/// What is different between two rulesets.
+/// Difference between two rulesets.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RulesetDelta {
     /// The endpoint sets that differ.
@@ -19,7 +19,7 @@ pub struct RulesetDelta {
     pub steered_v6: (u64, u64),
 }
 
-/// What is different about one endpoint set.
+/// Difference of one endpoint set.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RuleDelta {
     /// The set, as in `Worldwide 11`.
@@ -30,7 +30,7 @@ pub struct RuleDelta {
     pub change: String,
     /// Category, before and since, if they differ.
     pub category: Option<(String, String)>,
-    /// What the policy says, before and since, if they differ: rule and action, in their order.
+    /// Policy before and after, if they differ: rule and action, in their order.
     pub policy: Option<(Vec<String>, Vec<String>)>,
     /// Ports, before and since, if they differ.
     pub ports: Option<(Vec<String>, Vec<String>)>,
@@ -42,7 +42,7 @@ pub struct RuleDelta {
     pub removed: Vec<IpNet>,
 }
 
-/// What a change did.
+/// Outcome of a change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Reloaded {
     /// The generation before.
@@ -53,28 +53,28 @@ pub struct Reloaded {
     pub from_hash: String,
     /// The ruleset's hash now.
     pub to_hash: String,
-    /// Whether what is matched, or what is done with it, has changed.
+    /// True if what is matched, or what is done with it, has changed.
     pub changed: bool,
     /// The list of the first instance that is now in use.
     pub list: ListSummary,
     /// The lists of all instances.
     pub lists: Vec<ListSummary>,
-    /// What is different.
+    /// Difference.
     pub delta: RulesetDelta,
-    /// What else is to be said.
+    /// Further notes.
     pub notes: Vec<String>,
 }
 
-/// What would change.
+/// Planned change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Plan {
-    /// Why anything would: an edited configuration, a list that waits.
+    /// Reason why anything would: an edited configuration, a list that waits.
     pub causes: Vec<String>,
     /// The ruleset's hash now.
     pub from_hash: String,
     /// The ruleset's hash then.
     pub to_hash: String,
-    /// What would be different.
+    /// Difference that would result.
     pub delta: RulesetDelta,
 }
 
@@ -99,7 +99,7 @@ pub enum ListOrder {
 /// `breakout bypass`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct BypassOrder {
-    /// Whether steering is to be switched off.
+    /// True if steering is to be switched off.
     pub on: bool,
     /// For how long; until further notice without.
     pub duration: Option<Duration>,

@@ -23,11 +23,11 @@ use super::{
 use crate::exit::{Code, WithCode};
 use crate::explain::{Explanation, Query};
 
-/// How long a controller may take for an order. A reload of a large list takes seconds, a fetch up to minutes.
+/// Time that a controller may take for an order. A reload of a large list takes seconds, a fetch up to minutes.
 const TIMEOUT: Duration = Duration::from_secs(300);
-/// How long it may take for an answer, also while it carries an order out.
+/// Time that it may take for an answer, also while it carries an order out.
 const ANSWER: Duration = Duration::from_secs(60);
-/// What is an order.
+/// Paths of orders, which change something.
 const ORDERS: [&str; 5] = [
     "/v1/reload",
     "/v1/apply",
@@ -36,7 +36,7 @@ const ORDERS: [&str; 5] = [
     "/v1/list/change",
 ];
 
-/// Why a controller cannot be asked.
+/// Error of a request to a controller.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Nobody listens.
@@ -46,7 +46,7 @@ pub enum ClientError {
     NotRunning {
         /// The socket.
         socket: PathBuf,
-        /// What the system said.
+        /// Error of the system.
         error: io::Error,
     },
     /// The socket is not for this user.
@@ -72,7 +72,7 @@ pub struct Client {
     sender: http1::SendRequest<Full<Bytes>>,
 }
 
-/// What the controller answers, unless it takes longer.
+/// Returns what the controller answers, unless it takes longer.
 ///
 /// # Errors
 ///
@@ -109,7 +109,7 @@ impl Client {
         Ok(Client { sender })
     }
 
-    /// What the controller is doing.
+    /// Returns what the controller is doing.
     ///
     /// # Errors
     ///
@@ -136,7 +136,7 @@ impl Client {
         self.request(Method::GET, "/v1/list", &()).await
     }
 
-    /// Why a flow goes where it goes.
+    /// Returns why a flow goes where it goes.
     ///
     /// # Errors
     ///
@@ -164,7 +164,7 @@ impl Client {
         self.request(Method::POST, "/v1/reload", &()).await
     }
 
-    /// What a reload and the lists that wait would change.
+    /// Returns what a reload and the lists that wait would change.
     ///
     /// # Errors
     ///
@@ -191,7 +191,7 @@ impl Client {
         self.request(Method::POST, "/v1/bypass", &order).await
     }
 
-    /// What has happened.
+    /// Returns what has happened.
     ///
     /// # Errors
     ///

@@ -11,16 +11,16 @@ use hyper_util::service::TowerToHyperService;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
-/// What a client may have. Each connection is a descriptor, of which the controller needs others.
+/// Limits of one client. Each connection is a descriptor, of which the controller needs others.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
     /// Connections at a time. The next one takes the place of the oldest, so that idle ones keep nobody out.
     pub(super) connections: usize,
-    /// How long a connection may wait for a whole request.
+    /// Time for which a connection may wait for a whole request.
     pub(super) request: Duration,
-    /// How long it may last.
+    /// Time that it may last.
     pub(super) lifetime: Duration,
-    /// Whether further requests may follow the first one.
+    /// True if further requests may follow the first one.
     pub(super) keep_alive: bool,
 }
 

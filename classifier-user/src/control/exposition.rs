@@ -1,4 +1,4 @@
-//! How metrics are written: OpenMetrics, or the older text format of Prometheus.
+//! Formats of metrics: OpenMetrics, or the older text format of Prometheus.
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use super::metrics::Snapshot;
 
-/// How the metrics are written.
+/// Format of metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Exposition {
     /// OpenMetrics 1.0, which Prometheus asks for.
@@ -19,7 +19,7 @@ pub(super) enum Exposition {
 }
 
 impl Exposition {
-    /// What an Accept header asks for.
+    /// Returns what an Accept header asks for.
     pub(super) fn wanted(accept: &str) -> Self {
         if accept.contains("application/openmetrics-text") {
             Exposition::OpenMetrics

@@ -15,7 +15,7 @@ pub struct EventsQuery {
     pub after: u64,
 }
 
-/// What has happened.
+/// Events.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct EventsReport {
     /// The oldest first.
@@ -39,13 +39,13 @@ pub struct ForgetOrder {
 /// Pinned flows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FlowsReport {
-    /// Whether flows are pinned.
+    /// True if flows are pinned.
     pub enabled: bool,
-    /// How many flows are pinned now.
+    /// Number of flows that are pinned now.
     pub pinned: usize,
-    /// How many clients' media has a way now, which takes a pin too.
+    /// Number of clients whose media has a path now, which takes a pin too.
     pub clients: usize,
-    /// How many pins there can be.
+    /// Number of pins that there is room for.
     pub size: u32,
     /// Those with the latest packets.
     pub flows: Vec<PinnedFlow>,

@@ -15,13 +15,13 @@ pub struct ListSummary {
     pub instance: String,
     /// Microsoft's version, where it is known.
     pub version: Option<String>,
-    /// Where it came from.
+    /// Source.
     pub source: String,
     /// Endpoint sets in it.
     pub sets: usize,
     /// The hash of its content.
     pub hash: String,
-    /// What in it cannot be used.
+    /// Number of rows and values in it that cannot be used.
     pub problems: usize,
     /// Parts of earlier lists that are kept up in their grace time.
     pub withdrawn: usize,
@@ -39,9 +39,9 @@ pub struct ListReport {
     pub lists: Vec<ListSummary>,
     /// Their endpoint sets.
     pub endpoint_sets: Vec<ListedSet>,
-    /// What in it cannot be used.
+    /// Rows and values in it that cannot be used.
     pub unusable: Vec<Unusable>,
-    /// What is announced for later.
+    /// Additions that are announced for later.
     pub pending_additions: Vec<PendingReport>,
 }
 
@@ -50,13 +50,13 @@ pub struct ListReport {
 pub struct PendingReport {
     /// The instance.
     pub instance: String,
-    /// What, and for when.
+    /// Addition, and the time from which it is used.
     #[serde(flatten)]
     pub pending: Pending,
 }
 
 impl PendingReport {
-    /// What of a list is announced for later.
+    /// Returns what of a list is announced for later.
     pub fn of(list: &List) -> impl Iterator<Item = PendingReport> {
         list.pending_at(Timestamp::now())
             .map(|pending| PendingReport {
@@ -66,12 +66,12 @@ impl PendingReport {
     }
 }
 
-/// What `breakout list pending` prints.
+/// Output of `breakout list pending`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PendingList {
-    /// What is announced for later, and in force already.
+    /// Additions that are announced for later and already in force.
     pub pending: Vec<PendingReport>,
-    /// What is withdrawn, and in its grace time.
+    /// Sets that are withdrawn and still steered for the grace period.
     pub withdrawn: Vec<ListedSet>,
 }
 
@@ -86,22 +86,22 @@ pub struct KeptReport {
     pub version: Option<String>,
     /// The hash of its content.
     pub hash: String,
-    /// Where it came from.
+    /// Source.
     pub source: String,
-    /// When.
+    /// Time.
     pub fetched: Timestamp,
-    /// Whether it is in force.
+    /// True if it is in force.
     pub in_force: bool,
     /// `passed`, `refused` or `accepted` in spite of the judge.
     pub outcome: String,
-    /// Why it was refused, if so.
+    /// Reason why it was refused, if so.
     pub why: Option<String>,
-    /// When an operator accepted it, if so.
+    /// Time at which an operator accepted it, if so.
     pub accepted: Option<Timestamp>,
 }
 
 impl KeptReport {
-    /// What became of a list.
+    /// Returns what became of a list.
     pub fn of(record: &Record, in_force: bool) -> Self {
         let is_passed = record.failure.is_none() && record.judgement.is_passed();
         let outcome = match (is_passed, record.is_good()) {
@@ -124,14 +124,14 @@ impl KeptReport {
     }
 }
 
-/// What a look at the source has brought.
+/// Result of a look at the source.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FetchReport {
     /// By instance.
     pub instances: Vec<Fetching>,
 }
 
-/// What a look at the source has brought for an instance.
+/// Result of a look at the source for an instance.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Fetching {
     /// The instance.
@@ -142,9 +142,9 @@ pub struct Fetching {
     pub version: Option<String>,
     /// The version that was fetched, or the start of its hash.
     pub fetched: Option<String>,
-    /// Why it was refused, waits or failed.
+    /// Reason why it was refused, waits or failed.
     pub why: Option<String>,
-    /// What stands out in the list that was fetched.
+    /// Findings about the list that was fetched.
     pub findings: Vec<Finding>,
 }
 
@@ -208,12 +208,12 @@ pub struct Unusable {
     pub instance: String,
     /// The endpoint set's id, if it can be read.
     pub id: Option<u32>,
-    /// What is wrong with it.
+    /// Message.
     pub problem: String,
 }
 
 impl Unusable {
-    /// What of a list cannot be used.
+    /// Returns what of a list cannot be used.
     pub fn of(list: &List) -> impl Iterator<Item = Unusable> {
         list.problems.iter().map(|problem| Unusable {
             instance: list.instance.to_string(),

@@ -23,9 +23,9 @@ pub struct Snapshot {
     pub pinned_flows: u64,
     /// Clients whose media has a way now, which takes a pin too.
     pub pinned_clients: u64,
-    /// How many pins there can be.
+    /// Number of pins that there is room for.
     pub pins_size: u64,
-    /// What has happened to pins, by [`PinEvent`](breakout_common::path::PinEvent).
+    /// Events of pins, by [`PinEvent`](breakout_common::path::PinEvent).
     pub pin_events: [u64; PIN_EVENTS],
 }
 

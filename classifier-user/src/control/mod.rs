@@ -29,7 +29,7 @@ pub use status::{
     WayOut,
 };
 
-/// What a command asks of the controller.
+/// Request of a command to the controller.
 #[derive(Debug)]
 pub enum Request {
     /// `GET /v1/status`
@@ -62,10 +62,10 @@ pub enum Request {
     ChangeList(ListOrder, Reply<Reloaded>),
 }
 
-/// Where the answer goes.
+/// Channel for the answer.
 pub type Reply<T> = oneshot::Sender<anyhow::Result<T>>;
 
-/// What the socket answers when something failed.
+/// Answer of the socket when something failed.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Failure {
     error: String,

@@ -226,7 +226,7 @@ async fn ask<T: Serialize>(
     }
 }
 
-/// What the controller answers, or the response that says why it does not.
+/// Returns what the controller answers, or the response that says why it does not.
 async fn answer<T>(
     requests: Requests,
     request: impl FnOnce(Reply<T>) -> Request,

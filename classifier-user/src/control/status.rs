@@ -1,4 +1,4 @@
-//! What the controller is doing, and what it has counted.
+//! State and counters of the controller.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -14,7 +14,7 @@ use crate::health::Standing;
 use crate::ruleset::Rule;
 use crate::timestamp::Timestamp;
 
-/// What the controller is doing.
+/// State of the controller.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Status {
     /// The controller's version.
@@ -23,15 +23,15 @@ pub struct Status {
     pub pid: u32,
     /// Seconds since it started.
     pub uptime_seconds: u64,
-    /// Whether it took over from an earlier controller.
+    /// True if it took over from an earlier controller.
     pub adopted: bool,
     /// The configuration file.
     pub config: String,
-    /// What an operator should look at; nothing if all is well.
+    /// Alerts that an operator should look at; empty if all is well.
     pub alerts: Vec<String>,
     /// The ruleset in force.
     pub ruleset: RulesetStatus,
-    /// Whether the whole policy is only shown.
+    /// True if the whole policy is only shown.
     pub shadow: bool,
     /// If steering is switched off for a time.
     pub bypass: Option<BypassStatus>,
@@ -39,7 +39,7 @@ pub struct Status {
     pub list: ListSummary,
     /// The lists of all instances.
     pub lists: Vec<ListSummary>,
-    /// How the lists are followed; none that are used as they are.
+    /// Update status of the lists; none for lists that are used unvalidated.
     pub follow: Vec<FollowStatus>,
     /// The LAN interfaces.
     pub lan: Vec<LanStatus>,
@@ -79,16 +79,16 @@ pub struct BypassStatus {
     pub until: Option<Timestamp>,
 }
 
-/// How the list of an instance is followed.
+/// Update status of an instance's list.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FollowStatus {
     /// The instance.
     pub instance: String,
-    /// Where it comes from.
+    /// Source.
     pub source: String,
     /// Seconds since the list was last known to be the newest.
     pub age_seconds: Option<u64>,
-    /// Whether that is longer ago than `[list] stale_after`.
+    /// True if that is longer ago than `[list] stale_after`.
     pub is_stale: bool,
     /// The last attempt.
     pub last_attempt: Option<Timestamp>,
@@ -96,9 +96,9 @@ pub struct FollowStatus {
     pub last_success: Option<Timestamp>,
     /// Attempts that have failed since.
     pub failures: u32,
-    /// Why the last one failed, if it did.
+    /// Reason why the last one failed, if it did.
     pub last_error: Option<String>,
-    /// When the next one is due.
+    /// Time at which the next one is due.
     pub next: Option<Timestamp>,
     /// Since when later lists wait, after a rollback.
     pub held: Option<Timestamp>,
@@ -117,7 +117,7 @@ pub struct FollowStatus {
 pub struct RefusedList {
     /// Its version, or the start of its hash.
     pub version: String,
-    /// Why.
+    /// Reason.
     pub why: String,
     /// The list before, if that was refused as well and this one agrees with it.
     #[serde(default)]
@@ -154,12 +154,12 @@ impl From<&Rule> for SetReport {
 pub struct LanStatus {
     /// Its name.
     pub interface: String,
-    /// How the XDP program is attached: `native`, `generic`, or not.
+    /// Mode of the XDP program: `native` or `generic`; none if it is not attached.
     pub xdp: Option<String>,
-    /// Why XDP is not attached, where the interface has refused it. TC does all of the work there.
+    /// Reason why XDP is not attached, where the interface has refused it. TC does all of the work there.
     #[serde(default)]
     pub why_no_xdp: Option<String>,
-    /// Why nothing is steered from the LAN interfaces, if so.
+    /// Reason why nothing is steered from the LAN interfaces, if so.
     pub problem: Option<String>,
 }
 
@@ -168,19 +168,19 @@ pub struct LanStatus {
 pub struct ProgramStatus {
     /// The interface.
     pub interface: String,
-    /// What it is: `xdp`, `tc`, `answers` (TC, notes which flows are answered), or `replies` (TC on an egress, takes replies of translated
+    /// Hook: `xdp`, `tc`, `answers` (TC, notes which flows are answered), or `replies` (TC on an egress, takes replies of translated
     /// flows).
     pub hook: String,
-    /// Whether it is attached there still; if not, somebody has detached it, or replaced it by another one.
+    /// True if it is attached there still; if not, somebody has detached it, or replaced it by another one.
     pub in_place: bool,
 }
 
 /// The flows that the programs translate.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct NatStatus {
-    /// How many have a public port.
+    /// Number of flows that have a public port.
     pub flows: usize,
-    /// How many flows to one remote address and port can have one, of TCP and of UDP.
+    /// Number of flows to one remote address and port that can have one, of TCP and of UDP.
     pub ports: u32,
     /// The remote address and port that is nearest to having no public port left.
     pub busiest: Option<BusiestRemote>,
@@ -195,7 +195,7 @@ pub struct BusiestRemote {
     pub remote: SocketAddrV4,
     /// Its flows.
     pub flows: u32,
-    /// How many of the public ports that it can have are taken, by its flows and those of others with which it shares them.
+    /// Number of its possible public ports that are taken, by its flows and those of others with which it shares them.
     pub ports_used: u32,
 }
 
@@ -206,7 +206,7 @@ pub struct EgressStatus {
     pub interface: String,
     /// `route` or `redirect`.
     pub mode: String,
-    /// Whether steered packets get its address.
+    /// True if steered packets get its address.
     pub masquerade: bool,
     /// The public address that the programs give IPv4 flows in redirect mode.
     pub public_address: Option<Ipv4Addr>,
@@ -214,11 +214,11 @@ pub struct EgressStatus {
     pub v4: WayOut,
     /// The way out for IPv6.
     pub v6: WayOut,
-    /// Why there is no way out, if so.
+    /// Reason why there is no way out, if so.
     pub problem: Option<String>,
-    /// Which program forwards in redirect mode: `xdp`, or `tc`.
+    /// Program that forwards in redirect mode: `xdp` or `tc`.
     pub hook: Option<String>,
-    /// Why that is not XDP, if so.
+    /// Reason why that is not XDP, if so.
     pub why_tc: Option<String>,
     /// In route mode the firewall mark and mask, as `ip rule` writes them.
     pub mark: Option<String>,
@@ -229,13 +229,13 @@ pub struct EgressStatus {
 /// The way out for one address family.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct WayOut {
-    /// Whether packets are steered there.
+    /// True if packets are steered there.
     pub up: bool,
     /// The next hop; none on a point-to-point link.
     pub gateway: Option<String>,
     /// The next hop's MAC address, if it is known.
     pub mac: Option<String>,
-    /// How good it is; none before it was looked at.
+    /// Health; none before it was looked at.
     pub standing: Option<Standing>,
 }
 
@@ -248,7 +248,7 @@ pub struct Stats {
     pub reasons: Vec<ReasonCount>,
     /// By endpoint set in force.
     pub endpoint_sets: Vec<SetCount>,
-    /// What came back by egresses with `return = true`, and to translated flows.
+    /// Replies by egresses with `return = true`, and to translated flows.
     pub replies: RepliesCount,
 }
 
@@ -271,12 +271,12 @@ pub struct ReasonCount {
     /// Packets and bytes.
     #[serde(flatten)]
     pub count: Count,
-    /// What it means.
+    /// Meaning.
     pub description: String,
 }
 
 impl ReasonCount {
-    /// What was counted for a reason.
+    /// Returns what was counted for a reason.
     pub fn of(reason: Reason, count: Count) -> Self {
         ReasonCount {
             reason: reason.name().to_owned(),

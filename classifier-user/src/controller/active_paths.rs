@@ -19,13 +19,13 @@ use crate::links::Fact;
 /// Facts that are remembered while the controller looks at the egresses.
 const REMEMBERED: usize = 1024;
 
-/// What is to be chosen from, and by which limits.
+/// Preferences to choose from, and the limits that apply.
 #[derive(Clone)]
 pub(super) struct Intent {
     pub(super) config: Config,
     /// The index of each preference, by its text.
     pub(super) preferences: BTreeMap<String, u8>,
-    /// What is probed where the configuration names nothing.
+    /// Targets that are probed where the configuration names none.
     pub(super) targets: Vec<Target>,
 }
 
@@ -39,24 +39,24 @@ pub(super) struct ActivePaths {
     published: Paths,
     /// The epoch of the table, which none before it had: what pins remember must mean the same for ever.
     epoch: u32,
-    /// Where the table is published, once there is an installation.
+    /// Maps in which the table is published, once there is an installation.
     maps: Option<PathMaps>,
     /// The latest facts, and how many there were before them.
     facts: VecDeque<Fact>,
     forgotten: u64,
     news: News,
-    /// Why the table could not be published last.
+    /// Reason why the table could not be published last.
     problem: Option<String>,
 }
 
-/// What the controller has to do after the fail-over thread.
+/// Work that the fail-over thread leaves to the controller.
 #[derive(Default)]
 pub(super) struct News {
     /// Egresses whose state has changed.
     pub(super) changes: Vec<Changed>,
     /// The table before the choices changed.
     pub(super) before: Option<PathTable>,
-    /// Whether links, neighbours or addresses have changed.
+    /// True if links, neighbours or addresses have changed.
     pub(super) look: bool,
 }
 
@@ -343,7 +343,7 @@ impl ActivePaths {
         (before, published)
     }
 
-    /// Whether there is something for the controller to do.
+    /// Returns whether there is something for the controller to do.
     pub(super) fn has_news(&self) -> bool {
         !self.news.changes.is_empty() || self.news.before.is_some() || self.news.look
     }
@@ -354,7 +354,7 @@ impl ActivePaths {
     }
 }
 
-/// What changes with an installation.
+/// State that changes with an installation.
 pub(super) struct Exchanged {
     pub(super) intent: Intent,
     pub(super) egresses: Vec<EgressState>,
@@ -362,7 +362,7 @@ pub(super) struct Exchanged {
     pub(super) maps: Option<PathMaps>,
     /// The number of the first fact that the egresses do not know of.
     pub(super) since: u64,
-    /// What was known of the egresses' health, if that is to be gone back to.
+    /// Health of the egresses before, if that is to be restored.
     pub(super) knowledge: Option<Knowledge>,
 }
 

@@ -21,13 +21,13 @@ pub(super) struct Applied {
     pub(super) generation: u32,
     /// Its hash.
     pub(super) hash: String,
-    /// When it was put into force.
+    /// Time of activation.
     pub(super) at: Timestamp,
     /// The time that grace times were reckoned from.
     pub(super) as_of: Timestamp,
-    /// Who put it into force.
+    /// Originator of the activation.
     pub(super) who: Who,
-    /// Why.
+    /// Reason.
     pub(super) why: String,
     /// The lists.
     pub(super) lists: Vec<AppliedList>,
@@ -46,12 +46,12 @@ pub(super) struct AppliedList {
     pub(super) version: Option<String>,
     /// The hash of its content.
     pub(super) hash: String,
-    /// What of earlier lists was kept up.
+    /// Sets of earlier lists that were still steered.
     pub(super) withdrawn: Vec<EndpointSet>,
 }
 
 impl Applied {
-    /// Whether a person means it by the version of a list, or by the start of a list's or its own hash.
+    /// Returns whether a person means it by the version of a list, or by the start of a list's or its own hash.
     pub(super) fn is_called(&self, name: &str) -> bool {
         let starts = |hash: &str| name.len() >= 6 && hash.starts_with(&name.to_ascii_lowercase());
         let is_version = |list: &AppliedList| list.version.as_deref() == Some(name);

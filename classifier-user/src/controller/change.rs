@@ -26,7 +26,7 @@ use crate::policy::{Build, Policy};
 use crate::ruleset::{Image, Ruleset, Slots, compile};
 use crate::timestamp::Timestamp;
 
-/// Why something is put into force.
+/// Reason for an activation.
 #[derive(Clone, Debug)]
 pub(super) struct Cause {
     pub(super) who: Who,
@@ -45,7 +45,7 @@ impl Cause {
     }
 }
 
-/// What is to be in force.
+/// Intended state.
 pub(super) struct Wanted {
     pub(super) config: Config,
     pub(super) lists: Vec<List>,
@@ -54,27 +54,27 @@ pub(super) struct Wanted {
     pub(super) as_of: Timestamp,
 }
 
-/// What becomes of lists that wait.
+/// Treatment of lists that wait.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Waiting {
     Apply,
     Wait,
 }
 
-/// What an operator's order leads to: configuration and lists together.
+/// Result of an operator's order: configuration and lists together.
 pub(super) struct Next {
     config: Config,
     preferences: BTreeMap<String, u8>,
     /// The sources of the lists, if they are others than before.
     sources: Option<Sources>,
     lists: Vec<List>,
-    /// Which lists come into force by it.
+    /// Lists that are activated by it.
     pub(super) states: Vec<(Instance, InForce)>,
-    /// What has changed, in sentences.
+    /// Changes, in sentences.
     pub(super) causes: Vec<String>,
 }
 
-/// What an installation is made from.
+/// Input of an installation.
 struct Setup {
     config: Config,
     lists: Vec<List>,
@@ -141,7 +141,7 @@ impl Controller {
         })
     }
 
-    /// What the configuration file and the lists come to now, before any of it is in force.
+    /// Returns what the configuration file and the lists come to now, before any of it is in force.
     pub(super) fn next(&self, waiting: Waiting) -> Result<Next> {
         let config = self.read_config()?;
         let sources = self.sources_of(&config)?;
@@ -180,7 +180,7 @@ impl Controller {
         })
     }
 
-    /// What a reload and the lists that wait would change.
+    /// Returns what a reload and the lists that wait would change.
     pub(super) fn plan(&self) -> Result<Plan> {
         let Next {
             config,

@@ -1,4 +1,4 @@
-//! What is moved along when the system's clock is set.
+//! Times that are moved along when the system's clock is set.
 
 use super::Controller;
 use super::sources::Sources;

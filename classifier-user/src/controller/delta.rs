@@ -1,4 +1,4 @@
-//! What is different between two rulesets.
+//! Difference between two rulesets.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,7 +11,7 @@ use crate::list::{Coverage, Family, SetKey};
 use crate::policy::{Action, Choice};
 use crate::ruleset::{Rule, Ruleset};
 
-/// What is said of one set: a published one, or what is withdrawn of it.
+/// Content of one set: a published one, or the withdrawn part of it.
 #[derive(Default)]
 struct Said {
     service_area: String,
@@ -21,7 +21,7 @@ struct Said {
     prefixes: BTreeSet<IpNet>,
 }
 
-/// What changes from one ruleset to another.
+/// Returns what changes from one ruleset to another.
 pub(super) fn between(
     before: &Ruleset,
     since: &Ruleset,

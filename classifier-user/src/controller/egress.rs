@@ -31,11 +31,11 @@ pub(super) struct EgressState {
     table: u32,
     /// The way out, or why there is none.
     way_out: Result<Ways, NoWayOut>,
-    /// Whether it has, or is meant to have, IPv4 and IPv6.
+    /// True if it has, or is meant to have, IPv4 and IPv6.
     families: [bool; 2],
-    /// Whether the kernel refuses its rule or route for IPv4 and IPv6.
+    /// True if the kernel refuses its rule or route for IPv4 and IPv6.
     is_refused: [bool; 2],
-    /// Whether the program is missing that gives replies of translated flows their clients back.
+    /// True if the program is missing that gives replies of translated flows their clients back.
     is_unattended: bool,
     /// The addresses that its interface has, or had when it was last there.
     addresses: Vec<IpNet>,
@@ -48,7 +48,7 @@ struct Ways {
     gateways: Gateways,
     v4: Neighbour,
     v6: Neighbour,
-    /// Why XDP does not send there. TC does then.
+    /// Reason why XDP does not send there. TC does then.
     no_redirect: Option<NoRedirect>,
     /// The address that probes over IPv6 have.
     probe_source: Ipv6Addr,
@@ -174,7 +174,7 @@ pub(super) fn note_unattended(states: &mut [EgressState], plans: &[LanPlan]) {
     }
 }
 
-/// How the egresses were, but for what is no longer so: links and next hops that are gone. None if nothing is.
+/// Returns how the egresses were, but for what is no longer so: links and next hops that are gone. None if nothing is.
 pub(super) fn worsened(before: &[EgressState], now: &[EgressState]) -> Option<Vec<EgressState>> {
     let mut is_worse = false;
     let states = before.iter().map(|was| {
@@ -256,7 +256,7 @@ pub(super) async fn refresh_neighbours(links: &Links, states: &[EgressState], on
 }
 
 impl EgressState {
-    /// Who asks the link for the MAC address of the next hop, and that next hop, if it has one.
+    /// Returns who asks the link for the MAC address of the next hop, and that next hop, if it has one.
     pub(super) fn asker(&self, v6: bool) -> Option<(Asker, IpAddr)> {
         let ways = self.way_out.as_ref().ok()?;
         let Gateway::Address(address) = ways.gateway(v6) else {
@@ -270,7 +270,7 @@ impl EgressState {
         Some((asker, address))
     }
 
-    /// Whether its interface has an address, or had it when it was last there.
+    /// Returns whether its interface has an address, or had it when it was last there.
     pub(super) fn has_address(&self, address: IpAddr) -> bool {
         self.addresses.iter().any(|net| net.addr() == address)
     }
@@ -306,7 +306,7 @@ impl EgressState {
         }
     }
 
-    /// What is wrong with its configuration, if anything. A link that is down comes up later; that is no mistake.
+    /// Returns what is wrong with its configuration, if anything. A link that is down comes up later; that is no mistake.
     pub(super) fn mistake(&self) -> Option<NoWayOut> {
         match &self.way_out {
             Ok(ways) => [&ways.gateways.v4, &ways.gateways.v6]
@@ -357,13 +357,13 @@ impl EgressState {
         }
     }
 
-    /// Whether the egress is meant to have an address family: it has or had a gateway, or one is configured. Of one of which
+    /// Returns whether the egress is meant to have an address family: it has or had a gateway, or one is configured. Of one of which
     /// nothing is known IPv4 is expected.
     pub(super) fn has_family(&self, v6: bool) -> bool {
         self.families[usize::from(v6)] || !v6 && self.families == [false; 2]
     }
 
-    /// What is wrong with the link itself for an address family, if anything.
+    /// Returns what is wrong with the link itself for an address family, if anything.
     pub(super) fn problem(&self, v6: bool) -> Option<String> {
         let ways = match &self.way_out {
             Ok(ways) => ways,
@@ -401,7 +401,7 @@ impl EgressState {
         }
     }
 
-    /// What the data path has to know of it.
+    /// Returns what the data path has to know of it.
     pub(super) fn to_words(&self, mask: u32) -> Egress {
         let mut egress = Egress {
             redirect: self.config.mode == Mode::Redirect,

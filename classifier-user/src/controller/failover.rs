@@ -18,9 +18,9 @@ use super::active_paths::ActivePaths;
 use crate::health::Reports;
 use crate::links::{Fact, Facts};
 
-/// How often hold-downs, answers to flows and the like are looked at.
+/// Interval at which hold-downs, answers to flows and the like are looked at.
 const CLOCK: Duration = Duration::from_millis(250);
-/// How long the thread may be silent before the service manager is told nothing any more.
+/// Time for which the thread may be silent before the service manager is told nothing any more.
 const ALIVE: Duration = Duration::from_secs(10);
 
 /// The thread, and the paths that it shares with the controller.
@@ -33,7 +33,7 @@ pub(super) struct Failover {
     thread: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
 }
 
-/// What the thread will run on, with a subscription to link events: those that come before it runs wait.
+/// Runtime of the thread, with a subscription to link events: those that come before it runs wait.
 pub(super) struct Watching(Option<(Runtime, Facts)>);
 
 impl Watching {
@@ -124,7 +124,7 @@ impl Failover {
         }
     }
 
-    /// Whether the thread has run lately.
+    /// Returns whether the thread has run lately.
     pub(super) fn is_alive(&self) -> bool {
         let seen = Duration::from_millis(self.seen.load(Ordering::Relaxed));
         self.started.elapsed() < seen + ALIVE
@@ -140,7 +140,7 @@ impl Drop for Failover {
     }
 }
 
-/// What the thread does.
+/// Loop of the thread.
 struct Watcher {
     paths: Arc<Mutex<ActivePaths>>,
     reports: Arc<Reports>,

@@ -436,7 +436,7 @@ impl Controller {
     }
 }
 
-/// Why the state is not written down, and all that follows from that.
+/// Reason why the state is not written down, and all that follows from that.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Unsaved {
     error: String,
@@ -457,7 +457,7 @@ pub(super) fn mappings(config: &Config) -> Option<u32> {
     config.translates().then_some(config.pinning.size)
 }
 
-/// How many flows are pinned, if they are.
+/// Returns how many flows are pinned, if they are.
 pub(super) fn pins(config: &Config) -> Option<u32> {
     config.pinning.enabled.then_some(config.pinning.size)
 }

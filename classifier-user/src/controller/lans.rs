@@ -14,7 +14,7 @@ use crate::links::{Interface, Links, NoRedirect, network_namespace};
 pub(super) struct Lans {
     /// Those that are there.
     pub(super) lans: Vec<LanPlan>,
-    /// What is wrong with the others, by their names.
+    /// Problems of the others, by their names.
     pub(super) missing: BTreeMap<String, String>,
     /// Those that would have XDP and have refused it.
     pub(super) without_xdp: WithoutXdp,
@@ -43,7 +43,7 @@ impl WithoutXdp {
         self.0.insert(interface.name.clone(), refusal);
     }
 
-    /// Why an interface has no XDP.
+    /// Returns why an interface has no XDP.
     pub(super) fn why(&self, interface: &str) -> Option<&str> {
         self.0.get(interface).map(|refusal| refusal.why.as_str())
     }
@@ -174,12 +174,12 @@ pub(super) async fn look_at_lans(
     })
 }
 
-/// Whether the programs forward the replies that come in by an egress.
+/// Returns whether the programs forward the replies that come in by an egress.
 fn has_replies(egress: &EgressConfig) -> bool {
     egress.returns || egress.is_translated()
 }
 
-/// Whether XDP forwards to, or from, any egress. Where it once does it stays until the next start: with many drivers the link goes down
+/// Returns whether XDP forwards to, or from, any egress. Where it once does it stays until the next start: with many drivers the link goes down
 /// for seconds when a program comes or goes.
 async fn wants_xdp(links: &Links, config: &Config, before: &[LanPlan]) -> Result<bool> {
     let had_xdp = before.iter().any(|lan| lan.xdp.is_some());

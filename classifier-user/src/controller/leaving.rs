@@ -1,4 +1,4 @@
-//! Whether steered packets leave by the egresses, told by the packets themselves: what is counted as steered at the LAN must be
+//! Check that steered packets leave by the egresses, by the packets themselves: what is counted as steered at the LAN must be
 //! seen among what the egress interfaces send. Rules of others may clear the mark, route first, or drop.
 
 use std::collections::BTreeMap;
@@ -10,14 +10,14 @@ use crate::config::Mode;
 use crate::datapath::Count;
 use crate::links::DeviceCounts;
 
-/// How long is counted before it is compared.
+/// Time over which packets are counted before the counts are compared.
 const WINDOW: Duration = Duration::from_secs(3);
 /// So many windows in a row must be bad: a link that has just failed is no rule of others.
 const WINDOWS: u32 = 2;
 /// Fewer packets in a window say nothing.
 const ENOUGH: u64 = 30;
 
-/// What was counted when it was last compared.
+/// Counts at the last comparison.
 #[derive(Debug, Default)]
 pub(super) struct Leaving {
     at: Option<Instant>,
@@ -25,7 +25,7 @@ pub(super) struct Leaving {
     /// By interface.
     sent: BTreeMap<String, u64>,
     bad: u32,
-    /// What is wrong, if anything.
+    /// Problem, if there is one.
     pub(super) alert: Option<String>,
 }
 

@@ -55,7 +55,7 @@ pub fn name_of(indices: &BTreeMap<String, u8>, index: u8) -> Option<String> {
         .map(|(name, _)| name.clone())
 }
 
-/// What a rule may prefer; nothing if its packets pass.
+/// Returns what a rule may prefer; nothing if its packets pass.
 pub fn preference_names(indices: &BTreeMap<String, u8>, rule: &Rule) -> Option<String> {
     let preferences = rule.preferences();
     let names: Vec<String> = (preferences.iter())
@@ -64,7 +64,7 @@ pub fn preference_names(indices: &BTreeMap<String, u8>, rule: &Rule) -> Option<S
     (!names.is_empty()).then(|| names.join(", "))
 }
 
-/// What the configuration's policy makes of lists and custom sets.
+/// Returns what the configuration's policy makes of lists and custom sets.
 ///
 /// # Errors
 ///

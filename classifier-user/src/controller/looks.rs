@@ -7,15 +7,15 @@ use super::sources::{Looked, Seen};
 use crate::control::{FetchReport, Reply};
 use crate::list::{Candidate, FetchError, Fetched, Instance, Judgement, ParseError};
 
-/// What a part of a look has brought.
+/// Result of a part of a look.
 pub(super) enum Done {
     /// The source has answered.
     Fetched(Looked, Option<Seen>),
-    /// What it answered was read and judged.
+    /// Its answer was read and validated.
     Judged(Vec<(Instance, Result<Sight, FetchError>)>, Option<Seen>),
 }
 
-/// What was seen of an instance's list.
+/// Observation of an instance's list.
 pub(super) enum Sight {
     /// There is no other one than before. If that was refused and is judged otherwise now: its number, and how.
     Unchanged(Option<(u32, Judgement)>),

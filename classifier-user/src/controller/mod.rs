@@ -76,36 +76,36 @@ pub use offline::fetch;
 pub use state::require_privileges;
 pub use unload::unload;
 
-/// How often the kernel's neighbour entries are used, so that they do not grow stale, and everything is looked at
+/// Interval at which the kernel's neighbour entries are used, so that they do not grow stale, and everything is looked at
 /// even if no change was told of.
 const REFRESH: Duration = Duration::from_secs(10);
 
-/// How often it is looked whether the time for something has come.
+/// Interval at which it is looked whether the time for something has come.
 const CLOCK: Duration = Duration::from_secs(1);
 
-/// How long what has failed is left alone.
+/// Time for which what has failed is left alone.
 const RETRY: Duration = Duration::from_secs(30);
 
-/// How long it is looked for what stands in the way, and how long of that the start waits for it.
+/// Time for which it is looked for what stands in the way, and how long of that the start waits for it.
 const EXAMINE: Duration = Duration::from_secs(30);
 const EXAMINE_FIRST: Duration = Duration::from_secs(2);
 
-/// How many descriptors are enough: each LAN interface takes about thirty.
+/// Number of descriptors that is enough: each LAN interface takes about thirty.
 const DESCRIPTORS: u64 = 65_536;
 
-/// How often the programs' log is read with `--trace`.
+/// Interval at which the programs' log is read with `--trace`.
 const TRACE_INTERVAL: Duration = Duration::from_millis(50);
 
-/// What `breakout run` is called with.
+/// Arguments of `breakout run`.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The configuration file.
     pub config: PathBuf,
     /// A list that takes the place of the configured one.
     pub list: Option<PathBuf>,
-    /// Whether the data path logs each decision.
+    /// True if the data path logs each decision.
     pub trace: bool,
-    /// Whether everything stays installed at the end, for the next controller to take over.
+    /// True if everything stays installed at the end, for the next controller to take over.
     pub leave: bool,
 }
 
@@ -126,7 +126,7 @@ struct Controller {
     slots: Slots,
     generation: u32,
     links: Links,
-    /// What tells of routes and rules.
+    /// Subscription to changes of routes and rules.
     changes: Changes,
     lans: Vec<LanPlan>,
     /// The public ports of translated flows, as they were counted last.
@@ -139,22 +139,22 @@ struct Controller {
     leaving: Leaving,
     events: Events,
     ledger: Ledger,
-    /// What the service manager was told last.
+    /// Last status line for the service manager.
     told: String,
     datapath: DataPath,
     state: StateDirectory,
     persistent: Persistent,
     clock: Clock,
     adopted: bool,
-    /// Whether the links are to be looked at.
+    /// True if the links are to be looked at.
     wants_look: bool,
     unsaved: Option<Unsaved>,
     /// Before then nothing that has failed is tried again.
     retry_at: Option<Instant>,
     trace_readers: JoinSet<()>,
-    /// Whether the programs are where they belong, as of the last look.
+    /// Attachment of the programs at the last look.
     programs: Vec<ProgramStatus>,
-    /// Why LAN interfaces cannot be attached to, by their names.
+    /// Reason why LAN interfaces cannot be attached to, by their names.
     missing_lans: BTreeMap<String, String>,
     without_xdp: lans::WithoutXdp,
     started: Instant,

@@ -79,7 +79,7 @@ pub(super) struct NatKeeper {
     /// The listing of the table as it was made, with what has been counted since.
     made: Option<(NatPlan, Listing)>,
     running: JoinSet<Kept>,
-    /// Whether to look again once the look that runs is done.
+    /// Plan for another look once the look that runs is done.
     again: Option<NatPlan>,
 }
 

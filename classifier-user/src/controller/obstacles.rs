@@ -1,4 +1,4 @@
-//! What loses steered packets or keeps them from being steered, as `breakout doctor` finds it in the gateway's own firewall and links:
+//! Obstacles: what loses steered packets or keeps them from being steered, as `breakout doctor` finds it in the gateway's own firewall and links:
 //! looked for at the start, now and then, and when an egress fails; in a task of its own, since `nft` may take long.
 
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::doctor::{Finding, Level, examine_again};
 
 /// Between two looks.
 const INTERVAL: Duration = Duration::from_secs(300);
-/// How long a look may take.
+/// Time that a look may take.
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// The findings of the last look, and the look that is being taken.

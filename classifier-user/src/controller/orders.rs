@@ -1,4 +1,4 @@
-//! What an operator orders: apply, accept, roll back, release, bypass.
+//! Operators' orders: apply, accept, roll back, release, bypass.
 
 use std::time::Duration;
 

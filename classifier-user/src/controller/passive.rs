@@ -24,7 +24,7 @@ pub(super) type Key = (String, bool);
 pub(super) struct PathTraffic {
     traffic: Traffic,
     pub(super) ahead: Ahead<Unanswered>,
-    /// Whether flows have begun, on any path, since flows of this one were looked for.
+    /// True if flows have begun, on any path, since flows of this one were looked for.
     has_new: bool,
     /// Before that they are not looked for again.
     next_scan: Option<Instant>,
@@ -75,9 +75,9 @@ impl PathTraffic {
 #[derive(Default)]
 pub(super) struct Watching {
     at: Option<Instant>,
-    /// How many flows had begun.
+    /// Number of flows that had begun.
     begun: Option<u64>,
-    /// Why nothing could be seen last.
+    /// Reason why nothing could be seen last.
     problem: Option<String>,
 }
 

@@ -19,11 +19,11 @@ use crate::datapath::{Clock, DataPath, Pinned};
 use crate::links::conntrack::{self, Connection};
 use crate::ruleset::Image;
 
-/// Where packets went before a change.
+/// Paths of packets before a change.
 pub(super) struct Before {
     pub(super) words: Vec<u32>,
     pub(super) paths: PathTable,
-    /// Whether any rule fails back at once.
+    /// True if any rule fails back at once.
     pub(super) is_hard: bool,
 }
 
@@ -62,7 +62,7 @@ impl Controller {
         self.failover.paths().published().table
     }
 
-    /// Where packets go now.
+    /// Returns where packets go now.
     pub(super) fn ways_now(&self) -> Result<Before> {
         let mut choices = self.ruleset.rules.iter().flat_map(|rule| &rule.choices);
         Ok(Before {
@@ -351,7 +351,7 @@ pub(super) fn connection_of(key: &PinKey) -> Connection {
     }
 }
 
-/// Whether the ruleset's word steers.
+/// Returns whether the ruleset's word steers.
 fn steers(word: u32) -> bool {
     by_preference(word).egress().is_some()
 }
@@ -366,7 +366,7 @@ fn way(paths: &PathTable, key: &PinKey, word: u32) -> Option<u8> {
     settle(&flow, paths, &NoPins).egress()
 }
 
-/// Where a connection's client may be, as far as rules tell: behind which LAN interface, and in which VLAN. The connection does
+/// Places where a connection's client may be, as far as rules tell: behind which LAN interface, and in which VLAN. The connection does
 /// not say.
 struct Clients(Vec<(u32, u32)>);
 
@@ -385,7 +385,7 @@ impl Clients {
         Clients(places.collect())
     }
 
-    /// What the ruleset says about a flow, for each place that its client may be in.
+    /// Returns what the ruleset says about a flow, for each place that its client may be in.
     fn words<'a>(&'a self, table: &'a [u32], key: &'a PinKey) -> impl Iterator<Item = u32> + 'a {
         let is_v6 = key[4] & Flow::V6 != 0;
         let destination = Destination::from_halves(is_v6, key[2], key[3]);

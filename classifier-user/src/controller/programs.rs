@@ -1,10 +1,10 @@
-//! Whether somebody else has taken a program or a pin of ours away; puts back what can be.
+//! Check that nobody has taken a program or a pin of ours away; puts back what can be.
 
 use super::Controller;
 use crate::control::ProgramStatus;
 use crate::datapath::{Attachment, Hook, Side, has_tcx};
 
-/// Where a program of ours should be.
+/// Place where a program of ours should be.
 enum Place {
     /// It is there.
     Ours,
@@ -138,7 +138,7 @@ const ANSWERS: &str = "answers";
 /// The name of the hook whose program gives replies of translated flows their clients back.
 const REPLIES: &str = "replies";
 
-/// What is said of a program that is not in place.
+/// Returns what is said of a program that is not in place.
 pub(super) fn displaced(program: &ProgramStatus) -> String {
     if program.hook == ANSWERS {
         return format!(

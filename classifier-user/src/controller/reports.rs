@@ -1,4 +1,4 @@
-//! What the controller answers.
+//! Answers of the controller.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashSet};
@@ -92,7 +92,7 @@ impl Controller {
         }
     }
 
-    /// Why XDP runs on no LAN interface, if so.
+    /// Returns why XDP runs on no LAN interface, if so.
     fn no_xdp(&self) -> Option<&str> {
         let mut lans = self.lans.iter().filter(|lan| !lan.is_egress);
         if lans.clone().any(|lan| lan.xdp.is_some()) {
@@ -122,7 +122,7 @@ impl Controller {
         }
     }
 
-    /// How the list of an instance is followed.
+    /// Returns how the list of an instance is followed.
     fn followed(&self, kept: &Kept) -> FollowStatus {
         let now = Timestamp::now();
         let age = kept.schedule.age(now);
@@ -319,7 +319,7 @@ impl Controller {
         })
     }
 
-    /// How many flows, and how many clients' media, are pinned.
+    /// Returns how many flows, and how many clients' media, are pinned.
     fn pin_counts(&self) -> Result<(usize, usize)> {
         if !self.config.pinning.enabled {
             return Ok((0, 0));
@@ -351,7 +351,7 @@ impl Controller {
         }
     }
 
-    /// What metrics are made of.
+    /// Returns what metrics are made of.
     pub(super) fn snapshot(&self) -> Result<Snapshot> {
         let (flows, clients) = self.pin_counts()?;
         Ok(Snapshot {

@@ -1,4 +1,4 @@
-//! Where lists come from: those that are used as they are, and those that are followed and kept.
+//! Sources of lists: those that are used unvalidated, and those that are updated and stored.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -20,18 +20,18 @@ use crate::ruleset::{Ruleset, Slots};
 use crate::secrets::masked;
 use crate::timestamp::Timestamp;
 
-/// How often a watched file is looked at.
+/// Interval at which a watched file is looked at.
 const WATCH: Duration = Duration::from_secs(1);
 
-/// What a look at the source has brought, by instance.
+/// Result of a look at the source, by instance.
 pub(super) type Looked = Vec<(Instance, Result<Option<Fetched>, FetchError>)>;
 
-/// What a watched file was when it was last read.
+/// Version of a watched file when it was last read.
 #[derive(Clone, Debug)]
 pub(super) struct Seen {
     modified: SystemTime,
     length: u64,
-    /// Why it is no list, if so.
+    /// Reason why it is no list, if so.
     problem: Option<FetchError>,
 }
 
@@ -56,7 +56,7 @@ pub(super) struct Sources {
     pub(super) kept: Vec<Kept>,
     fixed: Vec<List>,
     service: Option<Service>,
-    /// Why the service cannot be asked, if so.
+    /// Reason why the service cannot be asked, if so.
     pub(super) problem: Option<String>,
     interval: Duration,
     seen: Option<Seen>,
@@ -220,12 +220,12 @@ impl Sources {
         true
     }
 
-    /// Whether the lists are followed.
+    /// Returns whether the lists are followed.
     pub(super) fn is_followed(&self) -> bool {
         !self.kept.is_empty()
     }
 
-    /// Where they come from, for people.
+    /// Returns where they come from, for people.
     pub(super) fn name(&self) -> String {
         match &self.source {
             ListSource::Service(base) => masked(base),
@@ -286,7 +286,7 @@ impl Sources {
         waiting.collect()
     }
 
-    /// What could not be written down of the lists, and what follows from that.
+    /// Returns what could not be written down of the lists, and what follows from that.
     pub(super) fn unsaved(&self) -> impl Iterator<Item = String> {
         let unsaved = self.kept.iter().filter(|kept| !kept.is_saved());
         unsaved.map(|kept| {

@@ -1,4 +1,4 @@
-//! What survives the controller: the lock that keeps a second one out, the generation, and which endpoint set
+//! State that survives the controller: the lock that keeps a second one out, the generation, and which endpoint set
 //! has which counter.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,11 +29,11 @@ pub(super) struct StateDirectory {
     _lock: Lock,
 }
 
-/// What keeps a second controller out, for as long as it is held.
+/// Lock that keeps a second controller out while it is held.
 enum Lock {
     /// A file in the directory, or the directory.
     File { _locked: File },
-    /// Where there is no directory: a name that the kernel lets one process of this network namespace have (unix(7), abstract).
+    /// Without a directory: a name that the kernel lets one process of this network namespace have (unix(7), abstract).
     Name { _bound: UnixDatagram },
 }
 
@@ -47,7 +47,7 @@ pub(super) struct Persistent {
     pub(super) generation: u32,
     /// The counter slot of every endpoint set that ever had one.
     pub(super) slots: Vec<Slot>,
-    /// Whether rules and routes of ours may be in the kernel.
+    /// True if rules and routes of ours may be in the kernel.
     pub(super) installed: bool,
     /// The index of every egress that ever had one, so that a mark never changes its meaning while programs run.
     #[serde(default)]
@@ -55,7 +55,7 @@ pub(super) struct Persistent {
     /// The index of every preference that ever had one, by its text.
     #[serde(default)]
     pub(super) preferences: BTreeMap<String, u8>,
-    /// Whether our nftables table may be in the kernel.
+    /// True if our nftables table may be in the kernel.
     #[serde(default)]
     pub(super) nat: bool,
     /// The routing numbers that are installed.
@@ -67,13 +67,13 @@ pub(super) struct Persistent {
     /// The boot in which that was.
     #[serde(default)]
     pub(super) boot: String,
-    /// What the system's clock was ahead of the time since that boot, in seconds.
+    /// Difference between the system's clock and the time since that boot, in seconds.
     #[serde(default)]
     pub(super) clock: Option<i64>,
     /// Inode of the network namespace that they are installed in.
     #[serde(default)]
     pub(super) namespace: u64,
-    /// How the egresses stand.
+    /// Health of the egresses.
     #[serde(default)]
     pub(super) verdicts: Vec<EgressVerdict>,
     /// If steering is switched off for a time.
@@ -306,13 +306,13 @@ fn open_lock(directory: &Path, file: &Path) -> io::Result<File> {
     }
 }
 
-/// What tells this boot of the machine from others.
+/// Returns what tells this boot of the machine from others.
 pub(super) fn boot_id() -> String {
     let id = fs::read_to_string("/proc/sys/kernel/random/boot_id");
     id.map(|id| id.trim().to_owned()).unwrap_or_default()
 }
 
-/// What the controller needs (capabilities(7)), by the number of its bit. Only CAP_PERFMON lets the verifier pass programs
+/// Capabilities that the controller needs (capabilities(7)), by the number of its bit. Only CAP_PERFMON lets the verifier pass programs
 /// without the guards against speculation that it puts into those of ordinary users.
 const CAPABILITIES: [(u32, &str); 3] =
     [(12, "CAP_NET_ADMIN"), (38, "CAP_PERFMON"), (39, "CAP_BPF")];

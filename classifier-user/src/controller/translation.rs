@@ -18,20 +18,20 @@ use super::{Controller, RETRY};
 use crate::datapath::{Clock, FlowTable, Pinned};
 use crate::links::conntrack::{self, Connection};
 
-/// How often flows that have begun are looked at; more rarely where that takes long.
+/// Interval at which flows that have begun are looked at; more rarely where that takes long.
 const NEW_FLOWS: Duration = Duration::from_secs(1);
 /// For how long after its last packet a connection counts as going on, by the clock of pins.
 const RECENT: u32 = 3;
 /// For how long looks must find wrong connections before that is an alert: what is just being put back is none.
 const LASTING: Duration = Duration::from_secs(5);
-/// How often a connection is forgotten that did not come right.
+/// Interval at which a connection is forgotten that did not come right.
 const RETRY_STUCK: Duration = Duration::from_secs(5);
 /// The part of the time that looking may take.
 const SHARE: u32 = 50;
 
 /// Looks at the translation of connections.
 pub(super) struct Translation {
-    /// Whether all of them are to be looked at.
+    /// True if all of them are to be looked at.
     all: bool,
     /// Up to when flows that began have been looked at, by the clock of their pins.
     seen: u32,
@@ -51,30 +51,30 @@ pub(super) struct Done {
     took: Duration,
 }
 
-/// What a look has found.
+/// Result of a look.
 #[derive(Default)]
 struct Found {
-    /// How many connections were forgotten.
+    /// Number of connections that were forgotten.
     forgotten: usize,
     /// Those and others that are to be looked at again.
     suspects: HashSet<Connection>,
     /// One of those that are wrong.
     wrong: Option<(Connection, u8)>,
-    /// Whether one was wrong before, and has not come right.
+    /// True if one was wrong before, and has not come right.
     is_stuck: bool,
-    /// Whether any connection was looked at that leaves as it should.
+    /// True if any connection was looked at that leaves as it should.
     is_some_right: bool,
-    /// Whether one was forgotten that had been before.
+    /// True if one was forgotten that had been before.
     retried: bool,
 }
 
-/// What a look goes by.
+/// Input of a look.
 struct Look {
     pins: Option<FlowTable>,
     /// Connections that are not pinned, with the egresses that they may be on.
     unpinned: Vec<(Connection, u8)>,
     suspects: HashSet<Connection>,
-    /// Whether suspects are forgotten once more.
+    /// True if suspects are forgotten once more.
     retries: bool,
     /// Only flows that began since; all if none.
     since: Option<u32>,
@@ -109,7 +109,7 @@ impl Translation {
         self.all = true;
     }
 
-    /// What is wrong with the translation of connections that does not come right, if anything.
+    /// Returns what is wrong with the translation of connections that does not come right, if anything.
     pub(super) fn alert(&self) -> Option<&String> {
         self.alert.as_ref()
     }
@@ -350,7 +350,7 @@ impl Look {
             .is_some_and(|egress| egress.config.is_masqueraded())
     }
 
-    /// Whether a connection on this way must not leave with this address.
+    /// Returns whether a connection on this way must not leave with this address.
     fn is_wrong(&self, way: u8, v6: bool, leaves_as: Option<IpAddr>) -> bool {
         let Some(address) = leaves_as else {
             return self.masquerades(way);
@@ -368,13 +368,13 @@ impl Look {
         self.is_of_another(way, leaves_as) || is_own && !is_of_way
     }
 
-    /// Whether an address is another egress's and not this one's.
+    /// Returns whether an address is another egress's and not this one's.
     fn is_of_another(&self, way: u8, address: Option<IpAddr>) -> bool {
         let has = |egress: &EgressState| address.is_some_and(|address| egress.has_address(address));
         !self.egress(way).is_some_and(has) && self.egresses.iter().any(has)
     }
 
-    /// Whether an address on a way that we translate is neither its own nor any other one of this machine.
+    /// Returns whether an address on a way that we translate is neither its own nor any other one of this machine.
     fn is_by_others(&self, way: u8, leaves_as: Option<IpAddr>) -> bool {
         let is_of = |address: IpAddr| {
             let mut egresses = self.egresses.iter();

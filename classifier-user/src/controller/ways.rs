@@ -1,4 +1,4 @@
-//! Which egress each preference leads to, by how the egresses stand.
+//! Path selection: the egress of each preference, by the health of the egresses.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -21,10 +21,10 @@ const TCP_ESTABLISHED: Duration = Duration::from_secs(300);
 /// should).
 const UDP_ESTABLISHED: Duration = Duration::from_secs(30);
 
-/// How soon a next hop is asked again for its MAC address while probes are not answered, and at the latest.
+/// Delay after which a next hop is asked again for its MAC address while probes are not answered, and at the latest.
 const SOLICIT_AGAIN: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(60)];
 
-/// How all egresses stand, and the probes that tell.
+/// Health of all egresses, and the probes that measure it.
 pub(super) struct Health {
     /// By egress and whether it is IPv6. A verdict is about the link that it was made on.
     judges: BTreeMap<(String, bool), (String, Judge)>,
@@ -34,12 +34,12 @@ pub(super) struct Health {
     /// The state that was told last.
     told: BTreeMap<(String, bool), State>,
     solicitor: Solicitor,
-    /// When next hops are asked again for their MAC addresses, and how long it is from then to the next time.
+    /// Time at which next hops are asked again for their MAC addresses, and how long it is from then to the next time.
     solicited: BTreeMap<(String, bool), (Instant, Duration)>,
     pub(super) probers: Probers,
 }
 
-/// What is known of the egresses, for going back to it.
+/// Saved health of the egresses, to be restored.
 pub(super) struct Knowledge {
     judges: BTreeMap<(String, bool), (String, Judge)>,
     measures: BTreeMap<(String, bool), Measure>,
@@ -79,7 +79,7 @@ impl Health {
         }
     }
 
-    /// What is known now.
+    /// Returns what is known now.
     pub(super) fn knowledge(&self) -> Knowledge {
         Knowledge {
             judges: self.judges.clone(),
@@ -241,7 +241,7 @@ impl Health {
         changes
     }
 
-    /// How an egress stands.
+    /// Returns how an egress stands.
     pub(super) fn standing(&self, egress: &str, v6: bool) -> Option<Standing> {
         let key = (egress.to_owned(), v6);
         let (_, judge) = self.judges.get(&key)?;
@@ -426,7 +426,7 @@ fn share_out<'a>(
     (0..places).filter_map(at).collect()
 }
 
-/// Whether two tables differ in what pins are looked at for.
+/// Returns whether two tables differ in what pins are looked at for.
 pub(super) fn changes_ways(before: &PathTable, after: &PathTable) -> bool {
     (before.working, before.preferences) != (after.working, after.preferences)
 }

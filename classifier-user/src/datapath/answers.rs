@@ -1,4 +1,4 @@
-//! What the programs see of flows and of their peers' answers, for whoever judges the ways of flows by it.
+//! Flows and the answers of their peers as the programs see them: evidence for the health of paths.
 
 use anyhow::Result;
 use aya::maps::{MapData, PerCpuArray};
@@ -45,7 +45,7 @@ impl TrafficView {
         Ok([sum(0), sum(1)])
     }
 
-    /// How many flows have begun until now, on any way.
+    /// Returns how many flows have begun until now, on any way.
     ///
     /// # Errors
     ///
@@ -63,7 +63,7 @@ impl TrafficView {
         self.flows.begun_lately()
     }
 
-    /// Whether a flow has been answered meanwhile; none if it is gone, or goes another way.
+    /// Returns whether a flow has been answered meanwhile; none if it is gone, or goes another way.
     pub fn is_answered(&self, flow: &Unanswered) -> Option<bool> {
         self.flows.is_answered(flow)
     }

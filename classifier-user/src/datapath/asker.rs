@@ -121,7 +121,7 @@ impl Asker {
         Ok(self.asked.write(&words)?)
     }
 
-    /// How long one run of a TC program takes, averaged over many.
+    /// Returns how long one run of a TC program takes, averaged over many.
     ///
     /// # Errors
     ///
@@ -134,7 +134,7 @@ impl Asker {
         time(tc, &FRAME, runs)
     }
 
-    /// How long one run of an XDP program on a frame takes, averaged over many.
+    /// Returns how long one run of an XDP program on a frame takes, averaged over many.
     ///
     /// # Errors
     ///
@@ -188,7 +188,7 @@ impl Asker {
     }
 }
 
-/// How long one run of a program on a frame takes, averaged over many.
+/// Returns how long one run of a program on a frame takes, averaged over many.
 pub(super) fn time<'a, P>(program: &P, frame: &'a [u8], runs: u32) -> Result<Duration>
 where
     P: TestRun<Opts<'a> = TestRunOptions<'a>, Result = TestRunResult>,

@@ -1,4 +1,4 @@
-//! Whether the programs are still attached where they belong.
+//! Check that the programs are still attached where they belong.
 
 use anyhow::{Context, Result};
 use aya::programs::TcAttachType;
@@ -14,13 +14,13 @@ pub struct Attachment {
     pub interface: String,
     /// Its index.
     pub index: u32,
-    /// Where on it.
+    /// Hook.
     pub hook: Hook,
     /// The kernel's number of the program.
     pub program: u32,
 }
 
-/// Where on an interface a program is attached.
+/// Hook of an interface to which a program is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hook {
     /// Before the network stack.
@@ -29,7 +29,7 @@ pub enum Hook {
     Tc(Side),
 }
 
-/// Which packets of an interface a TC program sees, and of which kind of interface.
+/// Direction and kind of interface of a TC program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
     /// Those that come in by a LAN interface.
@@ -64,7 +64,7 @@ impl Side {
         }
     }
 
-    /// What the loader calls it.
+    /// Returns what the loader calls it.
     pub(super) fn attach_type(self) -> TcAttachType {
         match self {
             Side::Ingress | Side::Replies => TcAttachType::Ingress,
@@ -121,7 +121,7 @@ impl DataPath {
 }
 
 impl Attachment {
-    /// Whether the program is among those that TCX runs on its side of the interface.
+    /// Returns whether the program is among those that TCX runs on its side of the interface.
     ///
     /// # Errors
     ///

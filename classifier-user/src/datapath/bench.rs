@@ -27,7 +27,7 @@ pub struct Bench {
     datapath: Option<DataPath>,
 }
 
-/// What a program made of a frame.
+/// Result of a program run on a frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Run {
     /// The program's return code: a `TC_ACT_*` or `XDP_*` number.
@@ -36,11 +36,11 @@ pub struct Run {
     pub frame: Vec<u8>,
     /// The firewall mark as it came out; for TC only.
     pub mark: u32,
-    /// What the program decided; for TC only.
+    /// Decision; for TC only.
     pub decision: Option<Decision>,
 }
 
-/// How large a loaded program is.
+/// Size of a loaded program.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Size {
     /// Its name.
@@ -137,7 +137,7 @@ impl Bench {
         })
     }
 
-    /// How long one run of a program, `tc` or `xdp`, on a frame takes, averaged over many.
+    /// Returns how long one run of a program, `tc` or `xdp`, on a frame takes, averaged over many.
     ///
     /// # Errors
     ///
@@ -151,7 +151,7 @@ impl Bench {
         time(xdp, frame, runs)
     }
 
-    /// What the programs have counted.
+    /// Returns what the programs have counted.
     ///
     /// # Errors
     ///
@@ -163,7 +163,7 @@ impl Bench {
             .counters()
     }
 
-    /// How large the loaded programs are, by name.
+    /// Returns how large the loaded programs are, by name.
     ///
     /// # Errors
     ///

@@ -34,7 +34,7 @@ pub(super) struct PinDirectory {
     root: File,
     /// The directory of the controller below it, with one directory for each layout.
     site: PathBuf,
-    /// Where an operator finds it.
+    /// Path that is shown to operators.
     shown: PathBuf,
 }
 

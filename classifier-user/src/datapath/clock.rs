@@ -8,13 +8,13 @@ use nix::time::{ClockId, clock_getres, clock_gettime};
 
 /// Nanoseconds in a second.
 const SECOND: u64 = 1_000_000_000;
-/// What jiffies were at boot, before the kernel's first tick: five minutes before their lower half overflows (Linux,
+/// Jiffies at boot, before the kernel's first tick: five minutes before their lower half overflows (Linux,
 /// `INITIAL_JIFFIES`).
 const BEFORE_OVERFLOW: u64 = 300;
-/// What is taken where the kernel does not say how often it ticks.
+/// Tick rate that is assumed where the kernel does not tell its own.
 const USUAL_HZ: u64 = 250;
 
-/// How the kernel counts time.
+/// Clock of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Clock {
     /// Jiffies a second.

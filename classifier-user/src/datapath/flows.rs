@@ -29,7 +29,7 @@ pub(super) const ADDRESSES: &str = "ADDRESSES";
 /// The size of a table of flows, and what its hash is made with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Shape {
-    /// How many sets there are: a power of two.
+    /// Number of sets: a power of two.
     pub(super) sets: u32,
     pub(super) secret: Secret,
 }
@@ -70,7 +70,7 @@ impl Shape {
 pub struct Pinned {
     /// Its addresses and ports. None of a client.
     pub key: Option<PinKey>,
-    /// Where it goes.
+    /// Path.
     pub pin: Pin,
     slot: u32,
     first: u64,
@@ -78,12 +78,12 @@ pub struct Pinned {
 }
 
 impl Pinned {
-    /// Whether it is what all media flows of a client share.
+    /// Returns whether it is what all media flows of a client share.
     pub fn is_client(&self) -> bool {
         self.pin.state == State::Client as u32
     }
 
-    /// Whether it is a TCP flow.
+    /// Returns whether it is a TCP flow.
     pub fn is_tcp(&self) -> bool {
         Facts::of(self.second).is_tcp()
     }
@@ -176,7 +176,7 @@ impl FlowTable {
         Ok(sys::entries(&self.addresses)?.into_iter().collect())
     }
 
-    /// How many flows and how many clients have a way.
+    /// Returns how many flows and how many clients have a way.
     pub fn counts(&self) -> (usize, usize) {
         let states = self
             .seconds()
@@ -217,7 +217,7 @@ impl FlowTable {
     }
 
     fn keep_words(&self, key: &Key, facts: Facts, note: u64) -> Option<u32> {
-        /// What goes on goes on.
+        /// Limits by which no entry makes room.
         const NOTHING_MAKES_ROOM: Limits = Limits {
             tcp_idle: u32::MAX,
             udp_idle: u32::MAX,
@@ -361,7 +361,7 @@ impl<'a> Sets for Memory<'a> {
     }
 }
 
-/// What stands behind the last set.
+/// Returns what stands behind the last set.
 fn header(flows: &MappedWords) -> &[AtomicU64] {
     let words = flows.words();
     &words[words.len() - SET_WORDS..]

@@ -9,7 +9,7 @@ use aya::maps::MapData;
 use super::bpffs::PinDirectory;
 use super::sys;
 
-/// What is pinned, by the names of the pins.
+/// Pinned objects, by the names of the pins.
 pub(super) struct Kept(Vec<(String, OwnedFd)>);
 
 impl Kept {

@@ -19,7 +19,7 @@ pub(super) const MAPPINGS: &str = "MAPPINGS";
 /// The fewest regions of a table: the more there are, the fewer remotes share one.
 const LEAST_REGIONS: u32 = 4;
 
-/// How long mappings live, by this kernel's clock.
+/// Returns how long mappings live, by this kernel's clock.
 pub(super) fn limits_in_ticks() -> Limits {
     let ticks = |seconds| Clock::of_kernel().ticks(Duration::from_secs(seconds));
     limits(ticks(TCP_IDLE), ticks(UDP_IDLE))
@@ -30,15 +30,15 @@ pub(super) fn limits_in_ticks() -> Limits {
 pub struct Mapping {
     /// The client's address and port.
     pub client: SocketAddrV4,
-    /// Where its packets go.
+    /// Destination.
     pub remote: SocketAddrV4,
-    /// Whether it is TCP; UDP otherwise.
+    /// True if it is TCP; UDP otherwise.
     pub is_tcp: bool,
     /// The public port.
     pub port: u16,
-    /// Whether it has not begun to close.
+    /// True if it has not begun to close.
     pub is_open: bool,
-    /// What its remote shares with others that are in the same part of the table: the public ports.
+    /// Part of the table, whose remotes share public ports.
     pub region: u32,
 }
 

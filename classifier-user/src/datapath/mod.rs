@@ -105,14 +105,14 @@ pub struct Foreign {
 pub struct XdpRefused {
     /// The interface.
     pub interface: String,
-    /// What the kernel or the driver has against it.
+    /// Objection of the kernel or the driver.
     pub why: String,
 }
 
 /// The data path of one controller.
 pub struct DataPath {
     pins: PinDirectory,
-    /// Whether another version of Breakout left something.
+    /// True if another version of Breakout left something.
     had_other_layout: bool,
     live: Option<Live>,
     /// Entries of the table of flows that somebody seems to be writing, by their slots.
@@ -149,7 +149,7 @@ impl DataPath {
         Ok(datapath)
     }
 
-    /// Whether an earlier controller was not stopped in order, so that its programs may be attached.
+    /// Returns whether an earlier controller was not stopped in order, so that its programs may be attached.
     pub fn has_leftovers(&self) -> bool {
         self.had_other_layout || self.pins.names().is_ok_and(|names| !names.is_empty())
     }

@@ -40,7 +40,7 @@ mod tests {
     /// The kind of a call that stays within the object (`BPF_PSEUDO_CALL`).
     const OWN: u8 = 1;
 
-    /// How far down a function's stack reaches, in bytes.
+    /// Returns how far down a function's stack reaches, in bytes.
     fn depth(instructions: &[bpf_insn]) -> i32 {
         let mut copies = [false; 16];
         let mut deepest = 0;
@@ -60,7 +60,7 @@ mod tests {
         -deepest
     }
 
-    /// How deep the stack is at most from the function on that starts with an instruction of a linked program, in which the
+    /// Returns how deep the stack is at most from the function on that starts with an instruction of a linked program, in which the
     /// functions stand one behind the other.
     fn linked_depth(program: &[bpf_insn], start: usize) -> i32 {
         let calls = |step: &bpf_insn| step.code == CALL && step.src_reg() == OWN;

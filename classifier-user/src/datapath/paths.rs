@@ -14,7 +14,7 @@ pub struct PathMaps {
     table: TableMap,
     /// Those that XDP redirects to, and those that TC does: the same.
     devices: [DevMap<MapData>; 2],
-    /// What the programs see of flows, if they keep them.
+    /// Flows as the programs see them, if they keep them.
     pub view: Option<TrafficView>,
 }
 

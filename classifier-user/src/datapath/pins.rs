@@ -19,21 +19,21 @@ const OLD_PINS: &str = "PINS";
 /// For how many flows there is a table where none is pinned.
 const NO_FLOWS: u32 = 1;
 
-/// What a table shall have as well.
+/// Content that a new table takes over.
 pub(super) enum Carried {
     /// Nothing: it is there already, or new.
     Nothing {
-        /// Whether it is new.
+        /// True if it is new.
         is_new: bool,
     },
-    /// What is in this table.
+    /// Content of this table.
     Table(Box<FlowTable>),
     /// The pins of a version before.
     Old(Vec<(PinKey, Pin)>),
 }
 
 impl DataPath {
-    /// Whether there are pins that an earlier controller has left.
+    /// Returns whether there are pins that an earlier controller has left.
     pub fn has_pins(&self) -> bool {
         let maps = [FLOWS, OLD_PINS];
         maps.iter().any(|map| self.pins.path(map).exists())
@@ -85,7 +85,7 @@ impl DataPath {
         Ok(())
     }
 
-    /// How often each [`PinEvent`](breakout_common::path::PinEvent) has happened.
+    /// Returns how often each [`PinEvent`](breakout_common::path::PinEvent) has happened.
     ///
     /// # Errors
     ///
@@ -204,7 +204,7 @@ impl DataPath {
         FlowTable::open(&flows?, &notes?, addresses?, new)
     }
 
-    /// What a version has left whose pins were in a hash map, with times in halves of a tick.
+    /// Returns what a version has left whose pins were in a hash map, with times in halves of a tick.
     fn old_pins(&self) -> Result<Vec<(PinKey, Pin)>> {
         let map =
             MapData::from_pin(self.pins.path(OLD_PINS)).context("cannot open the map of pins")?;
@@ -229,7 +229,7 @@ impl DataPath {
     }
 }
 
-/// What a map of the former table is called while another one is made.
+/// Returns what a map of the former table is called while another one is made.
 fn former(map: &str) -> String {
     format!("FORMER_{map}")
 }

@@ -1,4 +1,4 @@
-//! What is to be installed, and where.
+//! Plan of an installation.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -17,25 +17,25 @@ pub struct LanPlan {
     pub index: u32,
     /// Its MAC address; zeros if it has none.
     pub mac: [u8; 6],
-    /// Whether it has no link header, so that its packets begin with the IP header.
+    /// True if it has no link header, so that its packets begin with the IP header.
     pub is_bare: bool,
     /// Its MTU in bytes, up to the longest IP packet.
     pub mtu: u16,
     /// The addresses by which the programs answer clients; unspecified where it has none.
     pub addresses: (Ipv4Addr, Ipv6Addr),
-    /// How the XDP program is attached, if one is needed.
+    /// Mode of the XDP program, if one is needed.
     pub xdp: Option<XdpAttach>,
     /// Inode of the network namespace, which together with the index identifies the interface.
     pub namespace: u64,
     /// The number by which conditions tell it from other LAN interfaces; of an egress its index.
     pub number: u8,
-    /// Whether it is an egress instead, whose replies XDP forwards.
+    /// True if it is an egress instead, whose replies XDP forwards.
     pub is_egress: bool,
-    /// Whether it is an egress whose flows the programs translate, so that TC gives replies their clients back.
+    /// True if it is an egress whose flows the programs translate, so that TC gives replies their clients back.
     pub translates: bool,
-    /// Whether it is an egress where XDP forwards replies of flows that are not translated.
+    /// True if it is an egress where XDP forwards replies of flows that are not translated.
     pub returns: bool,
-    /// Whether XDP may send replies to it.
+    /// True if XDP may send replies to it.
     pub takes_replies: bool,
 }
 
@@ -153,12 +153,12 @@ pub struct Plan<'a> {
     pub image: &'a Image,
     /// The ways of steered packets.
     pub paths: &'a Paths,
-    /// How many flows are pinned; none if that is switched off.
+    /// Number of flows that can be pinned; none if that is switched off.
     pub pins: Option<u32>,
     /// For how many flows there are mappings at least; none if no egress translates.
     pub mappings: Option<u32>,
     /// Asked for flows that are pinned from the start, once everything else is ready.
     pub pinned: &'a dyn Fn() -> Vec<(PinKey, Pin)>,
-    /// Whether each decision is logged.
+    /// True if each decision is logged.
     pub trace: bool,
 }

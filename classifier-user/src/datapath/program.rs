@@ -31,7 +31,7 @@ pub(super) const REPLY: &str = "breakout_reply";
 pub(super) const ANSWER: &str = "breakout_note";
 pub(super) const RETURN: &str = "breakout_return";
 
-/// Where the TC filter stands on kernels before 6.6, which have no TCX. Fixed, so that a
+/// Priority of the TC filter on kernels before 6.6, which have no TCX. Fixed, so that a
 /// later controller finds and replaces it.
 pub(super) const FILTER_PRIORITY: u16 = 0x4252;
 const FILTER_HANDLE: TcHandle = TcHandle::new(0, 1);
@@ -49,7 +49,7 @@ const fn filter_handle(side: Side) -> TcHandle {
     }
 }
 
-/// What programs do beside their work.
+/// Options of programs.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Options {
     /// Log each decision.
@@ -62,9 +62,9 @@ pub(super) struct Options {
     pub(super) flows: Shape,
     /// The table of mappings.
     pub(super) mappings: Shape,
-    /// Whether anything is translated by it.
+    /// True if anything is translated by it.
     pub(super) translates: bool,
-    /// How many interfaces there are.
+    /// Number of interfaces.
     pub(super) interfaces: u32,
 }
 
@@ -74,7 +74,7 @@ pub(super) struct Programs {
     lan: LanPlan,
 }
 
-/// What an attachment added to the system, to be taken back if a later step fails.
+/// Additions of an attachment to the system, to be taken back if a later step fails.
 #[derive(Debug, Default)]
 pub(super) struct Added {
     pins: Vec<String>,
@@ -210,7 +210,7 @@ impl Programs {
         Ok(())
     }
 
-    /// What only notes answers is no reason to steer nothing.
+    /// Returns what only notes answers is no reason to steer nothing.
     fn needed(&self, side: Side, attached: Result<()>) -> Result<()> {
         if let (Side::Egress, Err(error)) = (side, &attached) {
             tracing::warn!(
@@ -408,7 +408,7 @@ pub(super) fn refuse_foreign(lan: &LanPlan, pins: &PinDirectory) -> Result<()> {
     Ok(())
 }
 
-/// Whether TC programs are attached by TCX, which came with Linux 6.6.
+/// Returns whether TC programs are attached by TCX, which came with Linux 6.6.
 pub fn has_tcx() -> bool {
     KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 6, 0))
 }
@@ -452,17 +452,17 @@ fn detach(pins: &PinDirectory, name: &str) -> Result<()> {
     pins.remove(name)
 }
 
-/// Whether a link is pinned. Its interface may be gone, and another one have its number; see `take_over`.
+/// Returns whether a link is pinned. Its interface may be gone, and another one have its number; see `take_over`.
 fn is_attached(pins: &PinDirectory, name: &str) -> bool {
     pins.path(name).exists()
 }
 
-/// Whether the link's interface is gone.
+/// Returns whether the link's interface is gone.
 fn is_defunct(error: &ProgramError) -> bool {
     errno(error) == Some(libc::ENOLINK)
 }
 
-/// What the kernel answered, if it was the kernel.
+/// Returns what the kernel answered, if it was the kernel.
 fn errno(error: &ProgramError) -> Option<i32> {
     match error {
         ProgramError::SyscallError(call) => call.io_error.raw_os_error(),

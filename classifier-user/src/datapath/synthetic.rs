@@ -17,7 +17,7 @@ const CATCH: &str = "breakout_catch";
 const CAUGHT: &str = "CAUGHT";
 /// The bytes of `struct __sk_buff` that are given: up to the first word of the control block.
 const CONTEXT_LEN: usize = 52;
-/// Where that word is.
+/// Offset of that word.
 const CONTROL_BLOCK: usize = 48;
 
 /// A packet that was caught.

@@ -1,4 +1,4 @@
-//! Whether the gateway's own rules let steered packets through to each egress, and their answers back; and with which source
+//! Check that the gateway's own rules let steered packets through to each egress, and their answers back; and with which source
 //! address they leave. Probes are the gateway's own traffic, which the chains for forwarded packets never see.
 
 use std::collections::BTreeSet;
@@ -17,7 +17,7 @@ use crate::ruleset::Ruleset;
 
 /// A port that a client may have.
 const CLIENT_PORT: u16 = 50_004;
-/// What matters most of TCP, and of UDP.
+/// Most important ports of TCP and of UDP.
 const PORTS: [(Transport, &str, u16); 2] =
     [(Transport::Tcp, "tcp", 443), (Transport::Udp, "udp", 3478)];
 
@@ -130,7 +130,7 @@ impl Passage<'_> {
         Some(other)
     }
 
-    /// What there is to say of a packet that does not get through, once for each place. What is dropped on the ordinary path as well
+    /// Returns what there is to say of a packet that does not get through, once for each place. What is dropped on the ordinary path as well
     /// is meant so, as where QUIC is not let out.
     fn stops(
         &self,
@@ -183,7 +183,7 @@ impl Passage<'_> {
         ))
     }
 
-    /// What there is to say where clients' packets leave with a source that no answer finds back to. Unless they are routed, no rule
+    /// Returns what there is to say where clients' packets leave with a source that no answer finds back to. Unless they are routed, no rule
     /// translates them.
     fn foreign_source(
         &self,

@@ -69,7 +69,7 @@ fn setting(interface: &str, name: &str) -> String {
     }
 }
 
-/// Whether a default route leads over an interface (proc(5), /proc/net/ipv6_route: destination, prefix length, ..., interface).
+/// Returns whether a default route leads over an interface (proc(5), /proc/net/ipv6_route: destination, prefix length, ..., interface).
 fn has_v6_route(interface: &str) -> bool {
     let routes = fs::read_to_string("/proc/net/ipv6_route").unwrap_or_default();
     routes.lines().any(|route| {
@@ -208,7 +208,7 @@ fn local_ports(config: &Config) -> Option<Finding> {
 /// The first and the last public port.
 const PUBLIC: (u16, u16) = (FIRST_PORT, LAST_PORT);
 
-/// Which public ports sockets may get: the first and the last one, by the settings as the kernel prints them.
+/// Returns which public ports sockets may get: the first and the last one, by the settings as the kernel prints them.
 fn taken(range: &str, reserved: &str) -> Option<(u16, u16)> {
     let mut ends = range.split_whitespace().filter_map(|end| end.parse().ok());
     let (first, last) = (ends.next()?, ends.next()?);

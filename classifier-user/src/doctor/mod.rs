@@ -1,4 +1,4 @@
-//! What on this machine stands in Breakout's way, or in whose way Breakout stands; and what to do about it.
+//! Conflicts between Breakout and the rest of this machine, and what to do about them.
 
 mod forward;
 mod kernel;
@@ -20,7 +20,7 @@ use crate::ruleset::Ruleset;
 
 pub use synthetic::{Controller, Shown, send};
 
-/// How bad it is.
+/// Severity.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
 )]
@@ -37,11 +37,11 @@ pub enum Level {
 /// Something that was found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Finding {
-    /// How bad it is.
+    /// Severity.
     pub level: Level,
-    /// What was found.
+    /// Finding.
     pub what: String,
-    /// What to do, ready to paste where it is a command.
+    /// Advice, ready to paste where it is a command.
     pub advice: String,
 }
 

@@ -112,7 +112,7 @@ fn rules(ruleset: &Value, config: &Config) -> Vec<Finding> {
     findings
 }
 
-/// Whether a rule has a statement of nftables, or the target of iptables that does the same.
+/// Returns whether a rule has a statement of nftables, or the target of iptables that does the same.
 fn has(expressions: &[Value], statement: &str, target: &str) -> bool {
     expressions.iter().any(|expression| {
         expression.get(statement).is_some()
@@ -120,7 +120,7 @@ fn has(expressions: &[Value], statement: &str, target: &str) -> bool {
     })
 }
 
-/// Whether a rule lets every packet go on whose mark has any of our bits.
+/// Returns whether a rule lets every packet go on whose mark has any of our bits.
 fn spares(expressions: &[Value], mask: u32) -> bool {
     let is_effective = |expression: &&Value| {
         let idle = ["counter", "comment", "log"];
@@ -141,7 +141,7 @@ fn spares(expressions: &[Value], mask: u32) -> bool {
         && (verdict.get("accept").is_some() || verdict.get("return").is_some())
 }
 
-/// Whether an expression sets the mark without keeping our bits.
+/// Returns whether an expression sets the mark without keeping our bits.
 fn overwrites(expression: &Value, mask: u32) -> bool {
     let set = &expression["mangle"];
     if set["key"]["meta"]["key"] != "mark" {
@@ -150,7 +150,7 @@ fn overwrites(expression: &Value, mask: u32) -> bool {
     !keeps(&set["value"], mask)
 }
 
-/// Whether a value is the mark that there was, with our bits as they were.
+/// Returns whether a value is the mark that there was, with our bits as they were.
 fn keeps(value: &Value, mask: u32) -> bool {
     let is_mark = |value: &Value| value["meta"]["key"] == "mark";
     let bits = |value: &Value| value.as_u64();

@@ -1,4 +1,4 @@
-//! What nftables would do with a packet: its chains are gone through as the kernel does, by the JSON that `nft` prints
+//! Simulation of nftables on a packet: its chains are gone through as the kernel does, by the JSON that `nft` prints
 //! (libnftables-json(5)).
 //!
 //! Where an expression asks what is not known of the packet, both may be. Then [`Fate::is_certain`] says whether the packet could come
@@ -28,27 +28,27 @@ pub(super) struct Packet {
     pub(super) source_port: u16,
     pub(super) port: u16,
     pub(super) mark: u32,
-    /// What connection tracking says of it: `new`, `established` or `invalid`.
+    /// State in connection tracking: `new`, `established` or `invalid`.
     pub(super) state: &'static str,
-    /// Whether it is the answer.
+    /// True if it is the answer.
     pub(super) is_answer: bool,
 }
 
-/// What becomes of it in the chains of one hook.
+/// Fate of a packet in the chains of one hook.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Fate {
-    /// Where it is dropped, if it is.
+    /// Rule or chain that drops it, if one does.
     pub(super) dropped: Option<Stop>,
-    /// What translates its source, if anything does.
+    /// Translation of its source, if there is one.
     pub(super) translated: Option<Translated>,
-    /// Whether no rule that cannot be read could have let it through, or translated it, before that.
+    /// True if no rule that cannot be read could have let it through, or translated it, before that.
     pub(super) is_certain: bool,
 }
 
-/// What drops a packet.
+/// Rule or chain that drops a packet.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Stop {
-    /// Whether it is the chain's policy, and no rule of it.
+    /// True if it is the chain's policy, and no rule of it.
     is_policy: bool,
     /// The chain with its family and table.
     pub(super) chain: String,
@@ -65,16 +65,16 @@ impl fmt::Display for Stop {
     }
 }
 
-/// What a source address becomes.
+/// Translation of a source address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Translated {
     /// An address of the interface.
     Masquerade,
-    /// What the rule says, where that is one address.
+    /// Address that the rule names, where that is one.
     To(Option<IpAddr>),
 }
 
-/// What a rule or chain comes to.
+/// Verdict of a rule or chain.
 enum Verdict {
     /// On to the next rule.
     Continue,
@@ -87,15 +87,15 @@ enum Verdict {
 
 /// One walk.
 struct Walk {
-    /// Whether nothing that is not known could have ended it before.
+    /// True if nothing that is not known could have ended it before.
     is_certain: bool,
-    /// How many more rules are gone through.
+    /// Number of rules that may still be evaluated.
     left: u32,
 }
 
-/// How deep chains may call each other: the kernel's own limit (NFT_JUMP_STACK_SIZE).
+/// Depth to which chains may call each other: the kernel's own limit (NFT_JUMP_STACK_SIZE).
 const DEPTH: u32 = 16;
-/// How many rules are gone through for one packet. Behind that nothing is certain.
+/// Number of rules that are evaluated for one packet. Beyond that nothing is certain.
 const RULES: u32 = 100_000;
 
 /// Everybody's rules, by what they are found by: family, table and name.
@@ -106,16 +106,16 @@ pub(super) struct Rules<'a> {
     maps: BTreeMap<[&'a str; 3], &'a Value>,
     /// Tables that do nothing for now.
     dormant: Vec<[&'a str; 2]>,
-    /// How `nft` writes rules that it cannot print in JSON: by family, table and handle.
+    /// Text of rules that `nft` cannot print in JSON: by family, table and handle.
     texts: BTreeMap<(String, String, u64), String>,
-    /// Whether any rule sets marks of packets or connections.
+    /// True if any rule sets marks of packets or connections.
     sets_marks: bool,
-    /// Whether any rule keeps packets from connection tracking.
+    /// True if any rule keeps packets from connection tracking.
     untracks: bool,
 }
 
 impl<'a> Rules<'a> {
-    /// Whether some rules of these are only told by their text.
+    /// Returns whether some rules of these are only told by their text.
     pub(super) fn need_text(json: &Value) -> bool {
         let entries = json["nftables"].as_array().into_iter().flatten();
         let mut expressions = entries.flat_map(|entry| expressions(&entry["rule"]));
@@ -165,7 +165,7 @@ impl<'a> Rules<'a> {
         rules
     }
 
-    /// What becomes of a packet in the chains of a hook that have this type, in the order of their priorities.
+    /// Returns what becomes of a packet in the chains of a hook that have this type, in the order of their priorities.
     pub(super) fn fate(&self, packet: &Packet, kind: &str, hook: &str) -> Fate {
         let mut walk = Walk {
             is_certain: true,
@@ -275,7 +275,7 @@ impl<'a> Rules<'a> {
         Verdict::Continue
     }
 
-    /// Whether an expression that is a condition holds; none if it is none.
+    /// Returns whether an expression that is a condition holds; none if it is none.
     fn condition(&self, expression: &'a Value, rule: &'a Value, packet: &Packet) -> Option<Truth> {
         if let Some(compared) = expression.get("match") {
             return Some(self.compare(compared, rule, packet));
@@ -306,7 +306,7 @@ impl<'a> Rules<'a> {
             .then_some(Truth::Unknown)
     }
 
-    /// What a rule of iptables asks of the connection's state, by the text of the rule.
+    /// Returns what a rule of iptables asks of the connection's state, by the text of the rule.
     fn state_by_text(&self, rule: &'a Value, packet: &Packet) -> Truth {
         let [family, table, _] = key(rule, "chain");
         let handle = rule["handle"].as_u64().unwrap_or_default();
@@ -338,7 +338,7 @@ impl<'a> Rules<'a> {
         }
     }
 
-    /// What a statement does; none if that is not known.
+    /// Returns what a statement does; none if that is not known.
     fn verdict(
         &self,
         statement: &'a Value,
@@ -386,7 +386,7 @@ impl<'a> Rules<'a> {
         })
     }
 
-    /// What a map has for the packet; an error if it is not known what it is asked.
+    /// Returns what a map has for the packet; an error if it is not known what it is asked.
     fn mapped(
         &self,
         map: &'a Value,
@@ -419,7 +419,7 @@ impl<'a> Rules<'a> {
         }
     }
 
-    /// Whether what an expression asks is the value, or among the values.
+    /// Returns whether what an expression asks is the value, or among the values.
     fn is_in(&self, left: &'a Value, right: &'a Value, rule: &'a Value, packet: &Packet) -> Truth {
         if let (Some(left), Some(right)) = (left["concat"].as_array(), right["concat"].as_array()) {
             return all(left
@@ -473,7 +473,7 @@ impl<'a> Rules<'a> {
         }
     }
 
-    /// What the packet has where an expression asks.
+    /// Returns what the packet has where an expression asks.
     fn asked(&self, left: &Value, packet: &Packet) -> Known {
         let text = |text: &str| Known::Text(text.to_owned());
         if let Some([inner, mask]) = left["&"].as_array().map(Vec::as_slice) {

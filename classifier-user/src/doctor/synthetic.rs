@@ -39,11 +39,11 @@ const CLIENT_MTU: u16 = 1500;
 /// The number of addresses that are tried for one that nobody has.
 const CANDIDATES: u32 = 8;
 
-/// What came of all of them.
+/// Result of all packets.
 pub struct Shown {
-    /// How many packets were sent.
+    /// Number of packets that were sent.
     pub sent: usize,
-    /// What is wrong with their ways.
+    /// Findings about their paths.
     pub findings: Vec<Finding>,
 }
 
@@ -58,7 +58,7 @@ struct Packet<'a> {
     egress: &'a str,
 }
 
-/// What the running controller is asked.
+/// Questions to the running controller.
 pub trait Controller {
     /// The egress to which it steers a packet, if it does.
     fn egress(&mut self, query: Query) -> impl Future<Output = Result<Option<String>>>;
@@ -260,7 +260,7 @@ impl Packet<'_> {
         if self.client.is_ipv4() { 40 } else { 60 }
     }
 
-    /// What connection tracking knows of it, where it has seen it.
+    /// Returns what connection tracking knows of it, where it has seen it.
     fn connection(&self) -> Connection {
         Connection {
             source: (self.client, CLIENT_PORT),
@@ -271,7 +271,7 @@ impl Packet<'_> {
         }
     }
 
-    /// What there is to say of how it left.
+    /// Returns what there is to say of how it left.
     async fn judge(
         &self,
         links: &Links,

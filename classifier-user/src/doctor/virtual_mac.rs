@@ -1,4 +1,4 @@
-//! Whether clients send to a virtual MAC address of VRRP, which is not the LAN interface's: the programs forward only what is addressed
+//! Check whether clients send to a virtual MAC address of VRRP, which is not the LAN interface's: the programs forward only what is addressed
 //! to the interface that they are on.
 
 use anyhow::Result;
@@ -7,7 +7,7 @@ use super::{Finding, Level};
 use crate::config::Config;
 use crate::links::{Interface, Links};
 
-/// How MAC addresses of VRRP begin, over IPv4 and IPv6 (RFC 9568, section 7.3).
+/// First bytes of VRRP's MAC addresses, over IPv4 and IPv6 (RFC 9568, section 7.3).
 const VRRP: [[u8; 5]; 2] = [[0, 0, 0x5e, 0, 1], [0, 0, 0x5e, 0, 2]];
 
 /// Looks for VRRP's interfaces on LAN interfaces that have addresses and are no LAN interfaces themselves.

@@ -20,7 +20,7 @@ use crate::ruleset::{Rule, Ruleset};
 
 pub use pac::Pac;
 
-/// What is written.
+/// Output format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
     /// Proxy auto-configuration, for browsers. By host name, from the list alone.
@@ -42,19 +42,19 @@ pub enum Format {
 }
 
 impl Format {
-    /// Whether it can say which ports are meant.
+    /// Returns whether it can say which ports are meant.
     pub const fn has_ports(self) -> bool {
         matches!(self, Format::Nft | Format::Json)
     }
 }
 
-/// What is exported.
+/// Input of an export.
 pub struct Source<'a> {
     /// The configuration.
     pub config: &'a Config,
     /// The lists.
     pub lists: &'a [List],
-    /// What the policy makes of them.
+    /// Ruleset that the policy makes of them.
     pub ruleset: &'a Ruleset,
     /// The preferences' indices, by their texts. Formats know one way: the most preferred egress.
     pub preferences: &'a BTreeMap<String, u8>,
@@ -142,7 +142,7 @@ impl<'a> Source<'a> {
         name.map_or("", String::as_str)
     }
 
-    /// What stands at the head of every text.
+    /// Returns what stands at the head of every text.
     fn header(&self, comment: &str, lines: &[Line<'_>], format: Format) -> String {
         let mut text = String::new();
         let mut say = |line: &str| {

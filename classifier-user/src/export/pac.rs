@@ -12,12 +12,12 @@ use crate::exit::{Code, WithCode};
 use crate::list::{Category, EndpointSet, List};
 use crate::plain::plain;
 
-/// How a PAC file is written.
+/// Options of a PAC file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pac {
     /// 1: Optimize goes direct. 2: Allow too.
     pub kind: u8,
-    /// What all the rest takes, as in `PROXY 10.10.10.10:8080`.
+    /// Proxy for all the rest, as in `PROXY 10.10.10.10:8080`.
     pub proxy: String,
 }
 
@@ -99,7 +99,7 @@ fn literal(text: &str) -> String {
     literal + "\""
 }
 
-/// Whether a shell pattern covers a text, `*` standing for any characters and `?` for one.
+/// Returns whether a shell pattern covers a text, `*` standing for any characters and `?` for one.
 fn covers(pattern: &str, text: &str) -> bool {
     let (pattern, text) = (pattern.as_bytes(), text.as_bytes());
     let (mut at, mut read) = (0, 0);

@@ -1,4 +1,4 @@
-//! What each format says; whether other programs take it is tested with those.
+//! Tests of each format's text; other programs take it in tests of their own.
 
 use super::*;
 use crate::config::parse as parse_config;

@@ -1,4 +1,4 @@
-//! Whether a path is broken ahead: its link is well and its probes are answered, but nothing that clients begin there is.
+//! Paths that are broken ahead: link and probes are well, but nothing that clients begin there is answered.
 //! Rules that drop forwarded packets, missing translation and filters upstream look like that, and no probe of the gateway's own
 //! sees them.
 //!
@@ -16,12 +16,12 @@ use std::time::{Duration, Instant};
 
 use crate::timestamp::Timestamp;
 
-/// How long an answer may take. A client's second SYN comes after one second and its third after three (RFC 6298): that one
+/// Time that an answer may take. A client's second SYN comes after one second and its third after three (RFC 6298): that one
 /// shall find the other way.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How long it may take where there are only two or three flows of one client.
+/// Time that it may take where there are only two or three flows of one client.
 const FEW: Duration = Duration::from_secs(6);
-/// How many unanswered flows of a single client are enough.
+/// Number of unanswered flows of a single client that is enough.
 const FROM_ONE: usize = 4;
 /// For how long nobody may try it until it is taken for whole, as nobody knows: where what is preferred works, nobody tries it.
 const UNTRIED: Duration = Duration::from_secs(60);
@@ -37,18 +37,18 @@ pub struct Silent {
     pub client: (u64, u64),
     /// Its destination.
     pub destination: (u64, u64),
-    /// Whether it is a TCP connection that has not come beyond its SYN.
+    /// True if it is a TCP connection that has not come beyond its SYN.
     pub opens_tcp: bool,
 }
 
-/// What is known of one path. `F` is how its caller finds a flow again.
+/// Evidence about one path. `F` is how its caller finds a flow again.
 #[derive(Clone, Debug)]
 pub struct Ahead<F> {
     state: State,
     watch: Option<Watch<F>>,
     /// For how many flows there has been an answer.
     answered: u64,
-    /// When it was found whole last, and the pause before that.
+    /// Time at which it was last found whole, and the pause before that.
     healed: Option<(Instant, Duration)>,
     /// Since when it is as it is.
     since: Timestamp,
@@ -87,12 +87,12 @@ impl<F> Default for Ahead<F> {
 }
 
 impl<F> Ahead<F> {
-    /// Whether it is not to be used, but for trying it.
+    /// Returns whether it is not to be used, but for trying it.
     pub fn is_broken(&self) -> bool {
         self.state != State::Whole
     }
 
-    /// Whether a share of new flows is to try it.
+    /// Returns whether a share of new flows is to try it.
     pub fn is_tried(&self) -> bool {
         matches!(self.state, State::Tried { .. })
     }
@@ -187,7 +187,7 @@ impl<F> Ahead<F> {
         }
     }
 
-    /// Whether flows that begin now are to be watched.
+    /// Returns whether flows that begin now are to be watched.
     pub fn wants_flows(&self) -> bool {
         self.watch.is_none() && !matches!(self.state, State::Broken { .. })
     }
@@ -210,7 +210,7 @@ fn longer(pause: Duration) -> Duration {
     (pause * 2).min(PAUSES[1])
 }
 
-/// Whether they are so few, and of one client, that it may have its own reasons.
+/// Returns whether they are so few, and of one client, that it may have its own reasons.
 fn is_few(silent: &[Silent]) -> bool {
     let clients: BTreeSet<_> = silent.iter().map(|flow| flow.client).collect();
     clients.len() < 2 && silent.len() < FROM_ONE

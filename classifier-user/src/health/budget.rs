@@ -1,4 +1,4 @@
-//! How often probes are sent where what they send and receive costs money.
+//! Pace of probes where their traffic costs money.
 
 use std::time::Duration;
 
@@ -19,18 +19,18 @@ const AT_FIRST: f64 = 1.0 / 8.0;
 /// The share of that which suspicions leave for what follows a lost probe.
 const KEPT: f64 = 1.0 / 16.0;
 
-/// How often probes are sent to the targets of an egress and address family.
+/// Pace of probes to the targets of an egress and address family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Pace {
     /// Between two quick probes.
     pub(super) quick: Duration,
     /// Between two probes of each other target.
     pub(super) slow: Duration,
-    /// Whether that is longer than it would be without a budget.
+    /// True if that is longer than it would be without a budget.
     pub(super) is_held: bool,
 }
 
-/// How often targets are probed so that it costs `budget` bytes a month at most.
+/// Returns how often targets are probed so that it costs `budget` bytes a month at most.
 pub(super) fn pace(health: &HealthConfig, targets: &[Target], budget: Option<u64>) -> Pace {
     let (quick, slow) = (health.interval.0, health.slow_interval.0);
     let Some(budget) = budget else {
@@ -63,7 +63,7 @@ pub(super) fn pace(health: &HealthConfig, targets: &[Target], budget: Option<u64
     }
 }
 
-/// What may be spent now, in bytes: as much as the budget has for the time since, less what was spent.
+/// Allowance in bytes: the budget's share of the time since, less what was spent.
 #[derive(Clone, Debug)]
 pub(super) struct Allowance {
     bytes: f64,

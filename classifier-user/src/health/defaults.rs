@@ -1,4 +1,4 @@
-//! What is probed where an egress names nothing.
+//! Default targets of probes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -12,7 +12,7 @@ use crate::list::{Category, List, PortRange};
 /// The most TCP targets that are taken from the list.
 const MOST_DOORS: usize = 3;
 
-/// What is probed by default besides addresses of the list: Teams' transport relays by their common name, and Exchange
+/// Targets that are probed by default besides addresses of the list: Teams' transport relays by their common name, and Exchange
 /// Online's front doors. Microsoft, "Test Microsoft 365 connectivity" and endpoint set 1.
 const NAMES: [(Kind, &str, u16); 2] = [
     (Kind::Turn, "world.tr.teams.microsoft.com", 3478),

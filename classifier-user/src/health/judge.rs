@@ -1,4 +1,4 @@
-//! Which classes of traffic may use an egress for an address family: limits with hysteresis, and hold-down.
+//! Health monitor: which classes of traffic may use an egress, by limits with hysteresis and hold-down.
 
 use std::time::Instant;
 
@@ -9,7 +9,7 @@ use super::{Answers, Life, Measure};
 use crate::config::{Class, HealthConfig};
 use crate::timestamp::Timestamp;
 
-/// How an egress stands.
+/// State of an egress.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
 )]
@@ -34,41 +34,41 @@ impl State {
     }
 }
 
-/// How an egress stands for an address family, with the reasons.
+/// State of an egress for an address family, with the reasons.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Standing {
     /// All in one.
     pub state: State,
-    /// Whether standard traffic may use it.
+    /// True if standard traffic may use it.
     pub standard: bool,
-    /// Whether media may use it.
+    /// True if media may use it.
     pub media: bool,
-    /// Whether it is full: answers take much longer than they did while less was sent, and flows are answered all the same.
+    /// True if it is full: answers take much longer than they did while less was sent, and flows are answered all the same.
     #[serde(default)]
     pub congested: bool,
     /// 0 for a dead one, 10 for one without loss and delay.
     pub score: f64,
     /// Since when the state is as it is.
     pub since: Timestamp,
-    /// Why it is not `up`, or why it is so only now.
+    /// Reason why it is not `up`, or why it is so only now.
     pub why: Option<String>,
-    /// Whether somebody else answers in Microsoft's place there, such as a captive portal.
+    /// True if somebody else answers in Microsoft's place there, such as a captive portal.
     #[serde(default)]
     pub captive: bool,
-    /// What the probes measure; without any if there are none.
+    /// Measurement by probes; none without probes.
     pub measure: Option<Measure>,
     /// The answers to flows there; none if flows are not remembered.
     #[serde(default)]
     pub answers: Option<Answers>,
 }
 
-/// What is known of one class.
+/// State of one class.
 #[derive(Clone, Debug, Default)]
 struct Seat {
     works: bool,
-    /// Whether flows that have begun there may stay, though no new ones shall come.
+    /// True if flows that have begun there may stay, though no new ones shall come.
     keeps: bool,
-    /// Whether it has ever been judged. A new one that is good works at once.
+    /// True if it has ever been judged. A new one that is good works at once.
     is_judged: bool,
     /// Since when it has been good without a break.
     good_since: Option<Instant>,
@@ -78,9 +78,9 @@ struct Seat {
 /// A verdict that outlives its judge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verdict {
-    /// Whether standard traffic may use it.
+    /// True if standard traffic may use it.
     pub standard: bool,
-    /// Whether media may use it.
+    /// True if media may use it.
     pub media: bool,
     /// Since when that is so.
     pub since: Timestamp,
@@ -216,12 +216,12 @@ impl Judge {
         changed.then_some(before)
     }
 
-    /// Whether a class may use it.
+    /// Returns whether a class may use it.
     pub fn works(&self, class: Class) -> bool {
         self.seat(class).works
     }
 
-    /// Whether established flows of a class may stay there.
+    /// Returns whether established flows of a class may stay there.
     pub fn keeps(&self, class: Class) -> bool {
         let seat = self.seat(class);
         seat.works || seat.keeps
@@ -235,7 +235,7 @@ impl Judge {
         }
     }
 
-    /// How it stands.
+    /// Returns how it stands.
     pub fn standing(&self) -> Standing {
         let mut why = self.seats.iter().filter_map(|seat| seat.why.clone());
         Standing {
@@ -261,7 +261,7 @@ fn state_of(seats: &[Seat; 2]) -> State {
     }
 }
 
-/// What makes an egress too bad for a class, if anything.
+/// Returns what makes an egress too bad for a class, if anything.
 fn fault(
     measure: &Measure,
     limits: &HealthConfig,

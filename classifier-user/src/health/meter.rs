@@ -1,4 +1,4 @@
-//! What the probes of one egress and address family tell together.
+//! Measurement: what the probes of one egress and address family tell together.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ const FOREIGN_LAPSES: u32 = 10;
 #[derive(Clone, Debug)]
 pub(super) struct Meter {
     pub(super) target: Target,
-    /// Whether it has ever answered. What never has says nothing about the link while others answer.
+    /// True if it has ever answered. What never has says nothing about the link while others answer.
     pub(super) is_proven: bool,
     /// Unanswered probes in a row.
     pub(super) misses: u32,
@@ -138,7 +138,7 @@ impl Meter {
         }
     }
 
-    /// Whether so many probes in a row had no answer that there is none to be had.
+    /// Returns whether so many probes in a row had no answer that there is none to be had.
     pub(super) fn is_silent(&self) -> bool {
         let enough = if self.target.kind.is_quick() {
             DEAD_AFTER
@@ -148,7 +148,7 @@ impl Meter {
         self.misses >= enough
     }
 
-    /// How long an answer is waited for: as for TCP's retransmissions (RFC 6298), within bounds of our own. What is silent
+    /// Returns how long an answer is waited for: as for TCP's retransmissions (RFC 6298), within bounds of our own. What is silent
     /// gets the most, so that a link that has become slow is not taken for dead for ever.
     pub(super) fn timeout(&self) -> Duration {
         let (least, most) = if self.target.kind.is_quick() {
@@ -182,40 +182,40 @@ impl Meter {
     }
 }
 
-/// How a target answers.
+/// Report on a target.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TargetReport {
     /// The target.
     pub target: Target,
-    /// Whether it has answered lately.
+    /// True if it has answered lately.
     pub answers: bool,
-    /// Whether it has ever answered; otherwise it does not count while others do.
+    /// True if it has ever answered; otherwise it does not count while others do.
     pub proven: bool,
     /// The share of probes that it does not answer, from 0 to 1.
     pub loss: f64,
-    /// How long its answers take, in milliseconds.
+    /// Latency of its answers, in milliseconds.
     pub latency_ms: Option<f64>,
-    /// Why the last probe had no answer, if so.
+    /// Reason why the last probe had no answer, if so.
     pub last_error: Option<String>,
 }
 
-/// What is known of an egress and address family.
+/// Measurement of an egress and address family.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Measure {
-    /// Whether anything answers; null while that is not known.
+    /// True if anything answers; null while that is not known.
     pub alive: Option<bool>,
-    /// Whether a TURN, STUN or ICMP target answers; null while that is not known.
+    /// True if a TURN, STUN or ICMP target answers; null while that is not known.
     pub relays: Option<bool>,
-    /// Whether a TCP, TLS or HTTP target answers; null while that is not known.
+    /// True if a TCP, TLS or HTTP target answers; null while that is not known.
     pub doors: Option<bool>,
     /// A target that somebody else answers for, as a captive portal does, and how that shows; null if there is none.
     #[serde(default)]
     pub captive: Option<String>,
     /// The share of probes that is lost, from 0 to 1.
     pub loss: f64,
-    /// How long answers take, in milliseconds.
+    /// Latency of answers, in milliseconds.
     pub latency_ms: Option<f64>,
-    /// How long they take while the link is not full.
+    /// Latency while the link is not full.
     #[serde(default)]
     pub idle_latency_ms: Option<f64>,
     /// Each target.
@@ -285,7 +285,7 @@ impl Measure {
         }
     }
 
-    /// Whether answers take so much longer than on an idle link that a queue before it must be full: 100 ms, as Microsoft's
+    /// Returns whether answers take so much longer than on an idle link that a queue before it must be full: 100 ms, as Microsoft's
     /// connectivity test has it.
     pub fn is_slowed(&self) -> bool {
         const ADDED: f64 = 100.0;
@@ -293,7 +293,7 @@ impl Measure {
         slowed.is_some_and(|(now, idle)| now >= idle + ADDED)
     }
 
-    /// Whether there is something to ask, and nothing is known yet.
+    /// Returns whether there is something to ask, and nothing is known yet.
     pub fn is_untried(&self) -> bool {
         self.alive.is_none() && !self.targets.is_empty()
     }

@@ -1,4 +1,4 @@
-//! How good the egresses are: probes through each of them, what they measure, and what is good enough for whom.
+//! Health of the egresses: probes through each of them, what they measure, and what is good enough for whom.
 //!
 //! ```text
 //! target ── probe ── meter ── judge ── which classes of traffic may use the egress

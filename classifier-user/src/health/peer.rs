@@ -1,4 +1,4 @@
-//! Who answers a TLS probe: the server that was asked for, or somebody in its place, such as a captive portal.
+//! Verification of the peer of a TLS probe: the server that was asked for, or somebody in its place, such as a captive portal.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,10 +16,10 @@ use rustls::{
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-/// How long certificates may take to be read.
+/// Time that certificates may take to be read.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// How to connect by TLS, and whose certificates are believed.
+/// Settings of TLS, and the certificates that are trusted.
 #[derive(Clone)]
 pub(crate) struct Trust {
     /// Accepts the certificates of hosts by name.

@@ -22,15 +22,15 @@ const NETWORK_AUTHENTICATION_REQUIRED: u16 = 511;
 
 /// An answer.
 pub(super) struct Answered {
-    /// How long it took.
+    /// Time that it took.
     pub(super) took: Duration,
-    /// What a relay was asked for.
+    /// Method of the request to a relay.
     pub(super) method: Option<Method>,
     /// The address that the server has seen, if it tells.
     pub(super) mapped: Option<IpAddr>,
 }
 
-/// Why a probe failed.
+/// Failure of a probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Failure {
     /// The target did not answer.
@@ -127,7 +127,7 @@ async fn turn(
 
 /// An answer to one of several requests.
 struct Replied {
-    /// Which of them it answers.
+    /// Index of the request that it answers.
     which: usize,
     answer: Answer,
     /// The address that the requests seem to come from.

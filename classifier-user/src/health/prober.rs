@@ -31,7 +31,7 @@ const BURST: Duration = Duration::from_millis(40);
 const DOUBT: u32 = 2;
 /// Between the tries of a slow target that does not answer.
 const RETRY: Duration = Duration::from_millis(300);
-/// How often slow targets are tried while no quick one answers.
+/// Interval at which slow targets are tried while no quick one answers.
 const UNAIDED: Duration = Duration::from_secs(2);
 /// A quick target that has never answered gets one of so many probes while others answer.
 const UNPROVEN: u64 = 20;
@@ -39,34 +39,34 @@ const UNPROVEN: u64 = 20;
 const AGAIN: Duration = Duration::from_secs(300);
 /// At most one probe in that time is sent on suspicion where probes have a budget.
 const SUSPICION: Duration = Duration::from_secs(5);
-/// How soon certificates are read again while somebody else answers: they may have been what was wrong.
+/// Delay after which certificates are read again while somebody else answers: they may have been what was wrong.
 const TRUST_AGAIN: Duration = Duration::from_secs(60);
-/// How soon a probe is tried again that waits for the certificates.
+/// Delay after which a probe is tried again that waits for the certificates.
 const SOON: Duration = Duration::from_millis(50);
 
-/// What probes a path.
+/// Prober of one path.
 pub(super) struct Prober {
     path: Arc<Path>,
     bound: Bound,
-    /// Whose certificates are believed; none before they were read.
+    /// Certificates that are trusted; none before they were read.
     trust: Option<Trust>,
-    /// When they were read last.
+    /// Time at which they were read last.
     trust_read: Instant,
     pace: Pace,
     allowance: Option<Allowance>,
-    /// When a suspicion was followed last.
+    /// Time at which a suspicion was followed last.
     suspected: Option<Instant>,
     routes: Option<ProbeRoutes>,
     meters: Vec<Meter>,
     names: Names,
-    /// When each slow target is tried next; none for quick ones.
+    /// Time at which each slow target is tried next; none for quick ones.
     next_slow: Vec<Option<Instant>>,
     next_quick: Instant,
-    /// What each relay has answered before.
+    /// Method that each relay has answered before.
     methods: Vec<Option<Method>>,
     /// The address that a STUN server has seen last.
     public: Option<IpAddr>,
-    /// How many quick probes were sent.
+    /// Number of quick probes that were sent.
     sent: u64,
     /// The number of each target's last quick probe; 0 before the first.
     asked: Vec<u64>,
@@ -74,9 +74,9 @@ pub(super) struct Prober {
     burst: u32,
     /// Quick probes without an answer since the last one with.
     silence: u32,
-    /// Whether a slow target has answered in that silence.
+    /// True if a slow target has answered in that silence.
     door_opened: bool,
-    /// What the tries come to.
+    /// Outcomes of the attempts.
     outcomes: (UnboundedSender<Outcome>, UnboundedReceiver<Outcome>),
     reports: Arc<Reports>,
 }
@@ -370,7 +370,7 @@ impl Prober {
         self.ask_doors(|meter| meter.is_proven);
     }
 
-    /// Whether nothing of the kind that tells of the link has answered lately: the quick targets, or the others where none of
+    /// Returns whether nothing of the kind that tells of the link has answered lately: the quick targets, or the others where none of
     /// those has ever answered.
     fn was_dead(&self, is_quick: bool) -> bool {
         let proven = || self.meters.iter().filter(|meter| meter.is_proven);

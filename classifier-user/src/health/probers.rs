@@ -15,7 +15,7 @@ use crate::links::Links;
 /// All probers that run.
 pub struct Probers {
     running: Vec<Running>,
-    /// Where they run.
+    /// Runtime that they run on.
     runtime: Handle,
     /// By which they make their routes.
     links: Option<Links>,
@@ -83,7 +83,7 @@ impl Probers {
         }
     }
 
-    /// Whether a report is of a path that is probed still, and not of one that has been left since.
+    /// Returns whether a report is of a path that is probed still, and not of one that has been left since.
     pub fn is_current(&self, report: &Report) -> bool {
         (self.running.iter()).any(|running| running.path == report.path)
     }
@@ -100,7 +100,7 @@ impl Probers {
         }
     }
 
-    /// Where the reports are.
+    /// Returns where the reports are.
     pub fn reports(&self) -> Arc<Reports> {
         Arc::clone(&self.reports)
     }

@@ -1,4 +1,4 @@
-//! What is probed, and what the probes tell.
+//! Paths that are probed, and reports on them.
 
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,7 +9,7 @@ use super::{Measure, Target};
 use crate::config::HealthConfig;
 use crate::links::ProbeWay;
 
-/// What is probed, and how.
+/// Path that is probed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Path {
     /// The egress.
@@ -24,22 +24,22 @@ pub struct Path {
     pub way: Option<ProbeWay>,
     /// The targets.
     pub targets: Vec<Target>,
-    /// How often.
+    /// Intervals and limits.
     pub health: HealthConfig,
-    /// How many bytes of a month they may cost.
+    /// Budget of bytes a month.
     pub budget: Option<u64>,
 }
 
-/// What the probes of a path tell.
+/// Report on a path by its probes.
 #[derive(Clone, Debug)]
 pub struct Report {
     /// The path.
     pub path: Arc<Path>,
-    /// What they tell now.
+    /// Current measurement.
     pub measure: Measure,
     /// The address that a STUN server has seen last, if one tells.
     pub public: Option<IpAddr>,
-    /// Whether the last answers are missing, so that the next hop may have another MAC address.
+    /// True if the last answers are missing, so that the next hop may have another MAC address.
     pub is_doubtful: bool,
 }
 

@@ -12,10 +12,10 @@ const HEADER: usize = 20;
 const SUCCESS: u8 = 0x00;
 const ERROR: u8 = 0x10;
 
-/// What a request is for.
+/// Method of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Method {
-    /// Which address the request came from (RFC 8489).
+    /// Asks which address the request came from (RFC 8489).
     Binding = 1,
     /// An address to relay to and from (RFC 8656): what Teams' clients ask its relays for.
     Allocate = 3,
@@ -23,7 +23,7 @@ pub(crate) enum Method {
     Refresh = 4,
 }
 
-/// How a request was answered.
+/// Class of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
     Success,
@@ -101,7 +101,7 @@ impl Request {
         Some(SocketAddr::new(address, port))
     }
 
-    /// How a message answers the request, if it does.
+    /// Returns how a message answers the request, if it does.
     pub(crate) fn answer(&self, message: &[u8]) -> Option<Answer> {
         let header = message.get(..HEADER)?;
         if header.get(4..) != self.bytes.get(4..HEADER) {

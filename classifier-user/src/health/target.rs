@@ -1,4 +1,4 @@
-//! What is probed.
+//! Targets of probes.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -7,7 +7,7 @@ use std::str::FromStr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// How a target is asked.
+/// Kind of a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
     /// A STUN binding request over UDP (RFC 8489).
@@ -34,7 +34,7 @@ impl Kind {
         (Kind::Http, "http"),
     ];
 
-    /// Whether it is one small packet, which is sent often and tells how much the link loses.
+    /// Returns whether it is one small packet, which is sent often and tells how much the link loses.
     pub fn is_quick(self) -> bool {
         matches!(self, Kind::Stun | Kind::Turn | Kind::Icmp)
     }
@@ -57,7 +57,7 @@ impl Kind {
 #[serde(try_from = "String", into = "String")]
 #[schemars(with = "String")]
 pub struct Target {
-    /// How it is asked.
+    /// Kind of the probe.
     pub kind: Kind,
     /// Its name or address.
     pub host: String,

@@ -1,4 +1,4 @@
-//! What the traffic itself tells of an egress and address family: whether flows are answered there, whatever probes say.
+//! Passive evidence about an egress and address family: whether flows are answered there, whatever probes say.
 
 use std::time::{Duration, Instant};
 
@@ -35,7 +35,7 @@ pub struct Traffic {
     busy: Option<Instant>,
 }
 
-/// What follows from them.
+/// Conclusion from them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Life {
     /// The link is alive now: flows are answered, or were just now and the link is full.
@@ -56,7 +56,7 @@ impl Traffic {
         self.answers = Some(answers);
     }
 
-    /// What was counted until the last look.
+    /// Returns what was counted until the last look.
     pub fn answers(&self) -> Option<Answers> {
         self.answers
     }
@@ -77,7 +77,7 @@ impl Traffic {
             .is_some_and(|since| (CEASED..=RECENT).contains(&since))
     }
 
-    /// What they tell. `silent` says since when no probe has been answered.
+    /// Returns what they tell. `silent` says since when no probe has been answered.
     pub fn life(&self, now: Instant, silent: Option<Instant>) -> Life {
         let within = |time: Option<Instant>, span| {
             time.is_some_and(|time| now.saturating_duration_since(time) <= span)

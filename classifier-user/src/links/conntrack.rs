@@ -38,7 +38,7 @@ pub(super) const GENERIC: usize = 4;
 /// No message of the kernel's dumps is longer (`NLMSG_GOODSIZE` and its sk_buff head room).
 const RECEIVE: usize = 64 << 10;
 
-/// Whether any connection was in a zone when they were listed.
+/// True if any connection was in a zone when they were listed.
 static ZONES_SEEN: AtomicBool = AtomicBool::new(false);
 
 /// A TCP or UDP connection as its first packet had it.

@@ -1,4 +1,4 @@
-//! What the interfaces of this network namespace have counted. Read from the proc file system, which waits for nobody who changes
+//! Counters of the interfaces of this network namespace. Read from the proc file system, which waits for nobody who changes
 //! interfaces.
 
 use std::fs;
@@ -17,12 +17,12 @@ impl DeviceCounts {
         fs::read_to_string("/proc/thread-self/net/dev").map(DeviceCounts)
     }
 
-    /// How many packets an interface has received.
+    /// Returns how many packets an interface has received.
     pub fn received_packets(&self, interface: &str) -> Option<u64> {
         self.number(interface, 1)
     }
 
-    /// How many bytes it has sent.
+    /// Returns how many bytes it has sent.
     pub fn sent_bytes(&self, interface: &str) -> Option<u64> {
         self.number(interface, 8)
     }

@@ -161,13 +161,13 @@ impl Links {
     }
 }
 
-/// What the routes over an interface tell.
+/// Next hops that the routes over an interface have.
 #[derive(Default)]
 struct RoutesOver {
     /// Networks that are reached without a gateway.
     direct: Vec<IpNet>,
     gateways: Vec<Hop>,
-    /// Whether there is a default route without a gateway: everything is a neighbour.
+    /// True if there is a default route without a gateway: everything is a neighbour.
     is_direct_default: bool,
     /// The next hop of a default route, if it is of the other address family (RFC 5549).
     other_family: Option<IpAddr>,
@@ -280,7 +280,7 @@ fn learnt(interface: &Interface, v6: bool, routes: RoutesOver) -> Result<Gateway
     }
 }
 
-/// Whether an address is reached over the interface without any route.
+/// Returns whether an address is reached over the interface without any route.
 fn is_near(interface: &Interface, address: IpAddr) -> bool {
     interface.is_on_link(address) || interface.point_to_point
 }

@@ -1,4 +1,4 @@
-//! What is to know of a network interface.
+//! Network interfaces.
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -25,13 +25,13 @@ pub struct Interface {
     pub index: u32,
     /// Its MAC address, if it is an Ethernet.
     pub mac: Option<[u8; 6]>,
-    /// Whether its packets have no link header at all (PPP, tunnels of IP).
+    /// True if its packets have no link header at all (PPP, tunnels of IP).
     pub is_bare: bool,
     /// Its MTU in bytes.
     pub mtu: u32,
-    /// Whether it is set up and has a carrier.
+    /// True if it is set up and has a carrier.
     pub running: bool,
-    /// Whether it leads to one neighbour only, which needs no address (PPP, tunnels).
+    /// True if it leads to one neighbour only, which needs no address (PPP, tunnels).
     pub point_to_point: bool,
     /// Its addresses with their networks.
     pub addresses: Vec<IpNet>,
@@ -56,7 +56,7 @@ pub struct Interface {
 /// Queueing disciplines that the kernel gives interfaces by itself; the first to those that were never up.
 const DEFAULT_QDISCS: [&str; 6] = ["noop", "noqueue", "mq", "fq", "fq_codel", "pfifo_fast"];
 
-/// Why XDP does not redirect to an interface.
+/// Reason why XDP does not redirect to an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NoRedirect {
     /// It is no network card, but this.
@@ -84,14 +84,14 @@ impl NoRedirect {
 }
 
 impl Interface {
-    /// Whether an address is directly reachable over it.
+    /// Returns whether an address is directly reachable over it.
     pub fn is_on_link(&self, address: IpAddr) -> bool {
         let link_local = matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
         let mut networks = self.addresses.iter().chain(&self.peers);
         link_local || networks.any(|net| net.contains(&address))
     }
 
-    /// Whether the interface has an address of the family that reaches beyond the link.
+    /// Returns whether the interface has an address of the family that reaches beyond the link.
     pub fn has_usable_address(&self, v6: bool) -> bool {
         self.addresses.iter().any(|net| match net.addr() {
             IpAddr::V4(_) => !v6,
@@ -111,7 +111,7 @@ impl Interface {
         )
     }
 
-    /// Why XDP does not redirect to the interface. Only network cards and the like take redirected frames, and the kernel drops them
+    /// Returns why XDP does not redirect to the interface. Only network cards and the like take redirected frames, and the kernel drops them
     /// silently elsewhere; and XDP goes past queueing disciplines, which somebody has set for a reason.
     pub fn no_redirect(&self) -> Option<NoRedirect> {
         if self.mac.is_none() {
@@ -130,12 +130,12 @@ impl Interface {
         (!takes).then_some(NoRedirect::Driver)
     }
 
-    /// Whether the kernel tells what its driver takes (Linux 6.3).
+    /// Returns whether the kernel tells what its driver takes (Linux 6.3).
     pub fn tells_xdp_features(&self) -> bool {
         super::xdp_features::takes_redirects(self.index).is_some()
     }
 
-    /// Whether XDP programs can run in its driver. If the kernel does not tell, those of network cards are taken to have that.
+    /// Returns whether XDP programs can run in its driver. If the kernel does not tell, those of network cards are taken to have that.
     pub fn has_native_xdp(&self) -> bool {
         let is_card = self.kind.as_ref().is_none_or(|kind| kind == BOND);
         is_card && super::xdp_features::has_native_xdp(self.index).unwrap_or(true)
@@ -146,7 +146,7 @@ impl Interface {
         u16::try_from(self.mtu).unwrap_or(u16::MAX)
     }
 
-    /// Whether the interface itself has this address.
+    /// Returns whether the interface itself has this address.
     pub fn has_address(&self, address: IpAddr) -> bool {
         self.addresses.iter().any(|net| net.addr() == address)
     }
@@ -197,7 +197,7 @@ impl Links {
     }
 }
 
-/// What the driver says of itself, if it is more than a network card: `wlan`, `wwan`.
+/// Returns what the driver says of itself, if it is more than a network card: `wlan`, `wwan`.
 fn device_type(name: &str) -> Option<String> {
     let event = fs::read_to_string(format!("/sys/class/net/{name}/uevent")).ok()?;
     let mut kinds = event
@@ -274,7 +274,7 @@ fn is_gre(link_layer: LinkLayerType) -> bool {
     matches!(link_layer, LinkLayerType::Ipgre | LinkLayerType::Ip6gre)
 }
 
-/// Whether packets of a device of this type begin with the IP header (`dev_is_mac_header_xmit`, and PPP).
+/// Returns whether packets of a device of this type begin with the IP header (`dev_is_mac_header_xmit`, and PPP).
 fn is_bare(link_layer: LinkLayerType) -> bool {
     matches!(
         link_layer,

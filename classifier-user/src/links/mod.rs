@@ -65,7 +65,7 @@ pub fn read_any(bytes: &[u8]) {
     conntrack::read_any(bytes);
 }
 
-/// Whether the kernel answered with this errno.
+/// Returns whether the kernel answered with this errno.
 fn is_errno(error: &rtnetlink::Error, errno: i32) -> bool {
     matches!(error, rtnetlink::Error::NetlinkError(ErrorMessage { code: Some(code), .. }) if code.get() == -errno)
 }

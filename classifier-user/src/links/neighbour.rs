@@ -12,7 +12,7 @@ use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::{Links, is_errno};
 
-/// What the kernel knows of a neighbour.
+/// Neighbour entry of the kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Neighbour {
     /// Nothing yet, or it is being resolved.
@@ -46,7 +46,7 @@ impl Neighbour {
 }
 
 impl Links {
-    /// What the kernel knows of a neighbour.
+    /// Returns what the kernel knows of a neighbour.
     ///
     /// # Errors
     ///

@@ -7,7 +7,7 @@ use rtnetlink::packet_route::tc::{TcAttribute, TcHandle};
 use super::{Links, is_errno};
 
 impl Links {
-    /// Whether an interface has a TC ingress filter of this priority.
+    /// Returns whether an interface has a TC ingress filter of this priority.
     ///
     /// # Errors
     ///

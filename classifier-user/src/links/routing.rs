@@ -28,7 +28,7 @@ pub struct RouteRule {
     pub interface: u32,
     /// Its way out for this family.
     pub gateway: Gateway,
-    /// Whether the gateway is in none of the interface's networks, so that the kernel has to be told that it is on the link.
+    /// True if the gateway is in none of the interface's networks, so that the kernel has to be told that it is on the link.
     pub is_onlink: bool,
     /// The address family.
     pub v6: bool,
@@ -51,12 +51,12 @@ pub struct RoutingPlan {
     pub probed: Vec<ProbeWay>,
 }
 
-/// What became of a plan.
+/// Outcome of a plan.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RoutingOutcome {
     /// Entries that the kernel refuses.
     pub refused: Vec<RouteRule>,
-    /// How many rules and routes were not there.
+    /// Number of rules and routes that were missing.
     pub added: usize,
 }
 
@@ -139,7 +139,7 @@ impl Links {
         applied
     }
 
-    /// Whether there are rules that look like ours within the plan's mask and tables.
+    /// Returns whether there are rules that look like ours within the plan's mask and tables.
     ///
     /// # Errors
     ///

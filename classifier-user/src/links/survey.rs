@@ -26,13 +26,13 @@ pub struct RuleFound {
     pub mask: u32,
     /// The table that it leads to; 0 if to none.
     pub table: u32,
-    /// Whether it is about packets that do not have that mark.
+    /// True if it is about packets that do not have that mark.
     pub is_inverted: bool,
-    /// Whether it is that of VRFs.
+    /// True if it is that of VRFs.
     pub is_l3mdev: bool,
-    /// Whether it leaves out routes for being too short, as default routes.
+    /// True if it leaves out routes for being too short, as default routes.
     pub suppresses: bool,
-    /// Whether a Breakout controller made it.
+    /// True if a Breakout controller made it.
     pub is_ours: bool,
 }
 
@@ -45,7 +45,7 @@ pub struct RouteFound {
     pub interface: String,
     /// The table that it is in.
     pub table: u32,
-    /// Whether a Breakout controller made it.
+    /// True if a Breakout controller made it.
     pub is_ours: bool,
 }
 

@@ -20,7 +20,7 @@ use super::attributes::{all, find};
 use super::conntrack::{HEADER, next};
 use super::neighbour::Neighbour;
 
-/// How long further changes are gathered before the first one is told of. A link that comes up brings dozens.
+/// Time for which further changes are gathered before the first one is told of. A link that comes up brings dozens.
 const GATHER: Duration = Duration::from_millis(20);
 /// Room for messages that wait, in bytes: what `ip -batch` makes in a fraction of a second.
 const RECEIVE_BUFFER: usize = 4 << 20;
@@ -66,7 +66,7 @@ pub enum Fact {
         index: u32,
         /// Its name.
         name: String,
-        /// Whether packets can leave by it.
+        /// True if packets can leave by it.
         running: bool,
     },
     /// A neighbour.
@@ -75,7 +75,7 @@ pub enum Fact {
         index: u32,
         /// Its address.
         address: IpAddr,
-        /// What the kernel knows of it now.
+        /// Its entry in the kernel now.
         neighbour: Neighbour,
     },
     /// An address has come or gone.
@@ -124,7 +124,7 @@ impl Facts {
     }
 }
 
-/// What of the routing concerns us.
+/// Part of the routing that concerns us.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Interest {
     /// Indices of the interfaces whose routes are looked at.
@@ -214,7 +214,7 @@ async fn receive(socket: &mut TokioSocket) -> io::Result<Option<Vec<u8>>> {
     }
 }
 
-/// What a message of the kernel says, if it is one of those that are known here.
+/// Returns what a message of the kernel says, if it is one of those that are known here.
 fn fact(kind: u16, message: &[u8]) -> Option<Fact> {
     let body = message.get(HEADER..)?;
     match kind {
@@ -253,7 +253,7 @@ fn fact(kind: u16, message: &[u8]) -> Option<Fact> {
     }
 }
 
-/// Whether a datagram tells of a rule, or of a route that is of interest.
+/// Returns whether a datagram tells of a rule, or of a route that is of interest.
 fn concerns(datagram: &[u8], interest: &Interest) -> bool {
     let mut rest = datagram;
     while let Some((kind, message)) = next(&mut rest) {

@@ -1,4 +1,4 @@
-//! Whether an interface takes frames that XDP redirects to it, from the kernel's netdev family of generic netlink
+//! Check whether an interface takes frames that XDP redirects to it, from the kernel's netdev family of generic netlink
 //! (Linux 6.3, Documentation/netlink/specs/netdev.yaml).
 
 use std::io;
@@ -24,7 +24,7 @@ const NLM_F_REQUEST: u16 = 1;
 /// Lengths of `struct nlmsghdr` and `struct genlmsghdr`.
 const HEADERS: usize = 16 + 4;
 
-/// Whether the interface takes redirected frames now. `None` if the kernel does not tell, as before Linux 6.3.
+/// Returns whether the interface takes redirected frames now. `None` if the kernel does not tell, as before Linux 6.3.
 ///
 /// A network card may take them only while it has an XDP program of its own; a veth only while its peer has GRO or
 /// an XDP program.
@@ -32,7 +32,7 @@ pub(super) fn takes_redirects(index: u32) -> Option<bool> {
     features(index).map(|features| features & NETDEV_XDP_ACT_NDO_XMIT != 0)
 }
 
-/// Whether its driver runs XDP programs. `None` as above.
+/// Returns whether its driver runs XDP programs. `None` as above.
 pub(super) fn has_native_xdp(index: u32) -> Option<bool> {
     features(index).map(|features| features & NETDEV_XDP_ACT_BASIC != 0)
 }

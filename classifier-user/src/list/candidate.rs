@@ -5,7 +5,7 @@ use serde_json::value::RawValue;
 use super::{Fetched, Instance, Judge, Judgement, List, ParseError, Record, parse};
 use crate::text::decode;
 
-/// What a list is judged beside.
+/// Reference that a list is validated against.
 #[derive(Clone, Debug)]
 pub struct Beside {
     /// The list in force.

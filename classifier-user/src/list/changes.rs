@@ -1,4 +1,4 @@
-//! What `/changes` says of the days from which on additions are used.
+//! Days from which additions are used, by `/changes`.
 
 use serde::Deserialize;
 

@@ -25,7 +25,7 @@ impl Family {
         }
     }
 
-    /// What is counted of it, for people.
+    /// Returns what is counted of it, for people.
     pub const fn unit(self) -> &'static str {
         match self {
             Family::V4 => "IPv4 addresses",
@@ -69,13 +69,13 @@ impl Coverage {
         Coverage { intervals }
     }
 
-    /// How many there are.
+    /// Returns how many there are.
     pub fn size(&self) -> u128 {
         let sizes = self.intervals.iter();
         sizes.map(|(first, last)| count(*first, *last)).sum()
     }
 
-    /// How many are in both.
+    /// Returns how many are in both.
     pub fn common(&self, other: &Coverage) -> u128 {
         let (mut ours, mut theirs) = (self.intervals.iter(), other.intervals.iter());
         let (mut a, mut b) = (ours.next(), theirs.next());
@@ -94,14 +94,14 @@ impl Coverage {
         common
     }
 
-    /// Whether all of a prefix is covered.
+    /// Returns whether all of a prefix is covered.
     pub fn contains(&self, prefix: &IpNet) -> bool {
         let (first, last) = interval(prefix);
         let behind = self.intervals.partition_point(|one| one.0 <= first);
         behind > 0 && self.intervals[behind - 1].1 >= last
     }
 
-    /// Whether every address of the family is covered.
+    /// Returns whether every address of the family is covered.
     pub fn is_everything(&self, family: Family) -> bool {
         let last = match family {
             Family::V4 => u64::from(u32::MAX),

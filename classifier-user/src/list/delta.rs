@@ -1,4 +1,4 @@
-//! What is different between two lists.
+//! Difference between two lists.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,14 +8,14 @@ use serde::{Deserialize, Serialize};
 
 use super::{EndpointSet, List, SetKey};
 
-/// What is different between two lists, set by set.
+/// Difference between two lists, set by set.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ListDelta {
     /// The sets that differ, in the order of their ids.
     pub sets: Vec<SetDelta>,
 }
 
-/// What is different about one set.
+/// Difference of one set.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SetDelta {
     /// Its id.
@@ -41,14 +41,14 @@ pub struct SetDelta {
 }
 
 impl SetDelta {
-    /// Whether the category is another one.
+    /// Returns whether the category is another one.
     pub fn is_move(&self) -> bool {
         matches!(&self.category, (Some(before), Some(since)) if before != since)
     }
 }
 
 impl ListDelta {
-    /// What changes from one list to another. Only published sets count.
+    /// Returns what changes from one list to another. Only published sets count.
     pub fn between(before: &List, since: &List) -> Self {
         let by_key = |list| -> BTreeMap<SetKey, EndpointSet> {
             let sets = List::published(list);

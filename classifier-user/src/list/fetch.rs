@@ -7,9 +7,9 @@ use super::{FetchError, Instance, Service};
 pub struct Fetched {
     /// The version that the service named.
     pub version: Option<String>,
-    /// Where it came from.
+    /// Source.
     pub source: String,
-    /// What it was asked for with.
+    /// Query of the request.
     pub query: String,
     /// The answer of `/endpoints`, or the file.
     pub endpoints: Vec<u8>,

@@ -1,4 +1,4 @@
-//! Why an answer of the web service could not be had, and what to do.
+//! Errors of the web service, and what to do about them.
 
 use std::time::Duration;
 
@@ -7,27 +7,27 @@ use reqwest::StatusCode;
 /// The longest answer that is taken, unpacked. The real ones are below 100 KiB.
 pub(super) const MAX_ANSWER: usize = 8 << 20;
 
-/// Why an answer could not be had.
+/// Error of the web service.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum FetchError {
     /// The service was not reached, or broke off.
     #[error("cannot fetch {url}: {reason}")]
     Transport {
-        /// What was asked for.
+        /// URL that was asked for.
         url: String,
-        /// What went wrong.
+        /// Reason.
         reason: String,
-        /// Whether the service got the request.
+        /// True if the service got the request.
         was_noticed: bool,
     },
     /// It answered with an error.
     #[error("{url} answered {status}{}{}", advice(*status), wait.map_or(String::new(), |wait| format!("; it asks to wait {} s", wait.as_secs())))]
     Status {
-        /// What was asked for.
+        /// URL that was asked for.
         url: String,
         /// The HTTP status.
         status: StatusCode,
-        /// How long it wants to be left alone.
+        /// Time that it asked us to wait.
         wait: Option<Duration>,
     },
     /// It leads elsewhere.
@@ -35,9 +35,9 @@ pub enum FetchError {
         "{url} redirects to {to}. A log-in page of the network may be in the way; if it is right, set [list] source to it"
     )]
     Redirect {
-        /// What was asked for.
+        /// URL that was asked for.
         url: String,
-        /// Where it leads.
+        /// Target of the redirect.
         to: String,
     },
     /// A proxy wants to know who asks, or does not believe it.
@@ -45,7 +45,7 @@ pub enum FetchError {
     Proxy {
         /// The proxy, without its password.
         proxy: String,
-        /// Whether a user name and a password were sent.
+        /// True if a user name and a password were sent.
         with_password: bool,
         /// The ways to log in that it offers, if it said so.
         schemes: Vec<String>,
@@ -56,7 +56,7 @@ pub enum FetchError {
          [list] source to a mirror"
     )]
     Tunnel {
-        /// What was asked for.
+        /// URL that was asked for.
         url: String,
         /// The proxy, without its password.
         proxy: String,
@@ -64,23 +64,23 @@ pub enum FetchError {
     /// The answer has no end.
     #[error("the answer of {url} is longer than {} MiB; no list is", MAX_ANSWER >> 20)]
     TooLong {
-        /// What was asked for.
+        /// URL that was asked for.
         url: String,
     },
     /// The answer is something else.
     #[error("{url} did not answer with {expected}: {reason}")]
     Answer {
-        /// What was asked for.
+        /// URL that was asked for.
         url: String,
-        /// What it should be.
+        /// Expected content.
         expected: &'static str,
-        /// What it is.
+        /// Actual content.
         reason: String,
     },
 }
 
 impl FetchError {
-    /// How long the service wants to be left alone, if it said so.
+    /// Returns how long the service wants to be left alone, if it said so.
     pub fn wait(&self) -> Option<Duration> {
         match self {
             FetchError::Status { wait, .. } => *wait,
@@ -88,7 +88,7 @@ impl FetchError {
         }
     }
 
-    /// Whether the service got a request, so that it counts there.
+    /// Returns whether the service got a request, so that it counts there.
     pub fn was_noticed(&self) -> bool {
         !matches!(
             self,
@@ -100,7 +100,7 @@ impl FetchError {
         )
     }
 
-    /// Whether a password was refused: asking on may lock its account.
+    /// Returns whether a password was refused: asking on may lock its account.
     pub const fn is_refused_password(&self) -> bool {
         matches!(
             self,
@@ -111,7 +111,7 @@ impl FetchError {
         )
     }
 
-    /// Whether the same question may well be answered in a moment.
+    /// Returns whether the same question may well be answered in a moment.
     pub(super) fn may_be_over_soon(&self) -> bool {
         let FetchError::Status {
             status, wait: None, ..

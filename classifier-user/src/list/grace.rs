@@ -1,4 +1,4 @@
-//! What Microsoft has withdrawn goes on for a grace time, because removals are published without notice.
+//! Grace periods: what Microsoft has withdrawn is still steered for a time, because removals are published without notice.
 
 use std::collections::HashSet;
 use std::time::Duration;

@@ -33,18 +33,18 @@ pub fn split_name(name: &str) -> (Option<Instance>, &str) {
     }
 }
 
-/// How much is kept of what is no list.
+/// Bytes that are saved of a response that is no list.
 const MAX_PUT_ASIDE: usize = 64 << 10;
 
-/// How many bytes of lists are kept beyond those that are needed.
+/// Bytes of lists that are stored beyond those that are needed.
 const MAX_KEPT: usize = 32 << 20;
 
-/// Which list is in force.
+/// List in force.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InForce {
     /// The number of its record; none for the built-in list.
     pub record: Option<u32>,
-    /// What of the lists before is kept up, in its grace time.
+    /// Sets of earlier lists that are still steered for the grace period.
     pub withdrawn: Vec<EndpointSet>,
     /// Set after a rollback: later lists wait until an operator releases them.
     pub held: Option<Held>,
@@ -53,7 +53,7 @@ pub struct InForce {
 /// A rollback.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Held {
-    /// When.
+    /// Time.
     pub since: Timestamp,
     /// The time at which the ruleset was made that is in force again. Grace times do not run meanwhile.
     pub as_of: Timestamp,
@@ -66,13 +66,13 @@ pub struct Kept {
     instance: Instance,
     records: Vec<Record>,
     in_force: InForce,
-    /// Whether it is written down.
+    /// True if it is written down.
     is_saved: bool,
     /// The numbers of lists whose amendment is not.
     unsaved: BTreeSet<u32>,
-    /// When the service was asked, and when it is asked again.
+    /// Times of past requests and of the next one.
     pub schedule: Schedule,
-    /// What could not be read.
+    /// Files that could not be read.
     damaged: Vec<String>,
 }
 
@@ -156,12 +156,12 @@ impl Kept {
         &self.records
     }
 
-    /// What could not be read.
+    /// Returns what could not be read.
     pub fn damaged(&self) -> &[String] {
         &self.damaged
     }
 
-    /// Which list is in force.
+    /// Returns which list is in force.
     pub fn state(&self) -> &InForce {
         &self.in_force
     }
@@ -284,7 +284,7 @@ impl Kept {
         noted.and(self.set_in_force(disk, state))
     }
 
-    /// What a list that follows is judged beside.
+    /// Returns what a list that follows is judged beside.
     pub fn beside(&self) -> Beside {
         Beside {
             in_force: self.in_force(),
@@ -361,7 +361,7 @@ impl Kept {
         self.records.last().context("it was just added")
     }
 
-    /// What is announced, and what was announced before and is still to come.
+    /// Returns what is announced, and what was announced before and is still to come.
     fn still_pending(
         &self,
         list: &List,

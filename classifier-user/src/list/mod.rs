@@ -190,7 +190,7 @@ impl From<PortRange> for String {
     }
 }
 
-/// What identifies an endpoint set.
+/// Key of an endpoint set.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum SetKey {
@@ -238,7 +238,7 @@ impl SetKey {
         }
     }
 
-    /// Whether both are of one instance, or the same custom set: of those a packet belongs to one at most.
+    /// Returns whether both are of one instance, or the same custom set: of those a packet belongs to one at most.
     pub fn same_origin(&self, other: &SetKey) -> bool {
         match (self.instance(), other.instance()) {
             (None, None) => self == other,
@@ -271,16 +271,16 @@ pub struct EndpointSet {
     pub ports: Vec<PortRange>,
     /// Host names, with wildcards. The data path has no use for them.
     pub urls: Vec<String>,
-    /// Whether Microsoft requires connectivity to it.
+    /// True if Microsoft requires connectivity to it.
     pub required: bool,
-    /// Whether it is reachable over ExpressRoute.
+    /// True if it is reachable over ExpressRoute.
     pub express_route: bool,
     /// If Microsoft no longer publishes it: since when, as far as we know.
     pub withdrawn: Option<Timestamp>,
 }
 
 impl EndpointSet {
-    /// Whether packets can be matched to the set exactly: it has addresses and ports.
+    /// Returns whether packets can be matched to the set exactly: it has addresses and ports.
     pub fn is_usable(&self) -> bool {
         !self.prefixes.is_empty() && !self.ports.is_empty()
     }
@@ -290,7 +290,7 @@ impl EndpointSet {
         self.withdrawn = self.withdrawn.map(|since| since.moved_by(step));
     }
 
-    /// Whether users sign in there. Tenant restrictions and conditional access by address apply to that.
+    /// Returns whether users sign in there. Tenant restrictions and conditional access by address apply to that.
     pub fn is_sign_in(&self) -> bool {
         const HOSTS: [&str; 3] = [
             "login.microsoftonline.com",
@@ -307,13 +307,13 @@ impl EndpointSet {
 pub struct Problem {
     /// The endpoint set's id, if it can be read.
     pub id: Option<u32>,
-    /// What is wrong with it.
+    /// Message.
     pub problem: String,
-    /// How bad that is.
+    /// Severity.
     pub severity: Severity,
 }
 
-/// How bad a problem of a list is.
+/// Severity of a problem of a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
@@ -343,17 +343,17 @@ pub struct List {
     pub instance: Instance,
     /// Microsoft's version, ten digits such as `2025111400`, where it is known.
     pub version: Option<String>,
-    /// Where the list was taken from, for people.
+    /// Source of the list, for people.
     pub source: String,
-    /// When it was fetched.
+    /// Time at which it was fetched.
     pub fetched: Option<Timestamp>,
     /// The number under which it is kept, if it is.
     pub record: Option<u32>,
     /// All sets, in the order published, and behind them what is withdrawn but still in its grace time.
     pub sets: Vec<EndpointSet>,
-    /// What cannot be used.
+    /// Problems: rows and values that cannot be used.
     pub problems: Vec<Problem>,
-    /// What is announced for later.
+    /// Additions that are announced for later.
     pub pending: Vec<Pending>,
     hash: Hash,
 }
@@ -398,12 +398,12 @@ impl List {
         self.sets.iter().filter(|set| set.withdrawn.is_none())
     }
 
-    /// What is withdrawn but still in its grace time.
+    /// Returns what is withdrawn but still in its grace time.
     pub fn withdrawn(&self) -> impl Iterator<Item = &EndpointSet> {
         self.sets.iter().filter(|set| set.withdrawn.is_some())
     }
 
-    /// What is announced for after a time.
+    /// Returns what is announced for after a time.
     pub fn pending_at(&self, now: Timestamp) -> impl Iterator<Item = &Pending> {
         self.pending
             .iter()

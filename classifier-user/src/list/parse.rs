@@ -36,7 +36,7 @@ const MAX_TEXT: usize = 200;
 /// As many problems are told of; a damaged file can have millions.
 const MAX_PROBLEMS: usize = 200;
 
-/// Why a text is no list.
+/// Error of a text that is no list.
 #[derive(Debug, thiserror::Error)]
 pub enum ParseError {
     /// The file could not be read.
@@ -44,7 +44,7 @@ pub enum ParseError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// Error of the system.
         error: std::io::Error,
     },
     /// The file is too large to be a list.
@@ -52,7 +52,7 @@ pub enum ParseError {
         "{source_name} is {size} bytes long; no list is larger than {MAX_FILE}. Is it the right file?"
     )]
     TooLarge {
-        /// Where the text came from.
+        /// Source of the text.
         source_name: String,
         /// Its size in bytes.
         size: u64,
@@ -214,7 +214,7 @@ struct Reader {
     sets: Vec<EndpointSet>,
     /// The place of each id in `sets`.
     places: BTreeMap<u32, usize>,
-    /// What the sets say that have come twice, and their URLs.
+    /// Content of the sets that have come twice, and their URLs.
     twins: BTreeMap<u32, (String, HashSet<String>)>,
     problems: Problems,
 }

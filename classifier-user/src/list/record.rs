@@ -17,20 +17,20 @@ pub struct Record {
     pub version: Option<String>,
     /// The hash of its content; see [`List::hash`].
     pub hash: String,
-    /// Where it came from.
+    /// Source.
     pub source: String,
-    /// What it was asked for with, beyond the instance.
+    /// Query of the request, beyond the instance.
     pub query: String,
-    /// When.
+    /// Time.
     pub fetched: Timestamp,
-    /// What the judge said.
+    /// Verdict of the validation.
     pub judgement: Judgement,
     /// The list before, if that was refused as well and this one agrees with it.
     #[serde(default)]
     pub agrees_with: Option<String>,
-    /// Why it could not be loaded all the same, if so.
+    /// Reason why it could not be loaded all the same, if so.
     pub failure: Option<String>,
-    /// When an operator overruled the judge, if so.
+    /// Time at which an operator overruled the validation, if so.
     pub accepted: Option<Timestamp>,
     /// Additions that were announced with it.
     pub pending: Vec<Pending>,
@@ -39,12 +39,12 @@ pub struct Record {
 }
 
 impl Record {
-    /// Whether it may be applied.
+    /// Returns whether it may be applied.
     pub fn is_good(&self) -> bool {
         self.failure.is_none() && (self.judgement.is_passed() || self.accepted.is_some())
     }
 
-    /// Why it may not be applied, in a sentence.
+    /// Returns why it may not be applied, in a sentence.
     pub fn refusal(&self) -> String {
         let failure = self.failure.clone();
         failure.unwrap_or_else(|| self.judgement.refusal())
@@ -65,13 +65,13 @@ impl Record {
         Ok(list)
     }
 
-    /// Whether a person means it by a version, or by the start of a hash.
+    /// Returns whether a person means it by a version, or by the start of a hash.
     pub fn is_called(&self, name: &str) -> bool {
         self.version.as_deref() == Some(name)
             || name.len() >= 6 && self.hash.starts_with(&name.to_ascii_lowercase())
     }
 
-    /// What a person calls it.
+    /// Returns what a person calls it.
     pub fn name(&self) -> String {
         match &self.version {
             Some(version) => version.clone(),

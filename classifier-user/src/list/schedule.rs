@@ -1,4 +1,4 @@
-//! When the web service is asked again.
+//! Schedule of requests to the web service.
 //!
 //! Microsoft asks for one `/version` an hour at most, and for an hour's wait after 429. A service that has not been
 //! reached at all is tried again sooner, because it did not notice.
@@ -16,10 +16,10 @@ const FIRST_RETRY: Duration = Duration::from_secs(60);
 /// The longest `Retry-After` that is believed.
 const LONGEST_WAIT: Duration = Duration::from_secs(24 * 3600);
 
-/// What is known of past attempts, and when the next one is due.
+/// Past attempts, and the time of the next one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Schedule {
-    /// What it is about: the source, and what it is asked for.
+    /// Source, and the query that it is asked.
     #[serde(default)]
     pub source: String,
     /// The first time that it was looked at.
@@ -30,16 +30,16 @@ pub struct Schedule {
     pub last_success: Option<Timestamp>,
     /// Attempts that have failed since.
     pub failures: u32,
-    /// Why the last one failed, if it did.
+    /// Reason why the last one failed, if it did.
     pub last_error: Option<String>,
-    /// When the next one is due.
+    /// Time at which the next one is due.
     pub next: Option<Timestamp>,
     /// Until when the service has asked to be left alone.
     pub not_before: Option<Timestamp>,
 }
 
 impl Schedule {
-    /// Whether an attempt is due. A clock that was set back to before the last attempt does not delay it.
+    /// Returns whether an attempt is due. A clock that was set back to before the last attempt does not delay it.
     pub fn is_due(&self, now: Timestamp) -> bool {
         let is_set_back = self.last_attempt.is_some_and(|last| last > now);
         is_set_back || self.next.is_none_or(|next| next <= now) && self.must_wait(now).is_none()
@@ -96,7 +96,7 @@ impl Schedule {
         }
     }
 
-    /// How long it has not been known whether the list is the newest.
+    /// Returns how long it has not been known whether the list is the newest.
     pub fn age(&self, now: Timestamp) -> Option<Duration> {
         let since = self.last_success.or(self.since)?;
         Some(now.since(since))

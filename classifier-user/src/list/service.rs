@@ -17,7 +17,7 @@ use crate::config::ListConfig;
 use crate::plain::{into_plain, plain};
 use crate::secrets::masked;
 
-/// How long an answer may take.
+/// Time that an answer may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Connecting, with TLS.
@@ -41,11 +41,11 @@ impl Default for Limits {
     }
 }
 
-/// What is said of HTML in the place of an answer.
+/// Message about HTML in the place of an answer.
 const WEB_PAGE: &str = "it is an HTML page: the log-in or error page of a proxy or of the network. Let this gateway pass there, or set \
                         [list] proxy";
 
-/// What to wait after 429 if the service does not say.
+/// Wait after status 429 if the service does not name one.
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// The web service, or a mirror of it.
@@ -61,7 +61,7 @@ pub struct Service {
     has_password: bool,
 }
 
-/// What `/version/INSTANCE` answers.
+/// Answer of `/version/INSTANCE`.
 #[derive(Deserialize)]
 struct Version {
     latest: String,
@@ -119,12 +119,12 @@ impl Service {
         }
     }
 
-    /// What is asked for beyond the instance, as it stands in the URL.
+    /// Returns what is asked for beyond the instance, as it stands in the URL.
     pub fn query(&self) -> &str {
         &self.query
     }
 
-    /// Where answers come from, for people.
+    /// Returns where answers come from, for people.
     pub fn base(&self) -> &str {
         &self.base
     }
@@ -169,7 +169,7 @@ impl Service {
         self.get(&url).await
     }
 
-    /// What has changed in an instance's list since a version, as it is sent.
+    /// Returns what has changed in an instance's list since a version, as it is sent.
     ///
     /// # Errors
     ///
@@ -268,7 +268,7 @@ impl Service {
     }
 }
 
-/// How long the service wants to be left alone: `Retry-After` in seconds or as a date (RFC 9110, section 10.2.3), an hour
+/// Returns how long the service wants to be left alone: `Retry-After` in seconds or as a date (RFC 9110, section 10.2.3), an hour
 /// after 429 in any case.
 fn wait(response: &Response) -> Option<Duration> {
     let after = response.headers().get(RETRY_AFTER);
@@ -313,7 +313,7 @@ fn shown(url: &str) -> String {
     masked(url.split('?').next().unwrap_or(url))
 }
 
-/// How an answer begins that is not what it should be.
+/// Returns how an answer begins that is not what it should be.
 fn beginning(text: &[u8]) -> String {
     let text = String::from_utf8_lossy(&text[..text.len().min(60)]).into_owned();
     format!(", it begins with {text:?}")

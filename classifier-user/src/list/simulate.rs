@@ -5,10 +5,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{Coverage, Family, Finding, Judge, Judgement, List};
 
-/// What would have become of one list.
+/// Simulated outcome of one list.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Simulated {
-    /// Where it is from.
+    /// Source.
     pub source: String,
     /// Its instance.
     pub instance: String,
@@ -16,26 +16,26 @@ pub struct Simulated {
     pub version: Option<String>,
     /// `start` for the list that is begun with, `in_force`, `refused` or `unreadable`.
     pub outcome: String,
-    /// Why it is refused or cannot be read.
+    /// Reason why it is refused or cannot be read.
     pub why: Option<String>,
-    /// What stands out in it.
+    /// Findings about it.
     pub findings: Vec<Finding>,
     /// The refused list before that it agrees with, if so.
     pub agrees_with: Option<String>,
-    /// What is steered from then on.
+    /// Steered prefixes from then on.
     pub steered: Vec<SteeredFamily>,
 }
 
-/// What is steered of one address family, and how that has changed.
+/// Steered prefixes of one address family, and how they changed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SteeredFamily {
     /// `IPv4`, in addresses, or `IPv6`, in networks of 64 bits.
     pub family: String,
-    /// How many.
+    /// Number.
     pub steered: u64,
-    /// How many of them were not steered before.
+    /// Number that was not steered before.
     pub added: u64,
-    /// How many are not steered any more.
+    /// Number that is no longer steered.
     pub removed: u64,
 }
 

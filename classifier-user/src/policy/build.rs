@@ -13,7 +13,7 @@ use crate::list::{Category, EndpointSet, Instance};
 /// As many rules have a number of their own.
 const MAX_RULES: usize = u16::MAX as usize;
 
-/// What a policy is built from.
+/// Input of a policy.
 pub struct Build<'a> {
     /// The configuration.
     pub config: &'a Config,
@@ -165,7 +165,7 @@ impl Build<'_> {
     }
 }
 
-/// What an operator should know about sign-in: which rules leave it out, and which steer it.
+/// Returns what an operator should know about sign-in: which rules leave it out, and which steer it.
 pub fn sign_in_notes(policy: &Policy, sets: &[EndpointSet]) -> Vec<String> {
     let mut notes = Vec::new();
     for set in sets

@@ -89,7 +89,7 @@ pub fn parse_prefixes(text: &str, name: &str) -> Result<Vec<IpNet>> {
     lines.filter_map(Result::transpose).collect()
 }
 
-/// How many lines a file has, without having all of it in memory.
+/// Returns how many lines a file has, without having all of it in memory.
 fn count_lines(file: &Path) -> io::Result<u64> {
     let mut reader = BufReader::new(File::open(file)?);
     let mut lines = 0;

@@ -17,7 +17,7 @@ use crate::timestamp::Timestamp;
 pub use build::{Build, sign_in_notes};
 pub use custom::{custom_sets, parse_prefixes};
 
-/// What is done with packets.
+/// Action on packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Action {
     /// The ordinary path.
@@ -40,25 +40,25 @@ pub struct Policy {
 pub struct PolicyRule {
     /// Its name.
     pub name: String,
-    /// Which sets it is about.
+    /// Sets that it selects.
     pub selector: Selector,
-    /// Which of their ports, if not all.
+    /// Ports of those sets, if not all.
     pub ports: Option<Vec<PortRange>>,
-    /// Which clients: one of these applies.
+    /// Conditions on clients, of which one applies.
     pub conditions: Vec<Condition>,
-    /// What is done.
+    /// Action.
     pub action: Action,
-    /// Whether it only shows what it would do.
+    /// True if it only shows what it would do.
     pub shadow: bool,
-    /// Whether its flows take what is best at any time.
+    /// True if its flows take what is best at any time.
     pub hard: bool,
     /// The class of its traffic, if it is not told by the set.
     pub class: Option<Class>,
-    /// How long it goes on for what Microsoft no longer publishes.
+    /// Time for which it goes on for what Microsoft no longer publishes.
     pub grace: Duration,
 }
 
-/// Which endpoint sets a rule is about. An empty part means any.
+/// Endpoint sets that a rule selects. An empty part means any.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selector {
     /// Instances.
@@ -69,30 +69,30 @@ pub struct Selector {
     pub service_areas: Vec<String>,
     /// Ids.
     pub sets: Vec<u32>,
-    /// Whether Microsoft must, or must not, require connectivity.
+    /// Condition that Microsoft requires connectivity, or does not.
     pub required: Option<bool>,
-    /// Whether they must, or must not, be reachable over ExpressRoute.
+    /// Condition that they are reachable over ExpressRoute, or are not.
     pub express_route: Option<bool>,
     /// Custom sets, which are about themselves only.
     pub custom: Vec<String>,
 }
 
-/// What one rule of the policy says about one endpoint set.
+/// Action of one rule on one endpoint set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Choice {
     /// The index of the rule, which is its place in the order.
     pub policy: u16,
-    /// Which of the set's ports, if not all.
+    /// Ports of the set, if not all.
     pub ports: Option<Vec<PortRange>>,
-    /// Which clients: one of these applies.
+    /// Conditions on clients, of which one applies.
     pub conditions: Vec<Condition>,
-    /// What is done.
+    /// Action.
     pub action: Action,
-    /// Whether it is only shown.
+    /// True if it is only shown.
     pub shadow: bool,
-    /// Whether it is of the class `media`.
+    /// True if it is of the class `media`.
     pub media: bool,
-    /// Whether its flows take what is best at any time.
+    /// True if its flows take what is best at any time.
     pub hard: bool,
 }
 
@@ -110,7 +110,7 @@ impl Choice {
         }
     }
 
-    /// Whether it holds whoever sends the packet.
+    /// Returns whether it holds whoever sends the packet.
     pub fn is_for_everyone(&self) -> bool {
         self.conditions == [Condition::ANY]
     }
@@ -145,7 +145,7 @@ impl Policy {
         choices.any(|choice| choice.action != Action::Pass && !choice.shadow)
     }
 
-    /// What the rules say about an endpoint set, in their order.
+    /// Returns what the rules say about an endpoint set, in their order.
     pub fn choices(&self, set: &EndpointSet, now: Timestamp) -> Vec<Choice> {
         let mut choices: Vec<Choice> = Vec::new();
         for (index, rule) in (0u16..).zip(&self.rules) {
@@ -172,16 +172,16 @@ impl Policy {
 /// The UDP ports of Teams' media (Microsoft, "Prepare your organization's network for Teams").
 const MEDIA_PORTS: RangeInclusive<u16> = 3478..=3481;
 
-/// How long a rule goes on for what Microsoft no longer publishes, unless it says otherwise.
+/// Time for which a rule goes on for what Microsoft no longer publishes, unless it says otherwise.
 pub const DEFAULT_GRACE: Duration = Duration::from_secs(7 * 86_400);
 
 impl PolicyRule {
-    /// Whether the rule is about an endpoint set. Sign-in is steered only by rules that name the set.
+    /// Returns whether the rule is about an endpoint set. Sign-in is steered only by rules that name the set.
     pub fn is_about(&self, set: &EndpointSet) -> bool {
         self.selector.selects(set) && !self.leaves_out_sign_in(set)
     }
 
-    /// Whether the rule would steer sign-in if it named the set.
+    /// Returns whether the rule would steer sign-in if it named the set.
     pub fn leaves_out_sign_in(&self, set: &EndpointSet) -> bool {
         set.is_sign_in()
             && self.selector.selects(set)
@@ -211,7 +211,7 @@ impl PolicyRule {
 }
 
 impl Selector {
-    /// Whether an endpoint set is meant.
+    /// Returns whether an endpoint set is meant.
     pub fn selects(&self, set: &EndpointSet) -> bool {
         let any_or = |is_empty: bool, contains: bool| is_empty || contains;
         match (set.key.instance(), set.key.id()) {
@@ -240,7 +240,7 @@ impl Selector {
         }
     }
 
-    /// Whether it is about Microsoft's sets at all.
+    /// Returns whether it is about Microsoft's sets at all.
     fn is_about_published(&self) -> bool {
         let published = Selector {
             custom: Vec::new(),

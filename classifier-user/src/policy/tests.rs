@@ -1,4 +1,4 @@
-//! Which sets a policy's rules are about.
+//! Tests of the sets that rules select.
 
 use std::collections::BTreeMap;
 

@@ -69,7 +69,7 @@ impl Capture {
         })
     }
 
-    /// How many bytes of the file have been read.
+    /// Returns how many bytes of the file have been read.
     pub fn position(&self) -> u64 {
         self.position
     }

@@ -1,4 +1,4 @@
-//! What decides the packets of a capture: the kernel's program, or the same function here.
+//! Decision on the packets of a capture: by the kernel's program, or by the same function here.
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, Ipv6Addr};

@@ -100,7 +100,7 @@ fn fit_ip_length(frame: &mut [u8], len: usize) {
     }
 }
 
-/// What identifies a packet's flow, as far as it is there: source, destination, protocol and destination port as one number,
+/// Key of a packet's flow, as far as it is there: source, destination, protocol and destination port as one number,
 /// and source port.
 pub(super) type Flow = (IpAddr, IpAddr, u32, u16);
 

@@ -1,4 +1,4 @@
-//! What Breakout would do with the traffic in a capture.
+//! Replay: what Breakout would do with the traffic in a capture.
 
 mod capture;
 mod decider;
@@ -28,10 +28,10 @@ pub struct Replay<'a> {
     prefixes: HashMap<(std::net::IpAddr, u32, Option<u16>), Option<IpNet>>,
 }
 
-/// What became of a packet.
+/// Outcome of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decided {
-    /// Where it goes, and why.
+    /// Decision, with its reason.
     pub decision: Decision,
     flow: Option<frame::Flow>,
 }
@@ -105,7 +105,7 @@ impl<'a> Replay<'a> {
         })
     }
 
-    /// What became of all packets so far.
+    /// Returns what became of all packets so far.
     pub fn summary(&self) -> &Summary {
         &self.summary
     }

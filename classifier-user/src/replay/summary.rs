@@ -1,4 +1,4 @@
-//! What became of all packets of a capture.
+//! Summary of all packets of a capture.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -9,11 +9,11 @@ use super::frame::Flow;
 /// Packets with the same verdict, reason and endpoint set.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Line {
-    /// How many.
+    /// Number.
     pub packets: u64,
     /// Their bytes, with Ethernet headers.
     pub bytes: u64,
-    /// How many different flows they belong to: source, destination, protocol and ports. Zero for what has none.
+    /// Number of flows that they belong to: source, destination, protocol and ports. Zero for what has none.
     pub flows: u64,
 }
 

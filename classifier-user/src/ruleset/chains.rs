@@ -24,7 +24,7 @@ pub(super) struct Chains {
 }
 
 impl Chains {
-    /// What stands for a chain in a leaf until its place is known.
+    /// Returns what stands for a chain in a leaf until its place is known.
     pub(super) fn word(&mut self, chain: Chain) -> u32 {
         self.longest = self.longest.max(chain.len());
         let next = to_word(self.in_order.len());

@@ -1,4 +1,4 @@
-//! Which protocols and ports a ruleset tells apart.
+//! Port classes: the protocols and ports that a ruleset distinguishes.
 
 use std::collections::HashMap;
 
@@ -77,7 +77,7 @@ impl Classes {
         classes
     }
 
-    /// How many classes there are.
+    /// Returns how many classes there are.
     pub(super) fn count(&self) -> usize {
         self.count
     }
@@ -87,7 +87,7 @@ impl Classes {
         &self.by_list[rule as usize]
     }
 
-    /// Whether a rule's choice is about a class.
+    /// Returns whether a rule's choice is about a class.
     pub(super) fn has_choice(&self, rule: u32, place: usize, class: u32) -> bool {
         let list = self.of_choices.get(&(rule, place));
         list.is_none_or(|list| self.by_list[*list].binary_search(&class).is_ok())

@@ -1,4 +1,4 @@
-//! What several prefixes and endpoint sets together say about one address: a leaf of the table.
+//! Precedence: what several prefixes and endpoint sets together say about one address, which is a leaf of the table.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -10,7 +10,7 @@ use super::classes::Classes;
 use super::{Rule, Ruleset};
 use crate::policy::{Action, Choice};
 
-/// What is above the length of a prefix in the order of precedence: what is published wins over what is withdrawn, then the
+/// Returns what is above the length of a prefix in the order of precedence: what is published wins over what is withdrawn, then the
 /// higher category over the lower one.
 fn rank(rule: &Rule) -> impl Ord + '_ {
     (rule.withdrawn.is_none(), &rule.category)
@@ -26,7 +26,7 @@ pub(super) fn precedence(rule: &Rule, prefix_len: u8) -> impl Ord + use<> {
     )
 }
 
-/// What a choice about the rule's set does, as the table says it. Without a choice the set passes.
+/// Returns what a choice about the rule's set does, as the table says it. Without a choice the set passes.
 pub(super) fn outcome(rule: &Rule, choice: Option<&Choice>, bypass: bool) -> u32 {
     let preference = match choice.map(|choice| choice.action) {
         Some(Action::Steer(preference)) => Some(preference),
@@ -76,7 +76,7 @@ impl<'a> Covers<'a> {
         }
     }
 
-    /// What covers an address in one of the rule's prefixes that lies within prefixes with `outer`.
+    /// Returns what covers an address in one of the rule's prefixes that lies within prefixes with `outer`.
     ///
     /// Of rules that have the very same prefix, the one with the higher id must be given first.
     pub(super) fn add(&mut self, outer: Cover, rule: u32) -> Cover {
@@ -162,12 +162,12 @@ impl<'a> Covers<'a> {
         &self.ruleset.rules[index as usize]
     }
 
-    /// Whether there are more than memory shall be spent on. What is added then is not taken in.
+    /// Returns whether there are more than memory shall be spent on. What is added then is not taken in.
     pub(super) fn is_too_large(&self) -> bool {
         self.size > MAX_SIZE
     }
 
-    /// How many there are, with the empty one.
+    /// Returns how many there are, with the empty one.
     pub(super) fn len(&self) -> usize {
         self.orders.len()
     }

@@ -1,4 +1,4 @@
-//! Whether two rulesets are the same: a hash of what they match and do.
+//! Hash of what a ruleset matches and does, to tell whether two are the same.
 
 use std::net::IpAddr;
 

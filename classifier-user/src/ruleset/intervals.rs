@@ -158,7 +158,7 @@ impl<A: Address> Default for Sweep<A> {
 }
 
 impl<A: Address> Sweep<A> {
-    /// What covers the current address.
+    /// Returns what covers the current address.
     fn cover(&self) -> Cover {
         self.enclosing.last().map_or(0, |enclosing| enclosing.1)
     }

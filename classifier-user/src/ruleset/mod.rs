@@ -1,4 +1,4 @@
-//! What the policy makes of the lists, and its compilation to the table that the data path reads.
+//! Rulesets: the policy applied to the lists, compiled to the table that the data path reads.
 
 mod chains;
 mod classes;
@@ -25,7 +25,7 @@ pub use scan::{Covering, Found, Match, matches};
 /// An endpoint set with what the policy says about it, and the slot of its counter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
-    /// Which set.
+    /// Key of the set.
     pub key: SetKey,
     /// Index of its counter.
     pub slot: u16,
@@ -39,7 +39,7 @@ pub struct Rule {
     pub ports: Vec<PortRange>,
     /// Since when Microsoft no longer publishes it, if so. What is published wins over it.
     pub withdrawn: Option<Timestamp>,
-    /// What the policy's rules say, in their order; what none of them is about passes.
+    /// Rules that select it, in their order; without one it passes.
     pub choices: Vec<Choice>,
 }
 
@@ -57,7 +57,7 @@ impl Rule {
         preferences
     }
 
-    /// Whether any of its packets may be steered.
+    /// Returns whether any of its packets may be steered.
     pub fn is_steered(&self) -> bool {
         !self.preferences().is_empty()
     }
@@ -72,7 +72,7 @@ pub struct Ruleset {
     pub sources: Vec<Vec<IpNet>>,
     /// The names of the policy's rules.
     pub policy: Vec<String>,
-    /// Whether steering is switched off for a time.
+    /// True if steering is switched off for a time.
     pub bypass: bool,
     /// Addresses of the gateway itself and the broadcast addresses of its networks. No rule applies to them.
     pub own: Vec<IpAddr>,
@@ -147,7 +147,7 @@ fn refuse_everything(rules: &[Rule]) -> Result<()> {
     Ok(())
 }
 
-/// Which endpoint set has which counter. A set keeps its slot for as long as the counters live.
+/// Counter slots of endpoint sets. A set keeps its slot for as long as the counters live.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Slots {
     by_key: BTreeMap<SetKey, u16>,

@@ -22,14 +22,14 @@ pub struct Match<'a> {
     pub ports: PortRange,
 }
 
-/// What decides a packet.
+/// Rule that decides a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Found<'a> {
     /// The endpoint set.
     pub set: Match<'a>,
-    /// What the policy says about it; `None` if no rule is about the packet, so that it passes.
+    /// Choice of the policy; `None` if no rule matches the packet, so that it passes.
     pub choice: Option<&'a Choice>,
-    /// Whether another client's packet might be decided otherwise.
+    /// True if another client's packet might be decided otherwise.
     pub depends_on_client: bool,
 }
 
@@ -37,7 +37,7 @@ pub struct Found<'a> {
 pub type Covering<'a> = (&'a Rule, IpNet);
 
 impl Ruleset {
-    /// What decides a packet with a destination, protocol and port from a client, if any rule matches.
+    /// Returns what decides a packet with a destination, protocol and port from a client, if any rule matches.
     pub fn find(
         &self,
         destination: IpAddr,
@@ -149,7 +149,7 @@ fn contains(ports: &PortRange, transport: Transport, port: u16) -> bool {
     ports.transport == transport && (ports.first..=ports.last).contains(&port)
 }
 
-/// Whether a list of ports has one; no list has all.
+/// Returns whether a list of ports has one; no list has all.
 fn lists(ports: Option<&[PortRange]>, transport: Transport, port: u16) -> bool {
     ports.is_none_or(|list| list.iter().any(|ports| contains(ports, transport, port)))
 }

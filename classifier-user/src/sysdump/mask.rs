@@ -1,4 +1,4 @@
-//! What a support case must not have: passwords, and who the clients are.
+//! Masking of what a support case must not have: passwords, and who the clients are.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -105,7 +105,7 @@ fn number_of<T: Ord + Clone>(seen: &RefCell<BTreeMap<T, usize>>, one: &T) -> usi
     *seen.entry(one.clone()).or_insert(next)
 }
 
-/// Where the address begins in a word that is something else up to a colon.
+/// Returns where the address begins in a word that is something else up to a colon.
 fn behind_colon(word: &str) -> Option<usize> {
     if word.parse::<IpAddr>().is_ok() {
         return None;

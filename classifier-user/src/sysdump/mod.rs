@@ -32,9 +32,9 @@ use crate::secrets::{masked, without_comments};
 use crate::timestamp::Timestamp;
 use mask::Mask;
 
-/// How long one program may take.
+/// Time that one program may take.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long the controller may take to answer.
+/// Time that the controller may take to answer.
 const ANSWER: Duration = Duration::from_secs(5);
 /// Flows that are put in, if clients' addresses are wanted.
 const FLOWS: usize = 10_000;
@@ -86,24 +86,24 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("ebpf/pins.txt", "find /sys/fs/bpf -mindepth 1"),
 ];
 
-/// What was put into an archive.
+/// Summary of an archive.
 #[derive(Debug, Default)]
 pub struct Summary {
     /// Its files.
     pub files: Vec<String>,
-    /// What is missing, and why.
+    /// Missing parts, and why.
     pub missing: Vec<String>,
 }
 
-/// Whose archive it is.
+/// Configuration and ruleset that an archive is made of.
 pub struct Case<'a> {
     /// The configuration file.
     pub config_path: &'a Path,
-    /// What it says, or the defaults if it cannot be used.
+    /// Configuration, or the defaults if it cannot be used.
     pub config: &'a Config,
-    /// Why it cannot be used, if so.
+    /// Reason why it cannot be used, if so.
     pub problem: Option<&'a str>,
-    /// What would be in force, if that can be told.
+    /// Ruleset that would be in force, if that can be told.
     pub ruleset: Option<&'a Ruleset>,
 }
 
@@ -252,7 +252,7 @@ fn for_interfaces(config: &Config, name: &str, line: &str) -> Vec<(String, Strin
     .collect()
 }
 
-/// What a program prints. One that fails has printed why.
+/// Returns what a program prints. One that fails has printed why.
 async fn run(line: &str) -> Result<String> {
     let mut words = line.split(' ');
     let program = words.next().unwrap_or_default();
@@ -283,7 +283,7 @@ struct Archive {
 }
 
 impl Archive {
-    /// What the controller says, if there is one.
+    /// Returns what the controller says, if there is one.
     async fn controller(&mut self, config: &Config, with_clients: bool) -> Result<()> {
         let mut client = match Client::connect(&config.control.socket).await {
             Ok(client) => client,
@@ -309,7 +309,7 @@ impl Archive {
         Ok(())
     }
 
-    /// What the last controller has left on the disk.
+    /// Returns what the last controller has left on the disk.
     fn left_behind(&mut self, config: &Config) -> Result<()> {
         let directory = &config.state.directory;
         let state = read_text(&directory.join("state.json"));

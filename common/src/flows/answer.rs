@@ -1,11 +1,11 @@
-//! Which flows are answered: the flow of a packet that goes to a client, and the tick of the last one, beside its entry.
+//! Answers to flows: finds the flow of a packet that goes to a client, and notes the tick beside its entry.
 
 use crate::frame::Frame;
 use crate::packet::Headers;
 use crate::path::{Flow, PinKey};
 use crate::table::Transport;
 
-/// Where the tick is in what stands beside an entry. The bits above it are all there are.
+/// Bit position of the tick in the note beside an entry, of which it is the last field.
 const ANSWERED_AT: u32 = 48;
 /// Those bits.
 pub const ANSWERED: u64 = !0 << ANSWERED_AT;

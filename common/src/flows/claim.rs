@@ -1,11 +1,11 @@
-//! How entries are found, claimed and given up while other CPUs do the same.
+//! Lookup, claim and release of entries while other CPUs do the same.
 
 use super::{
     EPOCH, EPOCH_AT, Facts, Key, LONGEST, PER_SET, STATE_AT, Set, Sets, State, TCP, V6, is_zero,
 };
 use crate::table::after;
 
-/// What may be given up for a new flow when both its sets are full, in ticks of silence.
+/// Ticks of silence after which an entry may be given up for a new flow when both its sets are full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// After which a TCP flow has no way any more.
@@ -18,11 +18,11 @@ pub struct Limits {
     pub tcp_established: u32,
     /// The same for UDP.
     pub udp_established: u32,
-    /// Whether nothing is given up: a new flow gets a free place or none.
+    /// True if nothing is given up: a new flow gets a free place or none.
     pub only_free: bool,
 }
 
-/// What became of a flow that was to be kept.
+/// Outcome of keeping a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kept {
     /// It is in a slot where it was before.
@@ -62,7 +62,7 @@ fn find_in<S: Sets>(sets: &S, key: &Key, index: u32) -> Option<(u32, Facts)> {
     Some(((found >> 32) as u32, Facts::of(found)))
 }
 
-/// What is known of an entry if it is of a flow and live; zero otherwise.
+/// Returns what is known of an entry if it is of a flow and live; zero otherwise.
 #[inline(always)]
 fn matching<S: Set>(set: S, entry: u32, key: &Key) -> Facts {
     let second = set.word(at(entry) + 1);
@@ -91,7 +91,7 @@ const fn not_live(facts: u32) -> u32 {
     after(State::Opening as u32, Facts(facts).state())
 }
 
-/// Where the first word of an entry is in its set.
+/// Returns where the first word of an entry is in its set.
 #[inline(always)]
 const fn at(entry: u32) -> usize {
     2 * (entry & (PER_SET - 1)) as usize
@@ -211,7 +211,7 @@ pub fn forget<S: Sets>(sets: &S, key: &Key) -> bool {
     set.is_some_and(|set| set.swap(at, key.second() | facts.0 as u64, 0))
 }
 
-/// What entries cost, in steps above the ticks of silence: the longer one is silent, the less it costs.
+/// Step of the cost of entries above the ticks of silence: the longer one is silent, the less it costs.
 const STEP: u32 = 13;
 /// A free one where there are more.
 const FREE: u32 = 0;
@@ -268,7 +268,7 @@ fn cheapest<S: Sets>(sets: &S, index: u32, now: u32, limits: &Limits, last_free:
     best
 }
 
-/// What it costs to give an entry up. Without branches: the verifier would follow those of eight entries in all their
+/// Returns what it costs to give an entry up. Without branches: the verifier would follow those of eight entries in all their
 /// combinations.
 #[inline(always)]
 const fn cost(entry: Facts, now: u32, limits: &Limits) -> u32 {
@@ -302,7 +302,7 @@ const fn equal(a: u32, b: u32) -> u32 {
     !(after(a, b) | after(b, a))
 }
 
-/// Whether another slot of a set has the flow, or is about to.
+/// Returns whether another slot of a set has the flow, or is about to.
 #[inline(always)]
 fn has_rival<S: Sets>(sets: &S, key: &Key, index: u32, mine: u32) -> bool {
     let Some(set) = sets.set(index) else {

@@ -1,9 +1,9 @@
-//! What an entry is found by.
+//! Keys of entries.
 
 use super::{TCP, V6};
 use crate::path::{Flow, PinKey};
 
-/// What makes the hashes of one table unlike those of any other.
+/// Secret that makes the hashes of one table unlike those of any other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Secret {
@@ -35,7 +35,7 @@ impl Secret {
     }
 }
 
-/// What tells a flow, or a client, from others, as a table with a secret has it.
+/// Key of a flow or a client, as a table with a secret has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Key {
     first: u64,

@@ -15,13 +15,13 @@ pub const fn pin_of(facts: Facts, note: u64, now: u32) -> Pin {
     }
 }
 
-/// What the entry of a pin says, by the kind of its key.
+/// Returns what the entry of a pin says, by the kind of its key.
 #[inline(always)]
 pub const fn facts_of(kind: u32, pin: &Pin) -> Facts {
     Facts::new(kind, pin.seen, pin.epoch).with(pin.egress(), pin.state)
 }
 
-/// What stands beside the entry of a pin: when the flow began, and above that the slot of its endpoint set, and when it
+/// Returns what stands beside the entry of a pin: when the flow began, and above that the slot of its endpoint set, and when it
 /// was [answered](super::answered) last, which is not.
 #[inline(always)]
 pub const fn note_of(pin: &Pin) -> u64 {

@@ -1,4 +1,4 @@
-//! What may be forwarded, and what is written into it.
+//! Tests of what may be forwarded, and of what is written into it.
 
 use super::*;
 use crate::egress::{Egress, NextHop, link_header_of};
@@ -114,7 +114,7 @@ fn xdp_leaves_what_opens_a_connection() {
     }
 }
 
-/// What TC does with a frame: the reason why it leaves it, or that under which it counts it.
+/// Returns what TC does with a frame: the reason why it leaves it, or that under which it counts it.
 fn checked(bytes: &[u8], longest: Option<u32>, is_own: bool) -> Reason {
     let network = network(bytes).unwrap();
     let longest = longest.unwrap_or(network.len);

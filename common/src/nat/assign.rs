@@ -1,4 +1,4 @@
-//! What a packet of a client does to the mapping of its flow.
+//! Assignment of public ports to flows.
 
 use crate::flows::{Facts, Limits, State};
 
@@ -7,7 +7,7 @@ pub const TCP_IDLE: u64 = 2 * 3600 + 4 * 60;
 /// The same for UDP (RFC 4787, REQ-5). An established flow of either that was silent for less makes no room for others.
 pub const UDP_IDLE: u64 = 300;
 
-/// What may be given up for a new flow, by those times in ticks.
+/// Returns what may be given up for a new flow, by those times in ticks.
 #[inline(always)]
 pub const fn limits(tcp_idle: u32, udp_idle: u32) -> Limits {
     Limits {
@@ -30,7 +30,7 @@ pub const fn idle(facts: Facts, limits: &Limits) -> u32 {
     }
 }
 
-/// What is to be done for a packet to get its public port.
+/// Step by which a packet gets its public port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Assignment {
     /// It has it: the flow's slot is known, and nothing is to be noted.

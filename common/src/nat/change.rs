@@ -1,4 +1,4 @@
-//! What changes in a packet whose source or destination is translated, and what that does to checksums (RFC 1624).
+//! Changes to a packet whose source or destination is translated, and to its checksums (RFC 1624).
 
 use crate::frame::{Frame, FrameMut, folded};
 use crate::network::{FRAGMENT, Network, TCP, UDP};
@@ -13,7 +13,7 @@ pub struct Change {
     pub port: (u16, u16),
 }
 
-/// Where a packet is changed, in bytes from the start of the frame; 0 stands for "not at all".
+/// Offsets at which a packet is changed, in bytes from the start of the frame; 0 stands for "not at all".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rewritten {
     /// The address.
@@ -24,11 +24,11 @@ pub struct Rewritten {
     pub port: u32,
     /// The checksum of TCP or UDP.
     pub sum: u32,
-    /// Whether that is UDP's, where 0 says that there is none.
+    /// True if that is UDP's, where 0 says that there is none.
     pub is_udp: bool,
 }
 
-/// Where the source of an IPv4 packet stands, or with `of_destination` its destination. `None` if it is neither TCP nor UDP.
+/// Returns where the source of an IPv4 packet stands, or with `of_destination` its destination. `None` if it is neither TCP nor UDP.
 #[inline(always)]
 pub fn rewritten<F: Frame + ?Sized>(
     frame: &F,
@@ -60,7 +60,7 @@ pub fn rewritten<F: Frame + ?Sized>(
     })
 }
 
-/// What a change of an address adds to a ones' complement sum, and a change of address and port.
+/// Returns what a change of an address adds to a ones' complement sum, and a change of address and port.
 #[inline(always)]
 pub const fn difference(change: &Change) -> (u16, u16) {
     let ((from, to), (port, now)) = (change.address, change.port);

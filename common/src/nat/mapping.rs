@@ -1,4 +1,4 @@
-//! Where a mapping is, by its flow and by its public port.
+//! Place of a mapping, by its flow and by its public port.
 
 use super::{FIRST_PORT, LEAST_SETS, PORTS, is_public};
 use crate::flows::{Facts, Key, PER_SET, Set, SetSecret, Sets, State};

@@ -8,18 +8,18 @@ const ICMP: u32 = 1;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 
-/// What an ICMP error quotes.
+/// Packet that an ICMP error quotes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quoted {
-    /// Where the quoted IPv4 header begins, in bytes from the start of the frame.
+    /// Offset of the quoted IPv4 header, in bytes from the start of the frame.
     pub ip: u32,
-    /// Where the quoted TCP or UDP header begins.
+    /// Offset of the quoted TCP or UDP header.
     pub transport: u32,
-    /// Whether it is TCP; UDP otherwise.
+    /// True if it is TCP; UDP otherwise.
     pub is_tcp: bool,
     /// The quoted source port.
     pub port: u16,
-    /// Where the quoted packet was going.
+    /// Destination of the quoted packet.
     pub remote: (u32, u16),
 }
 

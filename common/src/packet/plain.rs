@@ -4,7 +4,7 @@ use super::{Headers, V6};
 use crate::ethernet::ETHERNET_LEN;
 use crate::frame::Frame;
 
-/// How many bytes a frame must have for [`plain_v4`]: those up to the end of a UDP header.
+/// Bytes that a frame must have for [`plain_v4`]: those up to the end of a UDP header.
 pub const PLAIN_V4_LEN: usize = 42;
 /// The same for [`plain_v6`].
 pub const PLAIN_V6_LEN: usize = 62;
@@ -87,14 +87,14 @@ pub fn plain_v6<F: Frame + ?Sized>(frame: &F) -> Option<Headers> {
     })
 }
 
-/// Whether the frame is for a group, or has a VLAN tag beside its bytes.
+/// Returns whether the frame is for a group, or has a VLAN tag beside its bytes.
 #[inline(always)]
 fn is_other_link<F: Frame + ?Sized>(frame: &F) -> Option<bool> {
     let [first] = frame.read::<1>(0)?;
     Some(first & 1 != 0 || frame.tag_beside() != 0)
 }
 
-/// Whether four bytes are as they should be, where the mask has ones.
+/// Returns whether four bytes are as they should be, where the mask has ones.
 #[inline(always)]
 const fn matches(bytes: [u8; 4], wanted: [u8; 4], mask: [u8; 4]) -> bool {
     u32::from_ne_bytes(bytes) & u32::from_ne_bytes(mask) == u32::from_ne_bytes(wanted)

@@ -283,7 +283,7 @@ fn built() -> impl Strategy<Value = (Vec<u8>, Destination, Transport, u16)> {
     })
 }
 
-/// What etherparse reads from a frame: destination and port, if it is TCP or UDP that it can follow to the ports.
+/// Returns what etherparse reads from a frame: destination and port, if it is TCP or UDP that it can follow to the ports.
 fn by_etherparse(frame: &[u8]) -> Option<(Destination, u16)> {
     let packet = etherparse::SlicedPacket::from_ethernet(frame).ok()?;
     let destination = match packet.net? {

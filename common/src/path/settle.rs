@@ -1,4 +1,4 @@
-//! What becomes of one packet: by the ruleset's answer, by the choices of its preference, and by what its flow did before.
+//! Decision on one packet: by the ruleset's answer, by the choices of its preference, and by what its flow did before.
 
 use super::{EPOCHS, KeepsPins, ORDINARY, PathTable, Pin, PinEvent, PinKey, Pins, place};
 use crate::flows::State;
@@ -55,7 +55,7 @@ impl Flow {
         self.facts & fact != 0
     }
 
-    /// Whether it takes its way by what is known of it, or else by a choice that depends on nothing but the path table: the
+    /// Returns whether it takes its way by what is known of it, or else by a choice that depends on nothing but the path table: the
     /// ruleset steers it, it may stay where it is, and this packet neither begins nor ends it.
     #[inline(always)]
     pub const fn is_settled(&self) -> bool {
@@ -91,7 +91,7 @@ impl Flow {
         Decision::steer(egress, self.set())
     }
 
-    /// Whether the ruleset steers it, or would if it did not hold that back.
+    /// Returns whether the ruleset steers it, or would if it did not hold that back.
     #[inline(always)]
     const fn is_ruled(&self) -> bool {
         self.word() & Outcome::STEER != 0
@@ -161,16 +161,16 @@ impl Flow {
     }
 }
 
-/// What a packet's flow comes to.
+/// Outcome for a packet and its flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settled {
-    /// What is done with the packet.
+    /// Decision on the packet.
     pub decision: Decision,
-    /// What is known of the flow from now on.
+    /// State of the flow from now on.
     pub pin: Pin,
-    /// Whether that is to be kept, because it is not what was known before.
+    /// True if that is to be kept, because it is not what was known before.
     pub is_kept: bool,
-    /// Whether it leads the other media of the client.
+    /// True if it leads the other media of the client.
     pub is_shared: bool,
 }
 
@@ -324,7 +324,7 @@ pub const fn unsteered(word: u32) -> Decision {
     Decision::pass_set(reason, (word & Outcome::SET) as u16)
 }
 
-/// What is best now.
+/// Returns what is best now.
 #[inline(always)]
 fn fresh(flow: &Flow, table: &PathTable, place: usize) -> u8 {
     if !flow.is_ruled() || flow.is_held() {
@@ -339,7 +339,7 @@ fn fresh(flow: &Flow, table: &PathTable, place: usize) -> u8 {
     table.choice(preference, place, bucket)
 }
 
-/// Whether a flow was looked at since something changed last. One that was silent for longer is looked at again, for its
+/// Returns whether a flow was looked at since something changed last. One that was silent for longer is looked at again, for its
 /// few bits of an epoch may have come round.
 #[inline(always)]
 fn is_current(pin: &Pin, table: &PathTable, now: u32) -> bool {

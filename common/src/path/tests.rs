@@ -68,7 +68,7 @@ fn flow(port: u16, facts: u64) -> Flow {
     }
 }
 
-/// What the ruleset says: steered by a preference because of set 7.
+/// Returns what the ruleset says: steered by a preference because of set 7.
 const fn ruled(preference: u8, media: bool, hard: bool) -> u64 {
     let outcome = Outcome {
         set: 7,

@@ -1,8 +1,8 @@
-//! What a table answers, as words of its leaves.
+//! Answers of a table, as words of its leaves.
 
 use super::{NO_PORT, NO_PREFIX, OWN};
 
-/// What a leaf says about a class: the endpoint set that wins there and what is done with its packets.
+/// Content of a leaf for a class: the endpoint set that wins there and what is done with its packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Outcome {
     /// The endpoint set's slot, the index of its counter.
@@ -10,15 +10,15 @@ pub struct Outcome {
     /// The preference that says which egress to steer to (see [`path`](crate::path)), or `None` where the policy passes
     /// the set.
     pub preference: Option<u8>,
-    /// Why it is not steered there all the same, if so.
+    /// Reason why it is not steered there all the same, if so.
     pub hold: Option<Hold>,
-    /// Whether it is of the class `media`.
+    /// True if it is of the class `media`.
     pub media: bool,
-    /// Whether its flows take what is best at any time, rather than stay where they are.
+    /// True if its flows take what is best at any time, rather than stay where they are.
     pub hard: bool,
 }
 
-/// Why a packet that the policy steers takes the ordinary path.
+/// Reason why a packet that the policy steers takes the ordinary path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Hold {
     /// The policy only shows what it would do.
@@ -30,7 +30,7 @@ pub enum Hold {
 impl Outcome {
     /// The lowest bits of a word: the endpoint set's slot.
     pub const SET: u32 = 0xffff;
-    /// How far up the preference is, in 5 bits.
+    /// Bit position of the preference, 5 bits long.
     pub const PREFERENCE: u32 = 16;
     /// There is a preference.
     pub const STEER: u32 = 1 << 21;
@@ -85,7 +85,7 @@ impl Outcome {
     }
 }
 
-/// What a table says about a destination, protocol and port.
+/// Answer of a table about a destination, protocol and port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// No prefix covers the destination.

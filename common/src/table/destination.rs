@@ -1,4 +1,4 @@
-//! What a table is asked: a destination, a protocol and a port.
+//! Questions to a table: a destination, a protocol and a port.
 
 use core::net::IpAddr;
 
@@ -83,7 +83,7 @@ impl Destination {
         }
     }
 
-    /// Whether it is an IPv6 address.
+    /// Returns whether it is an IPv6 address.
     #[inline(always)]
     pub const fn is_v6(self) -> bool {
         matches!(self, Destination::V6(..))

@@ -17,11 +17,11 @@ type Do = fn(&mut Place<'_>, &mut Rng) -> Result<()>;
 pub(crate) struct Action {
     pub(crate) name: &'static str,
     carry_out: Do,
-    /// Whether steered connections may have to move. Nothing else may end one.
+    /// True if steered connections may have to move. Nothing else may end one.
     pub(crate) may_move: bool,
-    /// Whether the link is cut, with what is on it.
+    /// True if the link is cut, with what is on it.
     pub(crate) loses_a_link: bool,
-    /// Whether programs come to interfaces that had none.
+    /// True if programs come to interfaces that had none.
     pub(crate) changes_programs: bool,
 }
 

@@ -97,7 +97,7 @@ impl<'a> Place<'a> {
         Ok(())
     }
 
-    /// Whether new connections go where they should.
+    /// Returns whether new connections go where they should.
     fn is_right(&self) -> bool {
         let way = |address| Flow::new(Transport::Tcp, address, 443).talk(&self.lab.client);
         way("52.98.1.1").is_ok_and(|way| way == "internet")

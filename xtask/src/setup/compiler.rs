@@ -49,7 +49,7 @@ impl Recipe {
         }
     }
 
-    /// Whether the compiler is there with the source of `core`.
+    /// Returns whether the compiler is there with the source of `core`.
     fn is_ready(&self) -> bool {
         let sysroot = output(Command::new(&self.rustc).args(["--print", "sysroot"]));
         sysroot.is_some_and(|sysroot| {

@@ -68,7 +68,7 @@ pub(crate) trait Step {
     fn missing(&self) -> Vec<String>;
     /// Installs it.
     fn install(&self) -> Result<()>;
-    /// Whether that needs root.
+    /// Returns whether that needs root.
     fn needs_root(&self) -> bool;
 }
 
@@ -165,7 +165,7 @@ fn install(steps: &[Box<dyn Step>]) -> Result<()> {
     Ok(())
 }
 
-/// Whether this runs as root, by the owner of its own process directory.
+/// Returns whether this runs as root, by the owner of its own process directory.
 pub(crate) fn is_root() -> bool {
     use std::os::unix::fs::MetadataExt;
     fs::metadata("/proc/self").is_ok_and(|metadata| metadata.uid() == 0)

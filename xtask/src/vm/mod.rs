@@ -285,7 +285,7 @@ fn build_tests(machine: Option<dist::Machine>) -> Result<std::path::PathBuf> {
     executable.context("cargo did not say where the kernel tests are")
 }
 
-/// Whether a file can be opened; for errors that name it.
+/// Returns whether a file can be opened; for errors that name it.
 fn exists(path: &Path) -> Result<()> {
     File::open(path)
         .map(drop)

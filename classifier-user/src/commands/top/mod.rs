@@ -22,7 +22,7 @@ use model::Model;
 
 /// Events that are kept to be scrolled through.
 const EVENTS: usize = 200;
-/// How long the controller may take to answer.
+/// Time that the controller may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Everything that is asked for in one turn.

@@ -1,4 +1,4 @@
-//! What is shown: the last answer, and rates from the two last ones.
+//! Model of the display: the last answer, and rates from the last two.
 
 use std::time::Instant;
 
@@ -11,7 +11,7 @@ use crate::datapath::Count;
 pub(super) struct Model {
     pub(super) colours: bool,
     pub(super) answer: Option<Answer>,
-    /// Why the controller does not answer, if so.
+    /// Reason why the controller does not answer, if so.
     pub(super) problem: Option<String>,
     pub(super) reasons: Vec<Rate>,
     pub(super) sets: Vec<Rate>,
@@ -23,7 +23,7 @@ pub(super) struct Model {
     asked: Option<Instant>,
 }
 
-/// How much there is of something.
+/// Rate of packets and bytes.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Rate {
     pub(super) name: String,

@@ -1,4 +1,4 @@
-//! How it is drawn: 80 columns and 24 lines are enough, more are used.
+//! Drawing: 80 columns and 24 lines are enough, more are used.
 
 use std::time::Duration;
 

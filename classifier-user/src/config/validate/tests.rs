@@ -1,4 +1,4 @@
-//! What is refused, and with which words.
+//! Tests of refused configurations and their messages.
 
 use super::super::parse;
 

@@ -9,9 +9,9 @@ use breakout_common::path::{ORDINARY, PinKey};
 
 use super::{Clock, FlowTable, sys};
 
-/// How many are looked at.
+/// Number of entries that are looked at.
 const MOST: usize = 1024;
-/// How long ago they may have begun, in ticks.
+/// Greatest age, in ticks.
 const NEW: u32 = 2;
 
 /// A flow that has begun lately and is not answered.
@@ -22,9 +22,9 @@ pub struct Unanswered {
     second: u64,
     /// The index of its egress.
     pub egress: u8,
-    /// Whether it is IPv6.
+    /// True if it is IPv6.
     pub v6: bool,
-    /// Whether it is TCP, and none of its packets but SYNs have come.
+    /// True if it is TCP, and none of its packets but SYNs have come.
     pub opens_tcp: bool,
     /// The address of its client, in halves.
     pub client: (u64, u64),
@@ -72,7 +72,7 @@ impl FlowTable {
         Ok(begun)
     }
 
-    /// Whether a flow has been answered meanwhile; none if it is gone, or goes another way.
+    /// Returns whether a flow has been answered meanwhile; none if it is gone, or goes another way.
     pub fn is_answered(&self, flow: &Unanswered) -> Option<bool> {
         let (first, second) = self.words(flow.slot)?;
         let facts = Facts::of(second);
@@ -106,12 +106,12 @@ impl FlowTable {
     }
 }
 
-/// Whether more of a TCP connection has come than its SYN and its end.
+/// Returns whether more of a TCP connection has come than its SYN and its end.
 fn has_gone_on(facts: Facts) -> bool {
     facts.state() == State::Established as u32
 }
 
-/// Whether it is not known of a flow by its own packets that it is answered.
+/// Returns whether it is not known of a flow by its own packets that it is answered.
 fn is_open(facts: Facts) -> bool {
     !facts.is_tcp() || facts.state() == State::Opening as u32
 }

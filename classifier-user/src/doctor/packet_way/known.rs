@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde_json::Value;
 
-/// Whether something holds for the packet.
+/// Truth of a condition on the packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Truth {
     Yes,
@@ -15,7 +15,7 @@ pub(super) enum Truth {
     Absent,
 }
 
-/// Whether all of them hold.
+/// Returns whether all of them hold.
 pub(super) fn all(truths: impl Iterator<Item = Truth>) -> Truth {
     let mut all = Truth::Yes;
     for truth in truths {
@@ -28,7 +28,7 @@ pub(super) fn all(truths: impl Iterator<Item = Truth>) -> Truth {
     all
 }
 
-/// What is known of a packet.
+/// Knowledge of a packet.
 pub(super) enum Known {
     Text(String),
     Number(u64),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-/// Whether a flag is among flags, of which `nft` prints one as it is and several in an array.
+/// Returns whether a flag is among flags, of which `nft` prints one as it is and several in an array.
 pub(super) fn names(flags: &Value, flag: &str) -> bool {
     flags == flag
         || flags
@@ -30,7 +30,7 @@ pub(super) fn is_drop(statement: &Value) -> bool {
         || matches!(target_of(statement), Some("REJECT" | "DROP"))
 }
 
-/// Whether an expression neither asks nor decides anything.
+/// Returns whether an expression neither asks nor decides anything.
 pub(super) fn is_idle(expression: &Value) -> bool {
     const STATEMENTS: [&str; 9] = [
         "counter",
@@ -50,7 +50,7 @@ pub(super) fn is_idle(expression: &Value) -> bool {
         || target_of(expression).is_some_and(|target| TARGETS.contains(&target))
 }
 
-/// What an entry is found by: its family, its table (its own name, of a table), and what has this key.
+/// Returns what an entry is found by: its family, its table (its own name, of a table), and what has this key.
 pub(super) fn key<'a>(entry: &'a Value, name: &str) -> [&'a str; 3] {
     ["family", "table", name].map(|key| entry[key].as_str().unwrap_or_default())
 }

@@ -1,4 +1,4 @@
-//! When a path is broken ahead, and when it is not.
+//! Tests of paths that are broken ahead, and of those that are not.
 
 use super::*;
 

@@ -16,13 +16,13 @@ use super::super::stun::Method;
 /// For how long an answer to a quick probe is heard that was taken for lost: longer than most queues of modems and mobile networks.
 const LATE: Duration = Duration::from_secs(5);
 
-/// What a probe came to.
+/// Outcome of a probe.
 pub(super) struct Outcome {
     /// The target's.
     pub(super) index: usize,
-    /// Whether the target was silent when it was sent.
+    /// True if the target was silent when it was sent.
     pub(super) was_silent: bool,
-    /// Whether it had been taken for lost.
+    /// True if it had been taken for lost.
     pub(super) is_late: bool,
     pub(super) answer: Result<Answered, Failure>,
 }
@@ -38,7 +38,7 @@ pub(super) struct Attempt {
     pub(super) trust: Option<Trust>,
     /// By which a route is made for it first, if it needs one.
     pub(super) routes: Option<ProbeRoutes>,
-    /// How long the answer may take.
+    /// Time that the answer may take.
     pub(super) patience: Duration,
     pub(super) was_silent: bool,
 }

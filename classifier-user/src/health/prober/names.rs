@@ -10,21 +10,21 @@ use tokio::time::{Instant, timeout};
 
 use super::super::Target;
 
-/// How long an address of a name is used.
+/// Time for which an address of a name is used.
 const LOOKUP: Duration = Duration::from_secs(600);
-/// How soon a name is looked up again that could not be.
+/// Delay after which a name is looked up again that could not be.
 const AGAIN: Duration = Duration::from_secs(30);
-/// How long a resolver may take.
+/// Time that a resolver may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What a name was found to be: nothing if nobody answered, and no address if there is none of the family.
+/// Result of a lookup: nothing if nobody answered, and no address if there is none of the family.
 type Found = Option<Option<SocketAddr>>;
 
 /// The addresses of the targets of one address family, by their indices.
 pub(super) struct Names {
     v6: bool,
     addresses: Vec<Option<SocketAddr>>,
-    /// Whether it is known of each target if it has an address.
+    /// True if it is known of each target if it has an address.
     is_known: Vec<bool>,
     next: Instant,
     last: Instant,
@@ -65,7 +65,7 @@ impl Names {
         !self.is_known[index]
     }
 
-    /// When names are looked up next.
+    /// Returns when names are looked up next.
     pub(super) fn next(&self) -> Instant {
         self.next
     }

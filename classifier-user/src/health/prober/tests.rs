@@ -35,7 +35,7 @@ fn note(prober: &mut Prober, index: usize, answer: Result<Duration, Failure>) {
     });
 }
 
-/// How often each target is asked in so many quick probes.
+/// Returns how often each target is asked in so many quick probes.
 fn shares(prober: &mut Prober, probes: usize) -> Vec<usize> {
     let mut counts = vec![0; prober.meters.len()];
     for _ in 0..probes {

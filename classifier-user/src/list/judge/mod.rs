@@ -25,7 +25,7 @@ use steered::{Steered, coverage};
 /// So many sets may come to be steered at once because their category has changed. In Microsoft's lists of all years hardly one did.
 const MOVES: usize = 2;
 
-/// When this was written, 2026-11-01: a clock that is behind that is wrong.
+/// Time at which this was written, 2026-11-01: a clock that is behind that is wrong.
 const WRITTEN: u64 = 1_793_491_200;
 
 /// A version may be so far ahead of the clock. Microsoft's are of the day that they are published on.
@@ -39,9 +39,9 @@ const MAX_FINDINGS: usize = 100;
 pub struct Finding {
     /// The endpoint set, if it is about one.
     pub id: Option<u32>,
-    /// What.
+    /// Finding.
     pub what: String,
-    /// Whether the list is refused for it.
+    /// True if the list is refused for it.
     pub refuses: bool,
 }
 
@@ -54,12 +54,12 @@ impl fmt::Display for Finding {
     }
 }
 
-/// What the judge says of a list.
+/// Verdict of the validation on a list.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Judgement {
-    /// What stands out.
+    /// Findings.
     pub findings: Vec<Finding>,
-    /// How many findings there are beyond these.
+    /// Number of findings beyond these.
     #[serde(default)]
     pub more: usize,
     /// For how many of those it is refused.
@@ -114,11 +114,11 @@ pub struct Judge {
     pub shortest_v6: u8,
     /// The largest share of what is steered that may go at once.
     pub max_removed: Share,
-    /// What becomes of lists that steer networks which none of Microsoft's had before.
+    /// Treatment of lists that steer networks which none of Microsoft's had before.
     pub unknown_networks: UnknownNetworks,
     /// The networks of the gateway and its LANs.
     pub own: Vec<IpNet>,
-    /// What day it is, if that is known.
+    /// Current day, if that is known.
     pub today: Option<Timestamp>,
     steers: Steers,
 }

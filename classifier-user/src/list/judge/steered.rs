@@ -1,4 +1,4 @@
-//! What is steered, in addresses and ports, and how it differs between two lists.
+//! Steered addresses and ports, and how they differ between two lists.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -26,7 +26,7 @@ const OTHER_PORTS: [PortRange; 4] = [
     port_range(Transport::Tcp, 993, 995),
 ];
 
-/// What may come to be steered at once beyond as much again as there is: IPv4 addresses, and IPv6 networks of 64 bits. Of
+/// Addresses that may come to be steered at once beyond as much again as there is: IPv4 addresses, and IPv6 networks of 64 bits. Of
 /// either, Microsoft's lists of all years have fewer in category Optimize.
 const GROWTH: [u128; 2] = [1 << 20, 1 << 32];
 
@@ -41,7 +41,7 @@ const fn port_range(transport: Transport, first: u16, last: u16) -> PortRange {
 /// The sets of a list that are steered.
 pub(super) struct Steered<'a> {
     pub(super) sets: Vec<&'a EndpointSet>,
-    /// What they cover together, by family.
+    /// Coverage of all together, by family.
     pub(super) coverage: [Coverage; 2],
 }
 
@@ -146,7 +146,7 @@ struct Cell {
 }
 
 impl Cell {
-    /// How much the ports count: what all of a service depends on more, HTTP without TLS, which only leads on to HTTPS, not at all.
+    /// Returns how much the ports count: what all of a service depends on more, HTTP without TLS, which only leads on to HTTPS, not at all.
     fn weight(&self) -> u128 {
         let PortRange {
             transport,

@@ -1,4 +1,4 @@
-//! What is kept survives whatever happens.
+//! Tests that stored lists survive crashes.
 
 use std::fs;
 

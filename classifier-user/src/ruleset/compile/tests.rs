@@ -68,13 +68,13 @@ fn ask_from(
     answer.expect("the table is whole")
 }
 
-/// What a leaf says where the rule wins by its first choice.
+/// Returns what a leaf says where the rule wins by its first choice.
 fn answer(rule: &Rule) -> Answer {
     let word = outcome(rule, rule.choices.first(), false);
     Answer::from_word(word).expect("an outcome is an answer")
 }
 
-/// What the table should say, by the scan.
+/// Returns what the table should say, by the scan.
 fn expected(
     ruleset: &Ruleset,
     address: IpAddr,
