@@ -14,6 +14,8 @@ use breakout_tests::daemon::Daemon;
 use breakout_tests::fake_service::{Credentials, FakeService, Mood};
 use breakout_tests::lab::{Lab, connect};
 use breakout_tests::netns::Namespace;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::Test;
@@ -34,7 +36,7 @@ struct Town {
     /// The front door's place, behind a router.
     _far: Namespace,
     door: FakeService,
-    _relay: Coturn,
+    _relays: Vec<Coturn>,
     _resolvers: [Resolver; 2],
 }
 
@@ -63,12 +65,9 @@ impl Town {
         let door = far.enter(|| FakeService::start_at(end, Credentials::OtherHost))?;
         door.state().root = Some((302, "Microsoft-IIS/10.0".to_owned()));
         fs::write(site.path().join("ca.pem"), door.ca())?;
-        let relay = Coturn::start(
-            lab,
-            site.path(),
-            RELAY,
-            &["--lt-cred-mech", "--user=a:b", "--realm=r"],
-        )?;
+        let options = ["--lt-cred-mech", "--user=a:b", "--realm=r"];
+        let relays =
+            [&lab.internet, &lab.wan].map(|end| Coturn::start(end, site.path(), RELAY, &options));
         let resolvers = [Resolver::start(&lab.wan)?, Resolver::start(&lab.internet)?];
         site.configure(&config(&format!(
             "probes = []\nmode = \"{mode}\"\nresolver = \"10.3.0.2\"\n[health]\nca_file = \"ca.pem\"\n[assess]\nresolver = \"10.2.0.2\"\n{more}"
@@ -77,7 +76,7 @@ impl Town {
             office,
             _far: far,
             door,
-            _relay: relay,
+            _relays: relays.into_iter().collect::<Result<_>>()?,
             _resolvers: resolvers,
         })
     }
@@ -292,6 +291,22 @@ fn redirect() -> Result<()> {
         complaints == ["local download fail", "local loaded_latency fail"],
         "{complaints:?} {results:?}"
     );
+    ensure!(routes(lab)? == before, "{}", routes(lab)?);
+    // Somebody has enough of it.
+    let mut command = site.command(&lab.gateway, &["assess"])?;
+    let assessment = command
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let started = Instant::now();
+    while routes(lab)? == before && started.elapsed() < Duration::from_secs(60) {
+        thread::sleep(Duration::from_millis(100));
+    }
+    let pid = Pid::from_raw(i32::try_from(assessment.id())?);
+    kill(pid, Signal::SIGTERM)?;
+    let output = assessment.wait_with_output()?;
+    let message = String::from_utf8_lossy(&output.stderr);
+    ensure!(message.contains("breakout: interrupted"), "{message}");
     ensure!(routes(lab)? == before, "{}", routes(lab)?);
     daemon.stop()?;
     let refused = site.output(&lab.gateway, &["assess"])?;

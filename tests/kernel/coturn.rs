@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 
 use anyhow::{Context, Result};
-use breakout_tests::lab::Lab;
+use breakout_tests::netns::Namespace;
 use breakout_tests::requirements::unpacked;
 
-/// A relay at the internet's end. It ends with the handle.
+/// A relay at a far end. It ends with the handle.
 pub(crate) struct Coturn {
     process: Child,
     log: PathBuf,
@@ -16,15 +16,15 @@ pub(crate) struct Coturn {
 
 impl Coturn {
     pub(crate) fn start(
-        lab: &Lab,
+        namespace: &Namespace,
         directory: &Path,
         address: &str,
         options: &[&str],
     ) -> Result<Self> {
         let program = unpacked("turnserver").context("turnserver was looked for before")?;
         let root = program.ancestors().nth(3).context("it is below a root")?;
-        let log = directory.join(format!("coturn-{address}.log"));
-        let mut command = lab.internet.command(&program.to_string_lossy());
+        let log = directory.join(format!("coturn-{}-{address}.log", namespace.name()));
+        let mut command = namespace.command(&program.to_string_lossy());
         command
             .env("LD_LIBRARY_PATH", root.join("usr/lib/x86_64-linux-gnu"))
             .arg("-n")

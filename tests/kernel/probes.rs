@@ -227,8 +227,13 @@ fn turn_relay() -> Result<()> {
         "52.112.0.11".parse()?,
     ])?;
     let like_teams = ["--no-stun", "--lt-cred-mech", "--user=a:b", "--realm=r"];
-    let _relay = Coturn::start(lab, site.path(), "52.112.0.9", &like_teams)?;
-    let open = Coturn::start(lab, site.path(), "52.112.0.10", &["--no-auth", "--verbose"])?;
+    let _relay = Coturn::start(&lab.internet, site.path(), "52.112.0.9", &like_teams)?;
+    let open = Coturn::start(
+        &lab.internet,
+        site.path(),
+        "52.112.0.10",
+        &["--no-auth", "--verbose"],
+    )?;
     let _binding = Relay::start(&lab.internet, address("52.112.0.11:3478"))?;
     let probes = "probes = [\"stun:52.112.0.9\", \"turn:52.112.0.9\", \"turn:52.112.0.10\", \"turn:52.112.0.11\"]\n";
     site.configure(&crate::office::config(probes))?;
@@ -278,7 +283,7 @@ fn public_addresses() -> Result<()> {
     let office = Office::open("")?;
     let (lab, site) = (&office.lab, &office.site);
     lab.own(["52.112.0.9".parse()?])?;
-    let _relay = Coturn::start(lab, site.path(), "52.112.0.9", &["--no-auth"])?;
+    let _relay = Coturn::start(&lab.internet, site.path(), "52.112.0.9", &["--no-auth"])?;
     site.configure(&crate::office::config("probes = [\"stun:52.112.0.9\"]\n"))?;
     let known = || -> Result<Vec<String>> {
         let ledger = site.json(&lab.gateway, &["addresses"])?;

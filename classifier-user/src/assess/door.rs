@@ -13,7 +13,7 @@ use crate::health::{Bound, Failure, Trust, handshake};
 const CONNECTIONS: usize = 5;
 const PAUSE: Duration = Duration::from_millis(100);
 /// The time that each step may take.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 /// The most of an answer that is read for its head.
 const HEAD: usize = 16 << 10;
 
@@ -54,11 +54,12 @@ pub(super) async fn visit(bound: &Bound, host: &str, address: SocketAddr, trust:
     if door.latency.is_err() {
         return door;
     }
+    let tls = |why: String| Some(Err(Refused::Tls(why)));
     let Ok(Ok(stream)) = timeout(PATIENCE, bound.connect(address)).await else {
+        door.answer = tls("no connection".to_owned());
         return door;
     };
     door.agreed = Agreed::of(&stream).ok();
-    let tls = |why: String| Some(Err(Refused::Tls(why)));
     door.answer = match timeout(PATIENCE, handshake(host, stream, trust)).await {
         Err(_) => tls(format!("no TLS within {PATIENCE:?}")),
         Ok(Err(Failure::Silence(why) | Failure::Foreign(why))) => tls(why),

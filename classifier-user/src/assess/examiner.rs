@@ -1,32 +1,32 @@
-//! The measurements of one path, one after the other, and what they are compared with.
+//! The measurements, in their order.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::Result;
+use futures_util::future::join_all;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::error::Elapsed;
 use tokio::time::{sleep, timeout};
 
-use super::door::{Door, Refused, ask, latency, visit};
-use super::load::download;
+use super::Options;
+use super::door::{ask, latency, visit};
+use super::load::{NoFile, download};
 use super::media::{reach, stream};
 use super::outcome::{Outcome, PathName, Test, Verdict};
 use super::path::Path;
+use super::reference::{CONNECTIONS, Reference};
 use super::resolver::resolve;
 use super::targets::Targets;
-use super::trace::{hairpin, trace};
-use super::{Options, tcp};
+use super::verdicts::door_outcomes;
 use crate::config::Config;
 use crate::health::{Bound, Target, Trust, handshake};
 
-/// Connections of which latencies are compared.
-const CONNECTIONS: usize = 3;
+/// The time that the measurements of a path may take, beside the call and the idle connection.
+const LIMIT: Duration = Duration::from_secs(60);
 /// The time that an answer may take after a pause.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// The headers of IP and TCP, without options, in bytes.
-const HEADERS: [u32; 2] = [40, 60];
-/// The largest segment on Ethernet over IPv4, in bytes.
-const ETHERNET: u32 = 1500;
 
 /// Context of all measurements.
 pub(super) struct Examiner<'a, P: Fn(&str)> {
@@ -35,45 +35,6 @@ pub(super) struct Examiner<'a, P: Fn(&str)> {
     pub(super) trust: &'a Trust,
     pub(super) options: &'a Options,
     pub(super) progress: &'a P,
-}
-
-/// Findings about the ordinary path, with which egresses are compared.
-#[derive(Default)]
-pub(super) struct Reference {
-    pub(super) outcomes: Vec<Outcome>,
-    hops: Vec<Option<IpAddr>>,
-    public: Option<IpAddr>,
-}
-
-impl Reference {
-    /// Looks at the ordinary path: its front doors, routers and public address.
-    pub(super) async fn of<P: Fn(&str)>(examiner: &Examiner<'_, P>, path: &Path) -> Result<Self> {
-        let mut reference = Reference::default();
-        for door in &examiner.targets.doors {
-            let Ok(Some(address)) = examiner
-                .targets
-                .address(&door.host, door.port, path.v6)
-                .await
-            else {
-                continue;
-            };
-            if let Ok(took) = latency(&path.bound, address, CONNECTIONS).await {
-                let outcome = Outcome::measured(&path.name, Test::TcpLatency, &door.host, took);
-                // It is there to compare with: what takes it, takes it on purpose.
-                let verdict = Verdict::Pass;
-                reference.outcomes.push(Outcome {
-                    verdict,
-                    advice: None,
-                    ..outcome
-                });
-            }
-            if reference.hops.is_empty() {
-                reference.hops = trace(&path.bound, address.ip()).await.unwrap_or_default();
-            }
-        }
-        reference.public = examiner.public_address(path).await;
-        Ok(reference)
-    }
 }
 
 impl<P: Fn(&str)> Examiner<'_, P> {
@@ -101,15 +62,50 @@ impl<P: Fn(&str)> Examiner<'_, P> {
         ]
     }
 
+    /// Measures all paths: those by different egresses at the same time, and downloads at the end, one after the other, so that none
+    /// disturbs another.
+    pub(super) async fn examine_all(
+        &self,
+        paths: &[Path],
+        references: &BTreeMap<bool, Reference>,
+    ) -> Vec<Outcome> {
+        let by_egress = paths.chunk_by(|a, b| a.name.egress == b.name.egress);
+        let examined = by_egress.map(|paths| async move {
+            let mut all = Vec::new();
+            for path in paths {
+                let mut outcomes = Vec::new();
+                let limit = LIMIT + self.options.call + self.options.idle.unwrap_or_default();
+                let examined = timeout(
+                    limit,
+                    self.examine(path, &references[&path.v6], &mut outcomes),
+                );
+                if let Err(why) = flat(examined.await) {
+                    outcomes.push(broken(path, why));
+                }
+                all.extend(outcomes);
+            }
+            all
+        });
+        let mut outcomes = join_all(examined).await.concat();
+        for path in paths {
+            match flat(timeout(LIMIT, self.load(path)).await) {
+                Ok(loaded) => outcomes.extend(loaded),
+                Err(why) => outcomes.push(broken(path, why)),
+            }
+        }
+        outcomes
+    }
+
     /// Measures a path by an egress.
-    pub(super) async fn examine(&self, path: &Path, reference: &Reference) -> Result<Vec<Outcome>> {
-        let mut outcomes = Vec::new();
+    async fn examine(
+        &self,
+        path: &Path,
+        reference: &Reference,
+        outcomes: &mut Vec<Outcome>,
+    ) -> Result<()> {
         let mut doors = Vec::new();
         for door in &self.targets.doors {
-            let Some(address) = self
-                .locate(path, door, Test::TcpLatency, &mut outcomes)
-                .await
-            else {
+            let Some(address) = self.locate(path, door, Test::TcpLatency, outcomes).await else {
                 continue;
             };
             path.lead(address.ip()).await?;
@@ -121,38 +117,20 @@ impl<P: Fn(&str)> Examiner<'_, P> {
         }
         if let Some((_, address)) = doors.first() {
             (self.progress)(&format!("{}: route", path.name));
-            let hops = trace(&path.bound, address.ip()).await.unwrap_or_default();
-            let found = match hairpin(&hops, &reference.hops) {
-                Some(router) => (
-                    Verdict::Fail,
-                    format!("by {router}, which is on the ordinary path too"),
-                ),
-                None => (Verdict::Pass, format!("{} hops", hops.len())),
-            };
-            let host = address.ip().to_string();
-            outcomes.push(Outcome::told(
-                &path.name,
-                Test::Hairpin,
-                Some(&host),
-                found.0,
-                found.1,
-            ));
+            outcomes.push(reference.compare_route(path, address.ip()).await);
         }
         for relay in &self.targets.relays {
-            if let Some(address) = self.locate(path, relay, Test::Relay, &mut outcomes).await {
+            if let Some(address) = self.locate(path, relay, Test::Relay, outcomes).await {
                 path.lead(address.ip()).await?;
                 outcomes.extend(self.call(path, relay, address).await);
             }
         }
-        outcomes.push(self.compare_public(path, reference).await);
-        if let Some((_, door)) = doors.first() {
-            outcomes.extend(self.load(path, *door).await?);
-        }
+        outcomes.push(reference.compare_public(path, self.public_address(path).await));
         if let (Some(idle), Some((door, address))) = (self.options.idle, doors.first()) {
             (self.progress)(&format!("{}: a connection idle for {idle:?}", path.name));
             outcomes.push(self.idle(path, door, *address, idle).await);
         }
-        Ok(outcomes)
+        Ok(())
     }
 
     /// Finds the address of a target; none if it has none of the family. That it cannot be asked for is an outcome.
@@ -232,7 +210,7 @@ impl<P: Fn(&str)> Examiner<'_, P> {
         let both = [given, SocketAddr::new(nearest, given.port())]
             .map(|address| latency(&path.bound, address, CONNECTIONS));
         let [by_clients, by_egress] = both;
-        Ok(match (by_clients.await, by_egress.await) {
+        match (by_clients.await, by_egress.await) {
             (Ok(far), Ok(near)) => {
                 let more = (far - near).max(0.0);
                 let outcome = Outcome::measured(&path.name, Test::DnsLocal, &door.host, more);
@@ -240,10 +218,17 @@ impl<P: Fn(&str)> Examiner<'_, P> {
                     "{} is {more:.1} ms further than {nearest} by {resolver}",
                     given.ip()
                 );
-                Some(Outcome { found, ..outcome })
+                Ok(Some(Outcome { found, ..outcome }))
             }
-            _ => None,
-        })
+            (Err(_), Ok(_)) => told(
+                Verdict::Fail,
+                format!(
+                    "{} does not answer here, {nearest} by {resolver} does",
+                    given.ip()
+                ),
+            ),
+            (_, Err(why)) => told(Verdict::Skipped, format!("{nearest} by {resolver}: {why}")),
+        }
     }
 
     /// Sends a stream like that of a call to a relay.
@@ -261,23 +246,25 @@ impl<P: Fn(&str)> Examiner<'_, P> {
         };
         let mut outcomes = vec![told(Verdict::Pass, "answers".to_owned())];
         match stream(&path.bound, address, method, self.options.call).await {
-            Ok(figures) => outcomes.extend(
-                [
+            Ok(figures) => {
+                let figures = [
                     (Test::MediaLatency, figures.latency),
-                    (Test::MediaLoss, figures.loss),
-                    (Test::MediaBurst, figures.burst),
+                    (Test::MediaLoss, Some(figures.loss)),
+                    (Test::MediaBurst, Some(figures.burst)),
                     (Test::MediaJitter, figures.jitter),
                     (Test::MediaReordering, figures.reordering),
-                ]
-                .map(|(test, figure)| Outcome::measured(&path.name, test, &relay.host, figure)),
-            ),
+                ];
+                outcomes.extend(figures.into_iter().filter_map(|(test, figure)| {
+                    Some(Outcome::measured(&path.name, test, &relay.host, figure?))
+                }));
+            }
             Err(error) => outcomes.push(told(Verdict::Fail, error.to_string())),
         }
         outcomes
     }
 
     /// Asks which public address packets have on a path: the named server, or a relay that tells.
-    async fn public_address(&self, path: &Path) -> Option<IpAddr> {
+    pub(super) async fn public_address(&self, path: &Path) -> Option<IpAddr> {
         let asked = self.targets.stun.iter().chain(&self.targets.relays);
         for target in asked {
             let address = self
@@ -295,22 +282,8 @@ impl<P: Fn(&str)> Examiner<'_, P> {
         None
     }
 
-    async fn compare_public(&self, path: &Path, reference: &Reference) -> Outcome {
-        let (verdict, found) = match self.public_address(path).await {
-            None => (
-                Verdict::Skipped,
-                "nobody tells it; name a server as [assess] stun".to_owned(),
-            ),
-            Some(address) if reference.public == Some(address) => {
-                (Verdict::Fail, format!("{address}, as on the ordinary path"))
-            }
-            Some(address) => (Verdict::Pass, address.to_string()),
-        };
-        Outcome::told(&path.name, Test::PublicAddress, None, verdict, found)
-    }
-
     /// Downloads, unless nothing is named or the link is metered.
-    async fn load(&self, path: &Path, door: SocketAddr) -> Result<Vec<Outcome>> {
+    async fn load(&self, path: &Path) -> Result<Vec<Outcome>> {
         let egress = path
             .name
             .egress
@@ -337,20 +310,25 @@ impl<P: Fn(&str)> Examiner<'_, P> {
         let Ok(Some(server)) = self.targets.address(host, port, path.v6).await else {
             return Ok(skipped(&format!("{host} has no address")));
         };
+        let Some(door) = self.first_door(path).await else {
+            return Ok(skipped("no front door has an address"));
+        };
         path.lead(server.ip()).await?;
+        path.lead(door.ip()).await?;
         (self.progress)(&format!("{}: download from {host}", path.name));
         let idle = latency(&path.bound, door, CONNECTIONS).await;
+        let told = |test, verdict, found: String| {
+            Outcome::told(&path.name, test, Some(host), verdict, found)
+        };
         let loaded = match download(&path.bound, url, server, door, self.trust).await {
             Ok(loaded) => loaded,
             Err(error) => {
-                let found = format!("{error:#}");
-                return Ok(vec![Outcome::told(
-                    &path.name,
-                    Test::Download,
-                    Some(host),
-                    Verdict::Fail,
-                    found,
-                )]);
+                let verdict = if error.is::<NoFile>() {
+                    Verdict::Skipped
+                } else {
+                    Verdict::Fail
+                };
+                return Ok(vec![told(Test::Download, verdict, format!("{error:#}"))]);
             }
         };
         let mut outcomes = vec![Outcome::measured(
@@ -359,16 +337,35 @@ impl<P: Fn(&str)> Examiner<'_, P> {
             host,
             loaded.rate,
         )];
-        if let (Ok(idle), Some(latency)) = (idle, loaded.latency) {
-            let more = (latency - idle).max(0.0);
-            outcomes.push(Outcome::measured(
-                &path.name,
+        outcomes.extend(match (idle, loaded.latency) {
+            (Ok(idle), Some(Some(latency))) => {
+                let more = (latency - idle).max(0.0);
+                Some(Outcome::measured(
+                    &path.name,
+                    Test::LoadedLatency,
+                    host,
+                    more,
+                ))
+            }
+            (Ok(_), Some(None)) => Some(told(
                 Test::LoadedLatency,
-                host,
-                more,
-            ));
-        }
+                Verdict::Fail,
+                "no connection came through meanwhile".to_owned(),
+            )),
+            _ => None,
+        });
         Ok(outcomes)
+    }
+
+    /// Returns the address of the first front door that has one.
+    async fn first_door(&self, path: &Path) -> Option<SocketAddr> {
+        for door in &self.targets.doors {
+            let found = self.targets.address(&door.host, door.port, path.v6).await;
+            if let Ok(Some(address)) = found {
+                return Some(address);
+            }
+        }
+        None
     }
 
     /// Leaves a connection idle before its first request.
@@ -388,145 +385,51 @@ impl<P: Fn(&str)> Examiner<'_, P> {
                 found,
             )
         };
-        let Ok(stream) = path.bound.connect(address).await else {
+        let Ok(Ok(stream)) = timeout(PATIENCE, path.bound.connect(address)).await else {
             return told(Verdict::Skipped, "cannot connect".to_owned());
         };
-        let Ok(Some(mut stream)) = handshake(&door.host, stream, self.trust).await else {
+        let encrypted = timeout(PATIENCE, handshake(&door.host, stream, self.trust)).await;
+        let Ok(Ok(Some(mut stream))) = encrypted else {
             return told(Verdict::Skipped, "no TLS".to_owned());
         };
         let mut byte = [0];
         tokio::select! {
             // The server itself may have enough of it.
-            _ = stream.read(&mut byte) => {
-                return told(Verdict::Skipped, format!("the server closed it within {pause:?}"));
+            read = stream.read(&mut byte) => {
+                return match read {
+                    Ok(_) => told(Verdict::Skipped, format!("the server closed it within {pause:?}")),
+                    Err(error) => told(Verdict::Fail, format!("reset within {pause:?}: {error}")),
+                };
             }
             () = sleep(pause) => {}
         }
         let answered = timeout(PATIENCE, ask(&mut stream, &door.host)).await;
         let _ = stream.shutdown().await;
         match answered {
-            Ok(Ok(_)) => told(Verdict::Pass, format!("goes on after {pause:?}")),
+            Ok(Ok(_)) => told(Verdict::Pass, format!("still works after {pause:?}")),
             Ok(Err(why)) => told(Verdict::Fail, format!("after {pause:?}: {why}")),
             Err(_) => told(
                 Verdict::Fail,
-                format!("after {pause:?} nothing comes through"),
+                format!("nothing comes through after {pause:?}"),
             ),
         }
     }
-}
-
-/// Judges what was found at a front door.
-fn door_outcomes(path: &Path, door: &Target, visited: &Door) -> Vec<Outcome> {
-    let told = |test, verdict, found: String| {
-        Outcome::told(&path.name, test, Some(&door.host), verdict, found)
-    };
-    let mut outcomes = vec![match &visited.latency {
-        Ok(latency) => Outcome::measured(&path.name, Test::TcpLatency, &door.host, *latency),
-        Err(why) => told(Test::TcpLatency, Verdict::Fail, why.clone()),
-    }];
-    match &visited.answer {
-        None => {}
-        Some(Err(Refused::Tls(why))) => outcomes.push(told(Test::Tls, Verdict::Fail, why.clone())),
-        Some(answer) => {
-            outcomes.push(told(
-                Test::Tls,
-                Verdict::Pass,
-                "its own certificate".to_owned(),
-            ));
-            outcomes.push(match answer {
-                Ok(answer) => match answer.proxy() {
-                    Some(proxy) => told(Test::Http, Verdict::Fail, proxy),
-                    None => told(
-                        Test::Http,
-                        Verdict::Pass,
-                        format!("status {}", answer.status),
-                    ),
-                },
-                Err(Refused::Http(why) | Refused::Tls(why)) => {
-                    told(Test::Http, Verdict::Fail, why.clone())
-                }
-            });
-        }
-    }
-    if let (Some(agreed), Some(mtu)) = (visited.agreed, path.mtu) {
-        outcomes.extend(
-            tcp_outcomes(agreed, mtu, path.v6)
-                .map(|(test, verdict, found)| told(test, verdict, found)),
-        );
-    }
-    outcomes
-}
-
-/// Judges what a connection has agreed on over an interface of this MTU.
-fn tcp_outcomes(agreed: tcp::Agreed, mtu: u32, v6: bool) -> [(Test, Verdict, String); 2] {
-    let expected = mtu.min(ETHERNET).saturating_sub(HEADERS[usize::from(v6)]);
-    let segment = if agreed.segment < expected {
-        (
-            Verdict::Warning,
-            format!("{} bytes instead of {expected}", agreed.segment),
-        )
-    } else {
-        (Verdict::Pass, format!("{} bytes", agreed.segment))
-    };
-    let missing: Vec<&str> = [
-        (agreed.has_selective_acks, "selective acknowledgements"),
-        (agreed.has_window_scaling, "window scaling"),
-    ]
-    .into_iter()
-    .filter_map(|(is_there, name)| (!is_there).then_some(name))
-    .collect();
-    let options = if missing.is_empty() {
-        (Verdict::Pass, "as asked for".to_owned())
-    } else {
-        (
-            Verdict::Warning,
-            format!("without {}", missing.join(" and ")),
-        )
-    };
-    [
-        (Test::SegmentSize, segment.0, segment.1),
-        (Test::TcpOptions, options.0, options.1),
-    ]
 }
 
 fn milliseconds(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1000.0
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::assess::tcp::Agreed;
-
-    #[test]
-    fn devices_that_change_syns_are_told() {
-        let whole = Agreed {
-            segment: 1460,
-            has_selective_acks: true,
-            has_window_scaling: true,
-        };
-        let verdicts =
-            |agreed, mtu, v6| tcp_outcomes(agreed, mtu, v6).map(|(_, verdict, _)| verdict);
-        assert_eq!(verdicts(whole, 1500, false), [Verdict::Pass; 2]);
-        let pppoe = Agreed {
-            segment: 1452,
-            ..whole
-        };
-        assert_eq!(
-            verdicts(pppoe, 1492, false),
-            [Verdict::Pass; 2],
-            "the link's own MTU"
-        );
-        assert_eq!(verdicts(pppoe, 1500, false)[0], Verdict::Warning);
-        let six = Agreed {
-            segment: 1440,
-            ..whole
-        };
-        assert_eq!(verdicts(six, 9000, true), [Verdict::Pass; 2]);
-        let plain = Agreed {
-            has_selective_acks: false,
-            ..whole
-        };
-        assert_eq!(verdicts(plain, 1500, false)[1], Verdict::Warning);
+/// Makes one of a time limit and an error.
+fn flat<T>(outcome: std::result::Result<Result<T>, Elapsed>) -> std::result::Result<T, String> {
+    match outcome {
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(error)) => Err(format!("{error:#}")),
+        Err(_) => Err("the measurements took too long".to_owned()),
     }
+}
+
+/// Returns the outcome of a path that could not be measured to the end.
+fn broken(path: &Path, why: String) -> Outcome {
+    Outcome::told(&path.name, Test::Path, None, Verdict::Fail, why)
 }

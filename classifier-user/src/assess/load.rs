@@ -6,11 +6,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use futures_util::future::try_join_all;
 use reqwest::Url;
+use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use super::door::{latency, median};
-use crate::health::{Bound, Trust, handshake};
+use super::door::{PATIENCE, latency, median};
+use crate::health::{Bound, Failure, Trust, handshake};
 
 /// The time that the download takes, at most, and that before the link is full.
 const DURATION: Duration = Duration::from_secs(8);
@@ -20,12 +21,17 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// Transfers at the same time: a single one takes long until it fills a link.
 const TRANSFERS: usize = 4;
 
+/// An answer that is no file: the URL is to blame, and not the path.
+#[derive(Debug, Error)]
+#[error("the download begins with {0:?} instead of status 200")]
+pub(super) struct NoFile(String);
+
 /// Figures of a path under load.
 pub(super) struct Loaded {
     /// The rate, in megabytes per second.
     pub(super) rate: f64,
-    /// The latency of a connection meanwhile, in milliseconds; none if the download was over too soon.
-    pub(super) latency: Option<f64>,
+    /// The latency of a connection meanwhile, in milliseconds, if one came through; none if the download was over too soon.
+    pub(super) latency: Option<Option<f64>>,
 }
 
 /// Downloads for some seconds, and connects to a front door meanwhile.
@@ -38,20 +44,25 @@ pub(super) async fn download(
 ) -> Result<Loaded> {
     let host = url.host_str().context("the URL has no host")?;
     let transfer = || async {
-        let stream = bound.connect(server).await.context("cannot connect")?;
+        let connected = timeout(PATIENCE, bound.connect(server)).await;
+        let stream = connected
+            .context("no connection in time")?
+            .context("cannot connect")?;
         if url.scheme() == "http" {
             return read(stream, url, host).await;
         }
-        match handshake(host, stream, trust).await {
+        let encrypted = timeout(PATIENCE, handshake(host, stream, trust)).await;
+        match encrypted.context("no TLS in time")? {
             Ok(Some(stream)) => read(stream, url, host).await,
             Ok(None) => bail!("{host} is no name, so its certificate cannot be verified"),
-            Err(failure) => bail!("no TLS: {failure:?}"),
+            Err(Failure::Silence(why) | Failure::Foreign(why)) => bail!("no TLS: {why}"),
         }
     };
-    let mut latencies = Vec::new();
+    let (mut latencies, mut tries) = (Vec::new(), 0);
     let meanwhile = async {
         sleep(START).await;
         loop {
+            tries += 1;
             match latency(bound, door, 1).await {
                 Ok(latency) => latencies.push(latency),
                 Err(_) => sleep(PAUSE).await,
@@ -71,7 +82,7 @@ pub(super) async fn download(
     let bytes: u64 = transfers.iter().map(|(bytes, _)| bytes).sum();
     Ok(Loaded {
         rate: bytes as f64 / 1e6 / took.as_secs_f64().max(1e-3),
-        latency: median(latencies),
+        latency: (tries > 0).then(|| median(latencies)),
     })
 }
 
@@ -84,12 +95,16 @@ async fn read(
     let query = url
         .query()
         .map_or(String::new(), |query| format!("?{query}"));
+    let host = match url.port() {
+        Some(port) => format!("{host}:{port}"),
+        None => host.to_owned(),
+    };
     let request = format!(
         "GET {}{query} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: breakout\r\nConnection: close\r\n\r\n",
         url.path()
     );
-    stream.write_all(request.as_bytes()).await?;
     let started = Instant::now();
+    timeout(PATIENCE, stream.write_all(request.as_bytes())).await??;
     let mut chunk = vec![0; 64 << 10];
     let (mut bytes, mut head) = (0_u64, Vec::new());
     while let Ok(length) = timeout_at(started + DURATION, stream.read(&mut chunk)).await {
@@ -104,8 +119,7 @@ async fn read(
         bytes += length as u64;
     }
     if head.get(9..12) != Some(b"200") {
-        let line = String::from_utf8_lossy(&head).into_owned();
-        bail!("the download begins with {line:?} instead of status 200");
+        return Err(NoFile(String::from_utf8_lossy(&head).into_owned()).into());
     }
     Ok((bytes, started.elapsed()))
 }

@@ -22,16 +22,16 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// Figures of a stream.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Figures {
-    /// The mean latency, there and back, in milliseconds.
-    pub(super) latency: f64,
+    /// The mean latency, there and back, in milliseconds; none without answers.
+    pub(super) latency: Option<f64>,
     /// Packets without an answer, in percent.
     pub(super) loss: f64,
     /// The same in the worst 200 ms.
     pub(super) burst: f64,
-    /// The mean difference between the latencies of neighbours, in milliseconds.
-    pub(super) jitter: f64,
-    /// Answers behind one to a later packet, in percent.
-    pub(super) reordering: f64,
+    /// The mean difference between the latencies of neighbours, in milliseconds; none without two answers in a row.
+    pub(super) jitter: Option<f64>,
+    /// Answers behind one to a later packet, in percent; a single one does not count. None without answers.
+    pub(super) reordering: Option<f64>,
 }
 
 /// Asks a relay in each way until it answers. Returns a way that it answers, and the address that it says the requests come from, if it does:
@@ -131,7 +131,9 @@ fn figures(sent: usize, answered: &[(usize, Duration)]) -> Figures {
             part.len(),
         )
     };
-    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len().max(1) as f64;
+    let mean = |values: &[f64]| {
+        (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+    };
     let latencies: Vec<f64> = took.iter().flatten().copied().collect();
     let neighbours = took
         .windows(2)
@@ -145,13 +147,18 @@ fn figures(sent: usize, answered: &[(usize, Duration)]) -> Figures {
             .map(lost)
             .fold(0.0, f64::max),
         jitter: mean(&neighbours),
-        reordering: share(late, answered.len()),
+        reordering: (!answered.is_empty())
+            .then(|| share(if late > 1 { late } else { 0 }, answered.len())),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn is(figure: Option<f64>, expected: f64) -> bool {
+        figure.is_some_and(|figure| (figure - expected).abs() < 1e-9)
+    }
 
     fn ms(number: u64) -> Duration {
         Duration::from_millis(number)
@@ -161,8 +168,11 @@ mod tests {
     fn figures_are_those_of_the_packets() {
         let even: Vec<_> = (0..100).map(|number| (number, ms(30))).collect();
         let clean = figures(100, &even);
-        assert_eq!((clean.loss, clean.burst, clean.reordering), (0.0, 0.0, 0.0));
-        assert!((clean.latency - 30.0).abs() < 1e-9 && clean.jitter < 1e-9);
+        assert_eq!(
+            (clean.loss, clean.burst, clean.reordering),
+            (0.0, 0.0, Some(0.0))
+        );
+        assert!(is(clean.latency, 30.0) && is(clean.jitter, 0.0));
 
         // Two of a hundred are lost, side by side: a fifth of 200 ms.
         let holed: Vec<_> = even
@@ -177,12 +187,19 @@ mod tests {
         let uneven: Vec<_> = (0..100)
             .map(|number| (number, ms(if number % 2 == 0 { 10 } else { 50 })))
             .collect();
-        assert!((figures(100, &uneven).jitter - 40.0).abs() < 1e-9);
+        assert!(is(figures(100, &uneven).jitter, 40.0));
 
-        // One answer comes behind the next one.
+        // One answer comes behind the next one, then two.
         let mut swapped = even;
         swapped.swap(10, 11);
-        assert!((figures(100, &swapped).reordering - 1.0).abs() < 1e-9);
-        assert_eq!(figures(0, &[]), Figures::default());
+        assert!(is(figures(100, &swapped).reordering, 0.0));
+        swapped.swap(20, 21);
+        assert!(is(figures(100, &swapped).reordering, 2.0));
+        let silent = figures(100, &[]);
+        assert_eq!((silent.loss, silent.burst), (100.0, 100.0));
+        assert_eq!(
+            (silent.latency, silent.jitter, silent.reordering),
+            (None, None, None)
+        );
     }
 }

@@ -15,11 +15,13 @@ mod load;
 mod media;
 mod outcome;
 mod path;
+mod reference;
 mod resolver;
 mod score;
 mod targets;
 mod tcp;
 mod trace;
+mod verdicts;
 
 use std::collections::BTreeMap;
 use std::os::linux::net::SocketAddrExt;
@@ -27,12 +29,13 @@ use std::os::unix::net::{SocketAddr, UnixListener};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use futures_util::future::join_all;
-use tokio::signal::ctrl_c;
+use futures_util::future::select_all;
+use tokio::signal::unix::{SignalKind, signal};
 
-use examiner::{Examiner, Reference};
+use examiner::Examiner;
 pub use outcome::{Assessment, Limits, Outcome, PathName, Score, Test, Verdict};
 use path::Path;
+use reference::Reference;
 use targets::Targets;
 
 use crate::config::Config;
@@ -77,8 +80,10 @@ pub async fn assess(
     }
     let at = Timestamp::now();
     let targets = Targets::of(config)?;
-    let trust = Trust::read(config.health.ca_file.as_deref())?;
+    let trust = Trust::without_system(config.health.ca_file.as_deref())?;
     let links = Links::open()?;
+    // An assessment that was killed has left its own.
+    links.remove_assessed().await?;
     let examiner = Examiner {
         config,
         targets: &targets,
@@ -94,7 +99,7 @@ pub async fn assess(
             "{}: front doors, route, public address",
             path.name
         ));
-        let reference = Reference::of(&examiner, &path).await?;
+        let reference = Reference::of(&examiner, &path).await;
         results.extend(reference.outcomes.iter().cloned());
         references.insert(v6, reference);
     }
@@ -117,18 +122,12 @@ pub async fn assess(
             }
         }
     }
-    let examined = paths
-        .iter()
-        .map(|path| examiner.examine(path, &references[&path.v6]));
     let examined = tokio::select! {
-        examined = join_all(examined) => Ok(examined),
-        _ = ctrl_c() => Err(anyhow!("interrupted")),
+        examined = examiner.examine_all(&paths, &references) => Ok(examined),
+        () = asked_to_end() => Err(anyhow!("interrupted")),
     };
-    let closed = join_all(paths.iter().map(Path::close)).await;
-    for outcomes in examined? {
-        results.extend(outcomes?);
-    }
-    closed.into_iter().collect::<Result<()>>()?;
+    links.remove_assessed().await?;
+    results.extend(examined?);
     let scores = results.iter().filter_map(points).collect();
     Ok(Assessment {
         at,
@@ -153,8 +152,23 @@ fn points(outcome: &Outcome) -> Option<Score> {
     })
 }
 
+/// Waits for a signal that ends programs.
+async fn asked_to_end() {
+    let kinds = [
+        SignalKind::interrupt(),
+        SignalKind::terminate(),
+        SignalKind::hangup(),
+    ];
+    let waits = kinds.into_iter().filter_map(|kind| signal(kind).ok());
+    let waits = waits.map(|mut signal| Box::pin(async move { signal.recv().await }));
+    select_all(waits).await;
+}
+
 /// Takes the place of the only assessment in this network namespace, which abstract names of sockets are of (unix(7)).
 fn alone() -> Result<UnixListener> {
     let name = SocketAddr::from_abstract_name("breakout-assess")?;
-    UnixListener::bind_addr(&name).context("another assessment runs; wait for its end")
+    let bound = UnixListener::bind_addr(&name);
+    bound.context(
+        "cannot take the place of the only assessment; wait until the other one has finished",
+    )
 }

@@ -1,18 +1,14 @@
 //! The paths that are assessed, and the routes that lead there meanwhile.
 
-use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
 
 use anyhow::{Context, Result};
+use ipnet::IpNet;
 
 use super::outcome::PathName;
 use crate::control::EgressStatus;
 use crate::health::Bound;
-use crate::links::{Gateway, Interface, Links, ProbeWay, RouteRule};
-
-/// The metric of our routes, and with it the number by which they are told from those of the controller's probes: above all tables
-/// that egresses have.
-const METRIC: u32 = 0x6f61_0000;
+use crate::links::{ASSESSED, Gateway, Interface, Links, ProbeWay, RouteRule};
 
 /// A path that packets can take.
 pub(super) struct Path {
@@ -21,6 +17,8 @@ pub(super) struct Path {
     pub(super) bound: Bound,
     /// The longest packet of its interface, in bytes; none on the ordinary path.
     pub(super) mtu: Option<u32>,
+    /// The addresses of its interface.
+    pub(super) own: Vec<IpAddr>,
     links: Links,
 }
 
@@ -32,11 +30,12 @@ impl Path {
             v6,
             bound: Bound::default(),
             mtu: None,
+            own: Vec::new(),
             links: links.clone(),
         }
     }
 
-    /// Returns the path by an egress, or in words why it has none in this address family. Routes of an assessment that was killed are removed.
+    /// Returns the path by an egress, or in words why it has none in this address family.
     pub(super) async fn by_egress(
         links: &Links,
         (name, egress): (&str, &EgressStatus),
@@ -51,8 +50,13 @@ impl Path {
             Some(gateway) => {
                 Gateway::Address(gateway.parse().context("the controller names no address")?)
             }
-            None if interface.point_to_point => Gateway::Peer,
-            None => return Ok(Err("there is no next hop".to_owned())),
+            None if next_hop.direct => Gateway::Peer,
+            None => {
+                let problem = egress.problem.clone();
+                return Ok(Err(
+                    problem.unwrap_or_else(|| "there is no next hop".to_owned())
+                ));
+            }
         };
         let from = if v6 {
             links.probe_source(&interface).await?
@@ -67,26 +71,28 @@ impl Path {
         if !has_source {
             return Ok(Err(format!("{} has no address", interface.name)));
         }
-        let way = ProbeWay {
+        let mark = egress.mark.as_deref().map(mark_of).transpose()?;
+        // In route mode the mark leads there already.
+        let way = mark.is_none().then(|| ProbeWay {
             route: RouteRule {
                 mark: 0,
-                table: METRIC + number,
+                table: ASSESSED.start + number,
                 interface: interface.index,
                 gateway,
                 is_onlink: is_beyond(&interface, gateway),
                 v6,
             },
             from,
-        };
-        links.retain_probed(&way, &BTreeSet::new()).await?;
+        });
         Ok(Ok(Path {
             name: PathName::new(Some(name), v6),
             v6,
             mtu: Some(interface.mtu),
+            own: interface.addresses.iter().map(IpNet::addr).collect(),
             bound: Bound {
                 interface: Some(interface.name),
-                mark: 0,
-                way: Some(way),
+                mark: mark.unwrap_or(0),
+                way,
             },
             links: links.clone(),
         }))
@@ -99,14 +105,16 @@ impl Path {
             None => Ok(()),
         }
     }
+}
 
-    /// Removes the routes.
-    pub(super) async fn close(&self) -> Result<()> {
-        match &self.bound.way {
-            Some(way) => self.links.retain_probed(way, &BTreeSet::new()).await,
-            None => Ok(()),
-        }
-    }
+/// Reads a mark as `ip rule` writes it, with its mask.
+fn mark_of(text: &str) -> Result<u32> {
+    let mark = text
+        .split('/')
+        .next()
+        .and_then(|mark| mark.strip_prefix("0x"));
+    let mark = mark.and_then(|mark| u32::from_str_radix(mark, 16).ok());
+    mark.context("the controller names no mark")
 }
 
 /// Tells whether a next hop is in none of the interface's networks.

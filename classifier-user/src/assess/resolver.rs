@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use hickory_proto::op::{Message, Query, ResponseCode};
 use hickory_proto::rr::{Name, RecordType};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout_at};
 
 use crate::health::Bound;
 
@@ -34,22 +34,18 @@ pub(super) async fn resolve(
 ) -> Result<Resolved> {
     let kind = if v6 { RecordType::AAAA } else { RecordType::A };
     let name = Name::from_ascii(format!("{}.", name.trim_end_matches('.')))
-        .with_context(|| format!("{name} is no name"))?;
+        .with_context(|| format!("{name} is not a valid name"))?;
     let mut query = Message::query();
     query.metadata.recursion_desired = true;
     query.add_query(Query::query(name, kind));
     let bytes = query.to_vec()?;
     let socket = bound.datagrams(SocketAddr::new(resolver, PORT))?;
     let mut answer = [0; 4096];
+    let started = Instant::now();
     for _ in 0..TRIES {
-        let started = Instant::now();
+        let turn = Instant::now() + PATIENCE;
         socket.send(&bytes).await?;
-        while let Ok(length) = timeout(
-            PATIENCE.saturating_sub(started.elapsed()),
-            socket.recv(&mut answer),
-        )
-        .await
-        {
+        while let Ok(length) = timeout_at(turn, socket.recv(&mut answer)).await {
             let Ok(response) = Message::from_vec(&answer[..length?]) else {
                 continue;
             };
@@ -98,7 +94,7 @@ mod tests {
     async fn a_text_that_is_no_name_is_not_asked_for() {
         let asked = resolve(&Bound::default(), [127, 0, 0, 1].into(), "a..b", false).await;
         let error = asked.err().map(|error| error.to_string());
-        assert_eq!(error.unwrap(), "a..b is no name");
+        assert_eq!(error.unwrap(), "a..b is not a valid name");
     }
 
     #[test]

@@ -233,6 +233,9 @@ pub struct WayOut {
     pub up: bool,
     /// The next hop; none on a point-to-point link.
     pub gateway: Option<String>,
+    /// True if there is a path without the address of a next hop, as on a point-to-point link.
+    #[serde(default)]
+    pub direct: bool,
     /// The next hop's MAC address, if it is known.
     pub mac: Option<String>,
     /// Health; none before it was looked at.

@@ -486,6 +486,7 @@ impl EgressState {
                     Gateway::Address(address) => Some(address.to_string()),
                     Gateway::Peer | Gateway::None => None,
                 },
+                direct: gateway == Gateway::Peer,
                 mac: mac.map(format_mac),
                 standing,
             }

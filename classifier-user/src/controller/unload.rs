@@ -46,6 +46,7 @@ pub async fn unload(config: &Config) -> Result<()> {
     let moving = connections(pinned_to_egresses(&datapath));
     remove(datapath, &links, config, &state, persistent).await?;
     translate_afresh(&moving);
+    links.remove_assessed().await.code(Code::System)?;
     let socket = &config.control.socket;
     durable::remove(socket).with_context(|| format!("cannot remove {}", socket.display()))
 }

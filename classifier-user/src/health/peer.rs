@@ -47,6 +47,19 @@ impl Trust {
         let mut roots = built_in_roots();
         // A gateway may have none, or only the company's; what cannot be read there is the system's matter.
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        Self::with_file(roots, ca_file)
+    }
+
+    /// Trusts Mozilla's root certificates and those of a PEM file. The system's may have that of a device that intercepts TLS.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read or has no certificate.
+    pub(crate) fn without_system(ca_file: Option<&Path>) -> Result<Self> {
+        Self::with_file(built_in_roots(), ca_file)
+    }
+
+    fn with_file(mut roots: RootCertStore, ca_file: Option<&Path>) -> Result<Self> {
         if let Some(file) = ca_file {
             let tried = || format!("[health] ca_file {}", file.display());
             let certificates = CertificateDer::pem_file_iter(file)

@@ -56,11 +56,12 @@ impl Request {
         Request { method, bytes }
     }
 
-    /// Makes the request at least so many bytes long, by an attribute that nobody has to understand (SOFTWARE).
+    /// Makes the request at least so many bytes long, by an attribute that nobody has and nobody needs to
+    /// understand.
     pub(crate) fn padded(mut self, length: usize) -> Self {
         let missing = length.saturating_sub(self.bytes.len() + 4) & !3;
         if let Ok(missing) = u8::try_from(missing) {
-            self.bytes.extend([0x80, 0x22, 0, missing]);
+            self.bytes.extend([0xff, 0x01, 0, missing]);
             self.bytes.extend(std::iter::repeat_n(b' ', missing.into()));
             let body = self.bytes.len() - HEADER;
             self.bytes[2..4].copy_from_slice(&u16::try_from(body).unwrap_or(0).to_be_bytes());

@@ -27,7 +27,7 @@ pub use gateway::{Gateway, Gateways, NoWayOut};
 pub use interface::{Interface, NoRedirect, network_namespace};
 pub use neighbour::Neighbour;
 pub use nftables::Removals;
-pub use probes::{PROBE_TOS, ProbeWay};
+pub use probes::{ASSESSED, PROBE_TOS, ProbeWay};
 pub use routing::{RouteRule, RoutingOutcome, RoutingPlan};
 pub use solicit::{Asker, Solicitor};
 pub use survey::{RouteFound, RuleFound};

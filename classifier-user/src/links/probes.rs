@@ -2,8 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::Range;
 
 use anyhow::{Context, Result};
+use breakout_common::egress::MAX_EGRESSES;
 use futures_util::TryStreamExt;
 use rtnetlink::RouteMessageBuilder;
 use rtnetlink::packet_route::AddressFamily;
@@ -17,6 +19,11 @@ use super::{Interface, Links, RouteRule, RoutingPlan, is_errno};
 
 /// The type of service of probes over IPv4. Routes tell packets by the bits 0x1c of it, and in no standard code point these are 0x0c.
 pub const PROBE_TOS: u8 = 0x0c;
+
+/// Metrics of the routes of assessments, one for each egress: above all tables, which are the metrics of probes' routes.
+pub const ASSESSED: Range<u32> = 0x6f61_0000..0x6f61_0100;
+
+const _: () = assert!(MAX_EGRESSES <= 0x100);
 
 /// By which way probes leave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +76,22 @@ impl Links {
             let is_wanted = destination(&route).is_none_or(|target| targets.contains(&target));
             if metric(&route) == Some(way.route.table) && !is_wanted {
                 self.delete_route(route).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the routes of assessments.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub async fn remove_assessed(&self) -> Result<()> {
+        for v6 in [false, true] {
+            for route in self.probe_routes(v6).await? {
+                if metric(&route).is_some_and(|metric| ASSESSED.contains(&metric)) {
+                    self.delete_route(route).await?;
+                }
             }
         }
         Ok(())
