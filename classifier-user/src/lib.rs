@@ -9,6 +9,8 @@
 //! publishes)  wants)      table)       kernel)        commands: what a person types
 //! ```
 //!
+//! [`doctor`], [`assess`], [`replay`] and [`sysdump`] run in processes of their own, beside the controller.
+//!
 //! aya is named in [`datapath`] only, rtnetlink in [`links`] only.
 
 pub mod addresses;

@@ -47,8 +47,10 @@ pub struct PathTable {
     pub tcp_established: u32,
     /// The same for UDP.
     pub udp_established: u32,
+    /// Preferences whose choices go by flow, and not by client, one bit each: while few flows of anybody try a path again.
+    pub by_flow: u32,
     /// Not used.
-    pub reserved: [u32; 4],
+    pub reserved: [u32; 3],
     /// The egresses that work, one bit each, by [`place`].
     pub working: [u32; PLACES],
     /// The egresses.
@@ -71,7 +73,8 @@ impl PathTable {
         udp_idle: 0,
         tcp_established: 0,
         udp_established: 0,
-        reserved: [0; 4],
+        by_flow: 0,
+        reserved: [0; 3],
         working: [0; PLACES],
         egresses: [[0; EGRESS_WORDS]; MAX_EGRESSES],
         preferences: [[u32::MAX; PREFERENCE_WORDS]; MAX_PREFERENCES],
@@ -120,7 +123,13 @@ impl PathTable {
             && self.working[place & (PLACES - 1)] >> (egress & 31) & 1 != 0
     }
 
-    /// Returns whether the choice of a preference depends on the flow.
+    /// Returns whether the choices of a preference go by flow, and not by client.
+    #[inline(always)]
+    pub const fn is_by_flow(&self, preference: u8) -> bool {
+        self.by_flow >> (preference & 31) & 1 != 0
+    }
+
+    /// Returns whether the choice of a preference depends on the client or the flow.
     #[inline(always)]
     pub const fn is_spread(&self, preference: u8) -> bool {
         self.spread >> (preference & 31) & 1 != 0

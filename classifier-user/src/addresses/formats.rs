@@ -24,8 +24,16 @@ pub enum AddressFormat {
 ///
 /// # Errors
 ///
-/// When there are more than it takes.
-pub fn export(format: AddressFormat, site: &str, ranges: &[IpNet]) -> Result<String, String> {
+/// When there are none, or more than it takes.
+pub fn export(
+    format: AddressFormat,
+    site: &str,
+    is_trusted: bool,
+    ranges: &[IpNet],
+) -> Result<String, String> {
+    if ranges.is_empty() {
+        return Err("there is no address to register".to_owned());
+    }
     if ranges.len() > RANGES {
         return Err(format!(
             "{} ranges are more than a named location takes ({RANGES})",
@@ -33,13 +41,13 @@ pub fn export(format: AddressFormat, site: &str, ranges: &[IpNet]) -> Result<Str
         ));
     }
     Ok(match format {
-        AddressFormat::Graph => graph(site, ranges),
+        AddressFormat::Graph => graph(site, is_trusted, ranges),
         AddressFormat::Teams => teams(site, ranges),
         AddressFormat::Sharepoint => sharepoint(ranges),
     })
 }
 
-fn graph(site: &str, ranges: &[IpNet]) -> String {
+fn graph(site: &str, is_trusted: bool, ranges: &[IpNet]) -> String {
     let ranges: Vec<_> = (ranges.iter())
         .map(|range| {
             let family = match range {
@@ -52,7 +60,7 @@ fn graph(site: &str, ranges: &[IpNet]) -> String {
     let location = json!({
         "@odata.type": "#microsoft.graph.ipNamedLocation",
         "displayName": site,
-        "isTrusted": true,
+        "isTrusted": is_trusted,
         "ipRanges": ranges,
     });
     format!("{location:#}\n")
@@ -72,16 +80,19 @@ fn teams(site: &str, ranges: &[IpNet]) -> String {
     text
 }
 
-/// The cmdlet replaces the list, so that the ranges are added to the one there is.
+/// The cmdlet replaces the list, so that the addresses are added to the one there is. Single addresses are written without a length, so that
+/// none stands there twice.
 fn sharepoint(ranges: &[IpNet]) -> String {
-    let list: Vec<String> = ranges.iter().map(ToString::to_string).collect();
+    let list = ranges.iter().map(|range| match range {
+        range if range.prefix_len() == range.max_prefix_len() => range.addr().to_string(),
+        range => range.to_string(),
+    });
+    let list: Vec<String> = list.map(|range| quoted(&range)).collect();
     format!(
-        "$allowed = @((Get-SPOTenant).IPAddressAllowList -split ',' | Where-Object {{ $_ }}) + {} | Select-Object -Unique\n\
+        "$allowed = (Get-SPOTenant).IPAddressAllowList -split ',' | ForEach-Object {{ $_.Trim() }} | Where-Object {{ $_ }}\n\
+         $allowed = @(@($allowed) + @({}) | Select-Object -Unique)\n\
          Set-SPOTenant -IPAddressAllowList ($allowed -join ',')\n",
-        list.iter()
-            .map(|range| quoted(range))
-            .collect::<Vec<_>>()
-            .join(", ")
+        list.join(", ")
     )
 }
 
@@ -114,9 +125,10 @@ mod tests {
 
     #[test]
     fn a_named_location_has_all_ranges() {
-        let text = export(AddressFormat::Graph, "Berlin \"1\"", &ranges()).unwrap();
+        let text = export(AddressFormat::Graph, "Berlin \"1\"", false, &ranges()).unwrap();
         let location: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(location["displayName"], "Berlin \"1\"");
+        assert_eq!(location["isTrusted"], false);
         assert_eq!(location["ipRanges"][0]["cidrAddress"], "203.0.113.1/32");
         assert_eq!(
             location["ipRanges"][0]["@odata.type"],
@@ -127,7 +139,8 @@ mod tests {
             "#microsoft.graph.iPv6CidrRange"
         );
         let many = vec![ranges()[0]; RANGES + 1];
-        assert!(export(AddressFormat::Graph, "x", &many).is_err());
+        assert!(export(AddressFormat::Graph, "x", false, &many).is_err());
+        assert!(export(AddressFormat::Sharepoint, "x", false, &[]).is_err());
     }
 
     #[test]
@@ -135,6 +148,7 @@ mod tests {
         let text = export(
             AddressFormat::Teams,
             "O'Brien \u{2019}; Remove-Item /",
+            false,
             &ranges(),
         )
         .unwrap();
@@ -145,9 +159,9 @@ mod tests {
 
     #[test]
     fn sharepoints_list_is_added_to() {
-        let text = export(AddressFormat::Sharepoint, "x", &ranges()).unwrap();
+        let text = export(AddressFormat::Sharepoint, "x", false, &ranges()).unwrap();
         assert!(
-            text.contains("+ '203.0.113.1/32', '2001:db8::/64' |"),
+            text.contains("@($allowed) + @('203.0.113.1', '2001:db8::/64') |"),
             "{text}"
         );
     }

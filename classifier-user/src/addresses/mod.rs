@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 pub use formats::{AddressFormat, export};
 
+use crate::config::EgressConfig;
 use crate::durable::{Disk, read_sealed};
 use crate::timestamp::Timestamp;
 
@@ -24,6 +25,8 @@ const FILE: &str = "addresses.json";
 const MOST: usize = 1000;
 /// The interval at which it is written if nothing but the time of the last look has changed.
 const SAVE: Duration = Duration::from_secs(3600);
+/// The time after which it is tried again to write it.
+const RETRY: Duration = Duration::from_secs(60);
 /// The time in which an egress that has had two addresses of a family is taken for one that changes them.
 const CHANGING: Duration = Duration::from_secs(90 * 24 * 3600);
 
@@ -52,11 +55,12 @@ pub enum KnownBy {
     Interface,
 }
 
-/// All addresses, and when they were written.
+/// All addresses.
 #[derive(Debug, Default)]
 pub struct Ledger {
     entries: Vec<PublicAddress>,
-    saved: Option<Timestamp>,
+    /// The time at which they are written next; now if none.
+    due: Option<Timestamp>,
 }
 
 impl Ledger {
@@ -70,10 +74,7 @@ impl Ledger {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             read => read?,
         };
-        Ok(Ledger {
-            entries,
-            saved: None,
-        })
+        Ok(Ledger { entries, due: None })
     }
 
     /// Returns all addresses, by egress and in the order in which they were first seen.
@@ -112,24 +113,27 @@ impl Ledger {
             let oldest = oldest.map_or(0, |(place, _)| place);
             self.entries.remove(oldest);
         }
-        self.saved = None;
+        self.due = None;
         true
     }
 
-    /// Writes the ledger if it has a new address, or was written an hour ago. It is not tried again before another hour.
+    /// Writes the ledger if it has a new address, or was written an hour ago. What fails is tried again after a minute.
     ///
     /// # Errors
     ///
     /// When it cannot be written.
     pub fn save_if_due(&mut self, directory: &Path, now: Timestamp) -> io::Result<()> {
+        // After the clock was set back it is long until then.
         let is_due = self
-            .saved
-            .is_none_or(|saved| now.since(saved) >= SAVE || now < saved);
+            .due
+            .is_none_or(|due| due <= now || due.since(now) > SAVE);
         if !is_due || self.entries.is_empty() {
             return Ok(());
         }
-        self.saved = Some(now);
-        Disk::reliable().write_sealed(&path(directory), &self.entries)
+        let written = Disk::reliable().write_sealed(&path(directory), &self.entries);
+        let wait = if written.is_ok() { SAVE } else { RETRY };
+        self.due = Some(now.after(wait));
+        written
     }
 }
 
@@ -144,7 +148,10 @@ pub fn is_public(address: IpAddr) -> bool {
         IpAddr::V4(address) => {
             let [first, second, ..] = address.octets();
             let is_shared = first == 100 && second & 0xc0 == 64;
-            let is_reserved = first == 0 || first >= 224;
+            // For protocols (DS-Lite, 464XLAT) and for benchmarks (RFC 6890).
+            let is_special = [first, second] == [192, 0] && address.octets()[2] == 0
+                || first == 198 && second & 0xfe == 18;
+            let is_reserved = first == 0 || first >= 224 || is_special;
             !(address.is_private()
                 || address.is_loopback()
                 || address.is_link_local()
@@ -156,35 +163,38 @@ pub fn is_public(address: IpAddr) -> bool {
     }
 }
 
-/// Returns why an address should not be registered, if so: somebody else may have it tomorrow.
-pub fn not_enumerable(
+/// Returns why an address should not be registered, if so: it is not what Microsoft sees, or somebody else may have it tomorrow.
+/// `egress` is its egress, if that is configured.
+pub fn objection(
     entries: &[PublicAddress],
     entry: &PublicAddress,
-    is_metered: bool,
+    egress: Option<&EgressConfig>,
     now: Timestamp,
 ) -> Option<&'static str> {
-    let mut recent = entries.iter().filter(|other| {
-        let is_of_it =
-            other.egress == entry.egress && other.address.is_ipv6() == entry.address.is_ipv6();
-        is_of_it && now.since(other.last) < CHANGING
-    });
-    let changes = match entry.address {
-        IpAddr::V4(_) => recent.any(|other| other.address != entry.address),
-        IpAddr::V6(_) => recent.any(|other| network(other.address) != network(entry.address)),
+    let Some(egress) = egress else {
+        return Some("its egress is not configured");
     };
-    if is_metered {
+    let is_recent = |entry: &PublicAddress| now.since(entry.last) < CHANGING;
+    let changes = entries.iter().any(|other| {
+        other.egress == entry.egress
+            && other.address != entry.address
+            && other.address.is_ipv6() == entry.address.is_ipv6()
+            && is_public(other.address)
+            && is_recent(other)
+    });
+    if !is_public(entry.address) {
+        Some("no public address, so the provider translates as well")
+    } else if entry.address.is_ipv6() && !egress.masquerade {
+        Some("clients have addresses of their own; register the prefix of the LAN")
+    } else if egress.metered {
         Some("a metered link, as of a mobile provider")
+    } else if !is_recent(entry) {
+        Some("not seen for 90 days")
     } else if changes {
         Some("the egress has had another address within 90 days")
     } else {
         None
     }
-}
-
-/// Returns the range to register: the address itself over IPv4, its /64 over IPv6, where clients have addresses of their own.
-pub fn network(address: IpAddr) -> ipnet::IpNet {
-    let length = if address.is_ipv4() { 32 } else { 64 };
-    ipnet::IpNet::new_assert(address, length).trunc()
 }
 
 #[cfg(test)]
@@ -262,13 +272,22 @@ mod tests {
 
     #[test]
     fn public_addresses_are_told_from_others() {
-        for public in ["8.8.8.8", "100.63.0.1", "100.128.0.1", "2a00::1"] {
+        for public in [
+            "8.8.8.8",
+            "100.63.0.1",
+            "100.128.0.1",
+            "192.0.1.1",
+            "198.20.0.1",
+            "2a00::1",
+        ] {
             assert!(is_public(address(public)), "{public}");
         }
         for other in [
             "10.0.0.1",
             "100.64.0.1",
             "100.127.0.1",
+            "192.0.0.1",
+            "198.19.0.1",
             "192.168.1.1",
             "169.254.0.1",
             "224.0.0.1",
@@ -281,26 +300,53 @@ mod tests {
     }
 
     #[test]
-    fn what_may_be_somebody_elses_tomorrow_is_not_to_be_registered() {
-        let mut ledger = Ledger::default();
-        ledger.note("local", address("203.0.113.1"), KnownBy::Stun, at(0));
-        ledger.note("local", address("2001:db8::1"), KnownBy::Interface, at(0));
-        ledger.note("local", address("2001:db8::2"), KnownBy::Interface, at(0));
-        let why = |ledger: &Ledger, place: usize, is_metered, now| {
-            not_enumerable(ledger.entries(), &ledger.entries()[place], is_metered, now)
+    fn only_what_microsoft_sees_for_long_is_registered() {
+        let config = |more: &str| -> EgressConfig {
+            toml::from_str(&format!("interface = \"inet\"\n{more}")).unwrap()
         };
-        for place in 0..3 {
-            assert_eq!(why(&ledger, place, false, at(1)), None, "{place}");
+        let mut ledger = Ledger::default();
+        let note = |ledger: &mut Ledger, text, hour| {
+            ledger.note("local", address(text), KnownBy::Stun, at(hour));
+        };
+        for text in ["203.0.113.1", "2001:db8::1", "10.0.0.1"] {
+            note(&mut ledger, text, 0);
         }
-        assert!(why(&ledger, 0, true, at(1)).is_some());
-        ledger.note("local", address("203.0.113.2"), KnownBy::Stun, at(10));
-        assert!(
-            why(&ledger, 3, false, at(11))
-                .unwrap()
-                .contains("another address")
-        );
+        let why = |ledger: &Ledger, text: &str, more: &str, hour| {
+            let entry = ledger
+                .entries()
+                .iter()
+                .find(|entry| entry.address == address(text));
+            objection(
+                ledger.entries(),
+                entry.unwrap(),
+                Some(&config(more)),
+                at(hour),
+            )
+        };
         assert_eq!(
-            why(&ledger, 3, false, at(24 * 91)),
+            why(&ledger, "203.0.113.1", "", 1),
+            None,
+            "a private address is no change"
+        );
+        for (text, more, hour, words) in [
+            ("10.0.0.1", "", 1, "no public address"),
+            ("2001:db8::1", "", 1, "clients have addresses"),
+            ("203.0.113.1", "metered = true", 1, "metered"),
+            ("203.0.113.1", "", 24 * 90, "not seen"),
+        ] {
+            let why = why(&ledger, text, more, hour);
+            assert!(
+                why.is_some_and(|why| why.contains(words)),
+                "{text}: {why:?}"
+            );
+        }
+        assert_eq!(why(&ledger, "2001:db8::1", "masquerade = true", 1), None);
+        assert!(objection(ledger.entries(), &ledger.entries()[0], None, at(1)).is_some());
+        note(&mut ledger, "203.0.113.2", 10);
+        assert!(why(&ledger, "203.0.113.2", "", 11).is_some_and(|why| why.contains("another")));
+        note(&mut ledger, "203.0.113.2", 24 * 91);
+        assert_eq!(
+            why(&ledger, "203.0.113.2", "", 24 * 91),
             None,
             "the other one is long gone"
         );

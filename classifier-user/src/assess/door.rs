@@ -9,8 +9,9 @@ use tokio::time::{Instant, sleep, timeout};
 use super::tcp::Agreed;
 use crate::health::{Bound, Failure, Trust, handshake};
 
-/// Connections of which the median latency is taken, and the pause between them.
-const CONNECTIONS: usize = 5;
+/// Connections of which the median latency is a figure, those of which latencies are compared, and the pause between them.
+const MEASURED: usize = 5;
+pub(super) const CONNECTIONS: usize = 3;
 const PAUSE: Duration = Duration::from_millis(100);
 /// The time that each step may take.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
@@ -45,7 +46,7 @@ pub(super) struct Answer {
 
 /// Measures a front door.
 pub(super) async fn visit(bound: &Bound, host: &str, address: SocketAddr, trust: &Trust) -> Door {
-    let latency = latency(bound, address, CONNECTIONS).await;
+    let latency = latency(bound, address, MEASURED).await;
     let mut door = Door {
         latency,
         agreed: None,

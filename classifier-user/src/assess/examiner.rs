@@ -1,7 +1,7 @@
 //! The measurements, in their order.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -11,12 +11,13 @@ use tokio::time::error::Elapsed;
 use tokio::time::{sleep, timeout};
 
 use super::Options;
-use super::door::{ask, latency, visit};
+use super::door::{CONNECTIONS, ask, latency, visit};
 use super::load::{NoFile, download};
 use super::media::{reach, stream};
 use super::outcome::{Outcome, PathName, Test, Verdict};
 use super::path::Path;
-use super::reference::{CONNECTIONS, Reference};
+use super::public::public_address;
+use super::reference::Reference;
 use super::resolver::resolve;
 use super::targets::Targets;
 use super::verdicts::door_outcomes;
@@ -125,7 +126,7 @@ impl<P: Fn(&str)> Examiner<'_, P> {
                 outcomes.extend(self.call(path, relay, address).await);
             }
         }
-        outcomes.push(reference.compare_public(path, self.public_address(path).await));
+        outcomes.push(reference.compare_public(path, public_address(self.targets, path).await));
         if let (Some(idle), Some((door, address))) = (self.options.idle, doors.first()) {
             (self.progress)(&format!("{}: a connection idle for {idle:?}", path.name));
             outcomes.push(self.idle(path, door, *address, idle).await);
@@ -261,25 +262,6 @@ impl<P: Fn(&str)> Examiner<'_, P> {
             Err(error) => outcomes.push(told(Verdict::Fail, error.to_string())),
         }
         outcomes
-    }
-
-    /// Asks which public address packets have on a path: the named server, or a relay that tells.
-    pub(super) async fn public_address(&self, path: &Path) -> Option<IpAddr> {
-        let asked = self.targets.stun.iter().chain(&self.targets.relays);
-        for target in asked {
-            let address = self
-                .targets
-                .address(&target.host, target.port, path.v6)
-                .await;
-            let Ok(Some(address)) = address else { continue };
-            if path.lead(address.ip()).await.is_err() {
-                continue;
-            }
-            if let Ok((_, Some(mapped))) = reach(&path.bound, address).await {
-                return Some(mapped.ip());
-            }
-        }
-        None
     }
 
     /// Downloads, unless nothing is named or the link is metered.

@@ -15,6 +15,7 @@ mod load;
 mod media;
 mod outcome;
 mod path;
+mod public;
 mod reference;
 mod resolver;
 mod score;
@@ -99,7 +100,7 @@ pub async fn assess(
             "{}: front doors, route, public address",
             path.name
         ));
-        let reference = Reference::of(&examiner, &path).await;
+        let reference = Reference::of(&targets, &path).await;
         results.extend(reference.outcomes.iter().cloned());
         references.insert(v6, reference);
     }

@@ -2,14 +2,12 @@
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 
-use super::door::latency;
-use super::examiner::Examiner;
+use super::door::{CONNECTIONS, latency};
 use super::outcome::{Outcome, Test, Verdict};
 use super::path::Path;
+use super::public::public_address;
+use super::targets::Targets;
 use super::trace::{hairpin, trace};
-
-/// Connections of which latencies are compared.
-pub(super) const CONNECTIONS: usize = 3;
 
 /// Findings about the ordinary path.
 #[derive(Default)]
@@ -23,13 +21,10 @@ pub(super) struct Reference {
 
 impl Reference {
     /// Looks at the ordinary path: its front doors, routers and public address.
-    pub(super) async fn of<P: Fn(&str)>(examiner: &Examiner<'_, P>, path: &Path) -> Self {
+    pub(super) async fn of(targets: &Targets, path: &Path) -> Self {
         let mut reference = Reference::default();
-        for door in &examiner.targets.doors {
-            let found = examiner
-                .targets
-                .address(&door.host, door.port, path.v6)
-                .await;
+        for door in &targets.doors {
+            let found = targets.address(&door.host, door.port, path.v6).await;
             let Ok(Some(address)) = found else { continue };
             reference.source = reference.source.or_else(|| source_to(address));
             if let Ok(took) = latency(&path.bound, address, CONNECTIONS).await {
@@ -45,7 +40,7 @@ impl Reference {
                 reference.hops = trace(&path.bound, address.ip()).await.unwrap_or_default();
             }
         }
-        reference.public = examiner.public_address(path).await;
+        reference.public = public_address(targets, path).await;
         reference
     }
 

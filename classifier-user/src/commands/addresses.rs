@@ -5,7 +5,7 @@ use ipnet::IpNet;
 
 use super::arguments::AddressesArguments;
 use super::output::{print_json, table};
-use crate::addresses::{KnownBy, Ledger, PublicAddress, export, network, not_enumerable, path};
+use crate::addresses::{KnownBy, Ledger, PublicAddress, export, objection, path};
 use crate::config::Config;
 use crate::timestamp::Timestamp;
 
@@ -15,13 +15,8 @@ pub(super) fn addresses(config: &Config, arguments: &AddressesArguments) -> Resu
         .with_context(|| format!("cannot read {}", path(directory).display()))?;
     let now = Timestamp::now();
     let entries = ledger.entries();
-    let is_metered = |entry: &PublicAddress| {
-        config
-            .egress
-            .get(&entry.egress)
-            .is_some_and(|egress| egress.metered)
-    };
-    let why_not = |entry: &PublicAddress| not_enumerable(entries, entry, is_metered(entry), now);
+    let why_not =
+        |entry: &PublicAddress| objection(entries, entry, config.egress.get(&entry.egress), now);
     if let Some(format) = arguments.format {
         let (good, bad): (Vec<_>, Vec<_>) =
             entries.iter().partition(|entry| why_not(entry).is_none());
@@ -34,11 +29,12 @@ pub(super) fn addresses(config: &Config, arguments: &AddressesArguments) -> Resu
         }
         let mut ranges: Vec<IpNet> = good
             .into_iter()
-            .map(|entry| network(entry.address))
+            .map(|entry| IpNet::from(entry.address))
             .collect();
         ranges.sort_unstable();
         ranges.dedup();
-        let text = export(format, &arguments.site, &ranges).map_err(|why| anyhow!(why))?;
+        let text = export(format, &arguments.site, arguments.trusted, &ranges)
+            .map_err(|why| anyhow!(why))?;
         out!("{}", text.trim_end());
         return Ok(());
     }
@@ -47,7 +43,7 @@ pub(super) fn addresses(config: &Config, arguments: &AddressesArguments) -> Resu
     }
     if entries.is_empty() {
         eprintln!(
-            "note: no public address is known yet; an egress needs a probe stun:HOST, or a public address itself"
+            "note: no public address is known yet; an egress needs a probe stun:HOST (beside the others, as docs/identity.md has it), or a public address itself"
         );
         return Ok(());
     }
@@ -73,10 +69,7 @@ pub(super) fn addresses(config: &Config, arguments: &AddressesArguments) -> Resu
             .to_owned(),
             entry.first.to_string(),
             entry.last.to_string(),
-            why_not(entry).map_or_else(
-                || network(entry.address).to_string(),
-                |why| format!("no: {why}"),
-            ),
+            why_not(entry).map_or_else(|| "yes".to_owned(), |why| format!("no: {why}")),
         ]);
     }
     out!("{rows}");

@@ -103,6 +103,9 @@ pub struct AddressesArguments {
     /// Write the ranges for one of Microsoft's interfaces.
     #[arg(long, value_enum)]
     pub format: Option<AddressFormat>,
+    /// Mark the named location as trusted, which policies may take as a reason not to ask for a second factor.
+    #[arg(long, requires = "format")]
+    pub trusted: bool,
     /// The name that the site has there.
     #[arg(long, value_name = "NAME", default_value = "Breakout")]
     pub site: String,
@@ -292,8 +295,8 @@ pub enum Command {
     Bypass(BypassCommand),
     /// Show every public address that each egress has had, and write them for Microsoft's address policies.
     ///
-    /// Addresses are known by STUN probes (`probes = ["stun:HOST"]`), or where an interface has a public one. Those that somebody
-    /// else may have tomorrow are shown and not exported: of metered egresses, and of those that changed within 90 days.
+    /// Addresses are known by STUN probes, or where an interface has a public one. Those that Microsoft does not see, or that somebody
+    /// else may have tomorrow, are shown and not exported.
     ///
     /// Example: breakout addresses --format graph --site Berlin
     Addresses(AddressesArguments),

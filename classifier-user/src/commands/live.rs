@@ -12,9 +12,9 @@ use crate::control::{Client, EventsQuery, FlowsQuery};
 use crate::events::Event;
 use crate::timestamp::for_people;
 
-/// Interval at which it is looked for events with `--follow`.
+/// Interval between looks for events with `--follow`.
 const TURN: Duration = Duration::from_millis(300);
-/// Interval at which it is looked for another controller when there is none any more.
+/// Interval between looks for another controller when there is none any more.
 const RESTART: Duration = Duration::from_secs(1);
 
 pub(super) async fn events(

@@ -15,7 +15,7 @@ use crate::exit::{Code, WithCode};
 use crate::replay::{Capture, Decided, Replay, Summary};
 use crate::ruleset::{Ruleset, compile};
 
-/// Interval at which it is said how far a long capture has been read, on a terminal.
+/// Interval between progress messages on a terminal.
 const PROGRESS: Duration = Duration::from_secs(1);
 
 /// One packet, as `--json` prints it.

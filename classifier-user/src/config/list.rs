@@ -41,7 +41,7 @@ pub struct ListConfig {
     pub ipv6: bool,
     /// `auto` applies lists that pass validation at once; `manual` has them wait for `breakout apply`.
     pub apply: Apply,
-    /// Time for which prefixes and ports that Microsoft has withdrawn are kept up.
+    /// Time for which prefixes and ports that Microsoft has withdrawn are still steered.
     pub grace: Span,
     /// Number of lists, and of rulesets, that are kept.
     pub keep: usize,

@@ -132,7 +132,7 @@ pub struct MetricsConfig {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct State {
-    /// State that survives a restart; also names the directory of the pins.
+    /// The directory of what survives a restart; its name also names the directory of the pins.
     pub directory: PathBuf,
 }
 

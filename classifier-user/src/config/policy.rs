@@ -54,7 +54,7 @@ pub struct PolicyConfig {
     pub share: Option<Share>,
     /// The egress to steer to, several in order of preference, several with weights, or `pass`.
     pub action: Preference,
-    /// `soft`: its flows keep their current path; `hard`: the path is re-evaluated for every packet.
+    /// `soft`: its flows keep their current path; `hard`: each packet takes the best egress, so flows move back at once.
     #[serde(default)]
     pub failback: Failback,
     /// Class for which an egress must be good enough: `media` or `standard`. Sets with Teams' media ports are media
@@ -64,7 +64,7 @@ pub struct PolicyConfig {
     /// Decides and counts, but steers nothing.
     #[serde(default)]
     pub shadow: bool,
-    /// Time for which it goes on for what Microsoft no longer publishes, if not as long as `[list] grace`.
+    /// Time for which the rule still steers what Microsoft no longer publishes; `[list] grace` when absent.
     #[serde(default)]
     pub grace: Option<Span>,
 }

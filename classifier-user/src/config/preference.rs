@@ -22,7 +22,7 @@ pub enum Preference {
     One(String),
     /// The first one that works.
     InOrder(Vec<String>),
-    /// Flows are shared out among those that work.
+    /// Clients are shared out among those that work.
     Weighted(BTreeMap<String, u32>),
 }
 

@@ -68,7 +68,7 @@ pub struct Reloaded {
 /// Planned change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Plan {
-    /// Reason why anything would: an edited configuration, a list that waits.
+    /// Reasons for changes: an edited configuration, a list that waits.
     pub causes: Vec<String>,
     /// The ruleset's hash now.
     pub from_hash: String,

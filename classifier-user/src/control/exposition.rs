@@ -2,12 +2,11 @@
 
 use std::fmt;
 
+use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
-
-use super::metrics::Snapshot;
 
 /// Format of metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,14 +36,17 @@ impl Exposition {
     }
 }
 
-/// The metrics as text.
+/// Writes metrics as text.
 ///
 /// # Errors
 ///
 /// When there is no memory for it.
-pub(super) fn text(snapshot: Snapshot, exposition: Exposition) -> Result<String, fmt::Error> {
+pub(super) fn text(
+    collector: impl Collector + 'static,
+    exposition: Exposition,
+) -> Result<String, fmt::Error> {
     let mut registry = Registry::with_prefix("breakout");
-    registry.register_collector(Box::new(snapshot));
+    registry.register_collector(Box::new(collector));
     let mut text = String::new();
     encode(&mut text, &registry)?;
     Ok(match exposition {

@@ -94,7 +94,7 @@ pub struct KeptReport {
     pub in_force: bool,
     /// `passed`, `refused` or `accepted` in spite of the judge.
     pub outcome: String,
-    /// Reason why it was refused, if so.
+    /// Reason why it was refused; null if it does not apply.
     pub why: Option<String>,
     /// Time at which an operator accepted it, if so.
     pub accepted: Option<Timestamp>,
@@ -142,7 +142,7 @@ pub struct Fetching {
     pub version: Option<String>,
     /// The version that was fetched, or the start of its hash.
     pub fetched: Option<String>,
-    /// Reason why it was refused, waits or failed.
+    /// Reason for a refusal, wait or failure; null without.
     pub why: Option<String>,
     /// Findings about the list that was fetched.
     pub findings: Vec<Finding>,

@@ -31,7 +31,7 @@ pub struct Status {
     pub alerts: Vec<String>,
     /// The ruleset in force.
     pub ruleset: RulesetStatus,
-    /// True if the whole policy is only shown.
+    /// True if the whole policy is decided and counted, but nothing is steered.
     pub shadow: bool,
     /// If steering is switched off for a time.
     pub bypass: Option<BypassStatus>,
@@ -154,12 +154,12 @@ impl From<&Rule> for SetReport {
 pub struct LanStatus {
     /// Its name.
     pub interface: String,
-    /// Mode of the XDP program: `native` or `generic`; none if it is not attached.
+    /// Mode of the XDP program: `native` or `generic`; null if it is not attached.
     pub xdp: Option<String>,
     /// Reason why XDP is not attached, where the interface has refused it. TC does all of the work there.
     #[serde(default)]
     pub why_no_xdp: Option<String>,
-    /// Reason why nothing is steered from the LAN interfaces, if so.
+    /// Reason why nothing is steered from the LAN interfaces; null if it does not apply.
     pub problem: Option<String>,
 }
 
@@ -214,11 +214,11 @@ pub struct EgressStatus {
     pub v4: WayOut,
     /// The way out for IPv6.
     pub v6: WayOut,
-    /// Reason why there is no way out, if so.
+    /// Reason why there is no way out; null if it does not apply.
     pub problem: Option<String>,
     /// Program that forwards in redirect mode: `xdp` or `tc`.
     pub hook: Option<String>,
-    /// Reason why that is not XDP, if so.
+    /// Reason why TC forwards and not XDP; null if XDP does, or in route mode.
     pub why_tc: Option<String>,
     /// In route mode the firewall mark and mask, as `ip rule` writes them.
     pub mark: Option<String>,

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use breakout_common::path::PathTable;
@@ -18,6 +19,8 @@ use crate::links::Fact;
 
 /// Facts that are remembered while the controller looks at the egresses.
 const REMEMBERED: usize = 1024;
+/// The time for which the answer of a STUN server counts.
+const FRESH: Duration = Duration::from_secs(600);
 
 /// Preferences to choose from, and the limits that apply.
 #[derive(Clone)]
@@ -34,7 +37,7 @@ pub(super) struct ActivePaths {
     intent: Intent,
     egresses: Vec<EgressState>,
     /// The addresses that STUN servers see egresses at, by name and whether it is IPv6.
-    public: BTreeMap<(String, bool), IpAddr>,
+    public: BTreeMap<(String, bool), (IpAddr, Instant)>,
     pub(super) health: Health,
     published: Paths,
     /// The epoch of the table, which none before it had: what pins remember must mean the same for ever.
@@ -162,8 +165,11 @@ impl ActivePaths {
     /// Takes in what probes tell.
     pub(super) fn note(&mut self, report: Report) {
         let key = (report.path.egress.clone(), report.path.v6);
-        match report.public {
-            Some(address) => self.public.insert(key, address),
+        match report
+            .public
+            .filter(|_| self.health.probers.is_current(&report))
+        {
+            Some(seen) => self.public.insert(key, seen),
             None => self.public.remove(&key),
         };
         self.health.note(report, &self.egresses);
@@ -175,8 +181,9 @@ impl ActivePaths {
         for egress in &self.egresses {
             for v6 in [false, true] {
                 let seen = self.public.get(&(egress.name.clone(), v6));
-                let own = egress.own_address(v6).filter(|address| is_public(*address));
-                let address = seen.map(|address| (*address, KnownBy::Stun));
+                let seen = seen.filter(|(_, at)| at.elapsed() < FRESH);
+                let own = egress.own_addresses(v6).find(|address| is_public(*address));
+                let address = seen.map(|(address, _)| (*address, KnownBy::Stun));
                 let address = address.or(own.map(|address| (address, KnownBy::Interface)));
                 found.extend(address.map(|(address, by)| (egress.name.clone(), address, by)));
             }

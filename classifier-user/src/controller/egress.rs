@@ -55,11 +55,12 @@ struct Ways {
 }
 
 impl EgressState {
-    /// Returns the address that its own packets have, while it has a way out.
-    pub(in crate::controller) fn own_address(&self, v6: bool) -> Option<IpAddr> {
-        let ways = self.way_out.as_ref().ok()?;
-        let (v4, own) = ways.interface.speaking();
-        Some(if v6 { own.into() } else { v4.into() })
+    /// Returns the addresses of its interface while it has a way out.
+    pub(in crate::controller) fn own_addresses(&self, v6: bool) -> impl Iterator<Item = IpAddr> {
+        let ways = self.way_out.as_ref().ok();
+        let addresses = ways.into_iter().flat_map(|ways| &ways.interface.addresses);
+        let addresses = addresses.map(IpNet::addr);
+        addresses.filter(move |address| address.is_ipv6() == v6)
     }
 }
 

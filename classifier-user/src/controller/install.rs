@@ -145,6 +145,7 @@ impl Controller {
             leaving: Leaving::default(),
             events: Events::open(&directory),
             ledger: public::ledger(&directory),
+            seen_addresses: Vec::new(),
             told: String::new(),
             options,
             config,

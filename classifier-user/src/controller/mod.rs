@@ -32,6 +32,7 @@ mod updates;
 mod ways;
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -43,7 +44,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{self, MissedTickBehavior, interval, timeout};
 
-use crate::addresses::Ledger;
+use crate::addresses::{KnownBy, Ledger};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::control::{EventsReport, MetricsServer, NatStatus, ProgramStatus, Request, Server};
@@ -80,13 +81,13 @@ pub use unload::unload;
 /// even if no change was told of.
 const REFRESH: Duration = Duration::from_secs(10);
 
-/// Interval at which it is looked whether the time for something has come.
+/// Interval between looks whether something is due.
 const CLOCK: Duration = Duration::from_secs(1);
 
 /// Time for which what has failed is left alone.
 const RETRY: Duration = Duration::from_secs(30);
 
-/// Time for which it is looked for what stands in the way, and how long of that the start waits for it.
+/// The longest examination for obstacles, and the part of it that the start waits for.
 const EXAMINE: Duration = Duration::from_secs(30);
 const EXAMINE_FIRST: Duration = Duration::from_secs(2);
 
@@ -139,6 +140,8 @@ struct Controller {
     leaving: Leaving,
     events: Events,
     ledger: Ledger,
+    /// The public addresses at the last look.
+    seen_addresses: Vec<(String, IpAddr, KnownBy)>,
     /// Last status line for the service manager.
     told: String,
     datapath: DataPath,

@@ -24,7 +24,7 @@ const NEW_FLOWS: Duration = Duration::from_secs(1);
 const RECENT: u32 = 3;
 /// For how long looks must find wrong connections before that is an alert: what is just being put back is none.
 const LASTING: Duration = Duration::from_secs(5);
-/// Interval at which a connection is forgotten that did not come right.
+/// Delay before a connection that did not come right is forgotten again.
 const RETRY_STUCK: Duration = Duration::from_secs(5);
 /// The part of the time that looking may take.
 const SHARE: u32 = 50;

@@ -314,8 +314,12 @@ impl Health {
                 }
             }
             for (text, preference) in preferences {
-                let choices = choices(&Preference::from_text(text), works, is_tried, index);
+                let rule = Preference::from_text(text);
+                let choices = choices(&rule, works, is_tried, index);
                 paths.table.set_choices(*preference, place, &choices);
+                if rule.egresses().iter().any(is_tried) {
+                    paths.table.by_flow |= 1 << *preference;
+                }
             }
         }
         paths
@@ -333,7 +337,7 @@ struct Uses {
     old_flows: bool,
 }
 
-/// The buckets of flows that try what is broken ahead: about 6 % of them.
+/// The buckets of flows, not of clients, that try what is broken ahead: about 6 %.
 const TRIAL: usize = BUCKETS / 16;
 
 const PLACES_OF: [(bool, Class); PLACES] = [

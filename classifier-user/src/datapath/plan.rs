@@ -121,6 +121,7 @@ impl Paths {
             udp_idle,
             tcp_established,
             udp_established,
+            by_flow,
             reserved,
             working,
             egresses,
@@ -136,6 +137,7 @@ impl Paths {
             *udp_idle,
             *tcp_established,
             *udp_established,
+            *by_flow,
         ]);
         words.extend(reserved);
         words.extend(working);

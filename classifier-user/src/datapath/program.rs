@@ -210,7 +210,7 @@ impl Programs {
         Ok(())
     }
 
-    /// Returns what only notes answers is no reason to steer nothing.
+    /// Lets the failure of a program that only notes answers pass with a warning: it is no reason to steer nothing.
     fn needed(&self, side: Side, attached: Result<()>) -> Result<()> {
         if let (Side::Egress, Err(error)) = (side, &attached) {
             tracing::warn!(

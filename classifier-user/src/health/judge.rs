@@ -50,7 +50,7 @@ pub struct Standing {
     pub score: f64,
     /// Since when the state is as it is.
     pub since: Timestamp,
-    /// Reason why it is not `up`, or why it is so only now.
+    /// Reason for a state other than `up`, or for having become `up` only now.
     pub why: Option<String>,
     /// True if somebody else answers in Microsoft's place there, such as a captive portal.
     #[serde(default)]

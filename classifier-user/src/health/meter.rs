@@ -195,7 +195,7 @@ pub struct TargetReport {
     pub loss: f64,
     /// Latency of its answers, in milliseconds.
     pub latency_ms: Option<f64>,
-    /// Reason why the last probe had no answer, if so.
+    /// Reason why the last probe had no answer; null if it had one.
     pub last_error: Option<String>,
 }
 

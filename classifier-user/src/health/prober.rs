@@ -65,7 +65,7 @@ pub(super) struct Prober {
     /// Method that each relay has answered before.
     methods: Vec<Option<Method>>,
     /// The address that a STUN server has seen last.
-    public: Option<IpAddr>,
+    public: Option<(IpAddr, std::time::Instant)>,
     /// Number of quick probes that were sent.
     sent: u64,
     /// The number of each target's last quick probe; 0 before the first.
@@ -310,7 +310,7 @@ impl Prober {
             ..
         }) = &answer
         {
-            self.public = Some(*mapped);
+            self.public = Some((*mapped, std::time::Instant::now()));
         }
         if let Ok(Answered {
             method: Some(method),

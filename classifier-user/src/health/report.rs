@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use tokio::sync::Notify;
 
@@ -37,8 +38,8 @@ pub struct Report {
     pub path: Arc<Path>,
     /// Current measurement.
     pub measure: Measure,
-    /// The address that a STUN server has seen last, if one tells.
-    pub public: Option<IpAddr>,
+    /// The address that a STUN server has seen last, and when, if one tells.
+    pub public: Option<(IpAddr, Instant)>,
     /// True if the last answers are missing, so that the next hop may have another MAC address.
     pub is_doubtful: bool,
 }

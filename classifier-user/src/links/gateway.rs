@@ -9,6 +9,7 @@ use rtnetlink::packet_route::route::{
     RouteType, RouteVia,
 };
 
+use super::protocol::PROTOCOL;
 use super::{Interface, Links, is_errno};
 
 /// The way out over an interface for one address family.
@@ -148,7 +149,7 @@ impl Links {
         let mut over = RoutesOver::default();
         let filter = RouteAttribute::Oif(interface.index);
         let listed = self.filtered_routes(v6, filter, |route| {
-            if route.header.protocol != super::routing::PROTOCOL {
+            if route.header.protocol != PROTOCOL {
                 over.add(interface, &route);
             }
         });

@@ -10,6 +10,7 @@ mod neighbour;
 mod nftables;
 mod own;
 mod probes;
+mod protocol;
 mod qdisc;
 mod routing;
 mod solicit;

@@ -14,7 +14,8 @@ use rtnetlink::packet_route::route::{
 };
 
 use super::gateway::Gateway;
-use super::routing::{PROTOCOL, leads_along, table};
+use super::protocol::PROTOCOL;
+use super::routing::{leads_along, table};
 use super::{Interface, Links, RouteRule, RoutingPlan, is_errno};
 
 /// The type of service of probes over IPv4. Routes tell packets by the bits 0x1c of it, and in no standard code point these are 0x0c.

@@ -6,16 +6,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use anyhow::{Context, Result};
 use futures_util::TryStreamExt;
 use rtnetlink::packet_route::AddressFamily;
-use rtnetlink::packet_route::route::{RouteAttribute, RouteFlags, RouteMessage, RouteProtocol};
+use rtnetlink::packet_route::route::{RouteAttribute, RouteFlags, RouteMessage};
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use rtnetlink::{IpVersion, RouteMessageBuilder};
 
 use super::gateway::Gateway;
+use super::protocol::PROTOCOL;
 use super::{Links, ProbeWay, is_errno};
-
-/// The protocol number that marks rules and routes as ours (`ip rule show protocol 76`). Nobody in
-/// iproute2's rt_protos has it.
-pub(super) const PROTOCOL: RouteProtocol = RouteProtocol::Other(76);
 
 /// One egress's rule and route for one address family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,7 +13,8 @@ use rtnetlink::{IpVersion, RouteMessageBuilder};
 
 use super::Links;
 use super::gateway::{address_of, hops};
-use super::routing::{PROTOCOL, table};
+use super::protocol::PROTOCOL;
+use super::routing::table;
 
 /// A rule of policy routing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

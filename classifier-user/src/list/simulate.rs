@@ -31,11 +31,11 @@ pub struct Simulated {
 pub struct SteeredFamily {
     /// `IPv4`, in addresses, or `IPv6`, in networks of 64 bits.
     pub family: String,
-    /// Number.
+    /// Addresses (IPv4) or networks (IPv6) that are steered.
     pub steered: u64,
-    /// Number that was not steered before.
+    /// Those that are newly steered.
     pub added: u64,
-    /// Number that is no longer steered.
+    /// Those that are no longer steered.
     pub removed: u64,
 }
 

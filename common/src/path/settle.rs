@@ -149,12 +149,20 @@ impl Flow {
         [source.0, source.1, Self::CLIENT, preference, kind]
     }
 
-    /// Returns the bucket of the client, by which weights are shared out: all its flows leave by one egress, so services see it at one address.
+    /// Returns the bucket by which choices are shared out: that of the client, so that services see it at one address, or of the flow, so
+    /// that somebody's flows are in each bucket also where there are few clients. Media goes by client in any case.
     #[inline(always)]
-    pub const fn bucket(&self) -> u32 {
+    pub const fn bucket(&self, by_flow: bool) -> u32 {
         let client = self.source.0.rotate_left(29) ^ self.source.1;
         // The finalizer of SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014).
-        let mixed = client.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let flow = if by_flow && !self.is_media() {
+            self.destination.0.rotate_left(41)
+                ^ self.destination.1.rotate_left(13)
+                ^ self.facts & (Self::PORTS | Self::TCP)
+        } else {
+            0
+        };
+        let mixed = client.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ flow;
         let mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
         (mixed >> 58) as u32
@@ -332,7 +340,7 @@ fn fresh(flow: &Flow, table: &PathTable, place: usize) -> u8 {
     }
     let preference = flow.preference();
     let bucket = if table.is_spread(preference) {
-        flow.bucket()
+        flow.bucket(table.is_by_flow(preference))
     } else {
         0
     };

@@ -277,6 +277,16 @@ fn weights_share_clients_out_and_keep_the_flows_of_each_together() {
         by_second += u32::from(way.egress() == Some(1));
     }
     assert!(by_second.abs_diff(2500) < 150, "{by_second}");
+
+    // While a path is tried again, each client has flows in every bucket, and its media stays together.
+    table.by_flow = 1 << 2;
+    let of_one = (1..1001_u16).filter(|port| {
+        let flow = unpinned(7, *port, standard);
+        settle(&flow, &table, &pins, 1).egress() == Some(1)
+    });
+    assert!((150..350).contains(&of_one.count()));
+    let media_of = |port| settle(&unpinned(7, port, media), &table, &pins, 1).egress();
+    assert!((1..100).all(|port| media_of(port) == media_of(1)));
 }
 
 #[test]
