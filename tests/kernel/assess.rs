@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::{SocketAddr, UdpSocket};
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -14,6 +14,7 @@ use breakout_tests::daemon::Daemon;
 use breakout_tests::fake_service::{Credentials, FakeService, Mood};
 use breakout_tests::lab::{Lab, connect};
 use breakout_tests::netns::Namespace;
+use breakout_tests::running::Running;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -37,7 +38,7 @@ struct Town {
     _far: Namespace,
     door: FakeService,
     _relays: Vec<Coturn>,
-    _resolvers: [Resolver; 2],
+    _resolvers: [Running; 2],
 }
 
 impl Town {
@@ -68,7 +69,7 @@ impl Town {
         let options = ["--lt-cred-mech", "--user=a:b", "--realm=r"];
         let relays =
             [&lab.internet, &lab.wan].map(|end| Coturn::start(end, site.path(), RELAY, &options));
-        let resolvers = [Resolver::start(&lab.wan)?, Resolver::start(&lab.internet)?];
+        let resolvers = [resolver(&lab.wan)?, resolver(&lab.internet)?];
         site.configure(&config(&format!(
             "probes = []\nmode = \"{mode}\"\nresolver = \"10.3.0.2\"\n[health]\nca_file = \"ca.pem\"\n[assess]\nresolver = \"10.2.0.2\"\n{more}"
         )))?;
@@ -120,7 +121,7 @@ const NAMES: &str = "targets = [\"tls:elsewhere.example\", \"turn:relay.example\
 /// A fault of the lab.
 struct Fault<'a> {
     what: &'a str,
-    /// What the internet's end does.
+    /// Commands that make it at the internet's end.
     make: &'a [&'a str],
     unmake: &'a [&'a str],
     /// Arguments of the command.
@@ -322,33 +323,22 @@ fn routes(lab: &Lab) -> Result<String> {
     .concat())
 }
 
-/// dnsmasq at a far end. It ends with the handle.
-struct Resolver(Child);
-
-impl Resolver {
-    fn start(namespace: &Namespace) -> Result<Self> {
-        let mut command = namespace.command("dnsmasq");
-        command.args([
-            "--keep-in-foreground",
-            "--conf-file=/dev/null",
-            "--no-resolv",
-            "--no-hosts",
-            "--user=root",
-            "--pid-file",
-        ]);
-        command.arg(format!("--address=/elsewhere.example/{DOOR}"));
-        command.arg(format!("--address=/relay.example/{RELAY}"));
-        command.args(["--local=/elsewhere.example/", "--local=/relay.example/"]);
-        let command = command.stdout(Stdio::null()).stderr(Stdio::null());
-        Ok(Resolver(command.spawn().context("dnsmasq")?))
-    }
-}
-
-impl Drop for Resolver {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+/// Starts dnsmasq at a far end.
+fn resolver(namespace: &Namespace) -> Result<Running> {
+    let mut command = namespace.command("dnsmasq");
+    command.args([
+        "--keep-in-foreground",
+        "--conf-file=/dev/null",
+        "--no-resolv",
+        "--no-hosts",
+        "--user=root",
+        "--pid-file",
+    ]);
+    command.arg(format!("--address=/elsewhere.example/{DOOR}"));
+    command.arg(format!("--address=/relay.example/{RELAY}"));
+    command.args(["--local=/elsewhere.example/", "--local=/relay.example/"]);
+    let command = command.stdout(Stdio::null()).stderr(Stdio::null());
+    Ok(Running(command.spawn().context("dnsmasq")?))
 }
 
 /// A relay far away: it answers binding requests after so many milliseconds, of every second one and the others. It ends with the handle.

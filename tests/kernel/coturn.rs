@@ -2,15 +2,16 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 
 use anyhow::{Context, Result};
 use breakout_tests::netns::Namespace;
 use breakout_tests::requirements::unpacked;
+use breakout_tests::running::Running;
 
 /// A relay at a far end. It ends with the handle.
 pub(crate) struct Coturn {
-    process: Child,
+    _process: Running,
     log: PathBuf,
 }
 
@@ -44,19 +45,15 @@ impl Coturn {
             .args(options)
             .stdout(File::create(&log)?)
             .stderr(Stdio::null());
-        let process = command.spawn().context("turnserver")?;
-        Ok(Coturn { process, log })
+        let process = Running(command.spawn().context("turnserver")?);
+        Ok(Coturn {
+            _process: process,
+            log,
+        })
     }
 
     /// Reads what it has logged.
     pub(crate) fn log(&self) -> Result<String> {
         Ok(fs::read_to_string(&self.log)?)
-    }
-}
-
-impl Drop for Coturn {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
     }
 }

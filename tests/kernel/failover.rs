@@ -3,7 +3,7 @@
 use std::fs;
 use std::net::TcpStream;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,6 +11,7 @@ use anyhow::{Context, Result, ensure};
 use breakout_tests::daemon::Daemon;
 use breakout_tests::live::Stream;
 use breakout_tests::netns::{Namespace, run};
+use breakout_tests::running::Running;
 
 use crate::Test;
 use crate::office::{MEDIA, Office, address, config};
@@ -37,21 +38,14 @@ const GAP: Duration = Duration::from_secs(1);
 const QUIET: &str = "probes = []\n[health]\nhold_down = \"500ms\"\n";
 
 /// What goes on in the background until it is dropped.
-struct Noise(Child);
+struct Noise(#[expect(dead_code, reason = "it is held until it is dropped")] Running);
 
 impl Noise {
     fn start(namespace: &Namespace, script: &str) -> Result<Self> {
         let mut command = namespace.command("sh");
         command.args(["-c", script]).stdin(Stdio::null());
         command.stdout(Stdio::null()).stderr(Stdio::null());
-        Ok(Noise(command.spawn()?))
-    }
-}
-
-impl Drop for Noise {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        Ok(Noise(Running(command.spawn()?)))
     }
 }
 

@@ -11,6 +11,7 @@ use breakout_tests::daemon::Daemon;
 use breakout_tests::lab::{Lab, connect};
 use breakout_tests::live::Stream;
 use breakout_tests::netns::{Namespace, run};
+use breakout_tests::running::Running;
 
 use crate::Test;
 use crate::office::{MEDIA, MEDIA6, Office, address, config};
@@ -334,7 +335,7 @@ fn beyond() -> Result<()> {
 }
 
 /// One end of a tunnel, `ppp0`, over UDP between two addresses. It goes with the handle.
-pub(crate) struct Tunnel(Child);
+pub(crate) struct Tunnel(#[expect(dead_code, reason = "it is held until it is dropped")] Running);
 
 impl Tunnel {
     pub(crate) fn start(
@@ -347,7 +348,7 @@ impl Tunnel {
         command
             .arg(format!("TUN:{own}/30,tun-name=ppp0,iff-no-pi,iff-up"))
             .arg(format!("UDP-DATAGRAM:{remote}:9000,bind={local}:9000"));
-        let tunnel = Tunnel(command.spawn().context("socat")?);
+        let tunnel = Tunnel(Running(command.spawn().context("socat")?));
         let started = Instant::now();
         while !namespace
             .ip("-o addr show up")
@@ -360,13 +361,6 @@ impl Tunnel {
             std::thread::sleep(Duration::from_millis(20));
         }
         Ok(tunnel)
-    }
-}
-
-impl Drop for Tunnel {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,7 @@ use breakout_tests::flow::{Flow, Transport};
 use breakout_tests::lab::{CONFIG, Lab};
 use breakout_tests::netns::run;
 use breakout_tests::requirements::unpacked;
+use breakout_tests::running::Running;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -165,16 +166,6 @@ fn top() -> Result<()> {
         "{output:?}"
     );
     Ok(())
-}
-
-/// A program that ends with its handle.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 fn dist(name: &str) -> PathBuf {

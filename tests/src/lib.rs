@@ -22,6 +22,7 @@ pub mod netns;
 pub mod programs;
 pub mod requirements;
 pub mod rulesets;
+pub mod running;
 pub mod seen;
 pub mod server;
 pub mod testrun;

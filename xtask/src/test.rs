@@ -41,7 +41,7 @@ type Row = (&'static str, Duration, Outcome);
 /// How much of a failure's report the summary shows, in bytes.
 const REPORT: usize = 300;
 
-/// How often tests switch lists and policies under traffic, unless the environment says so: a whole run shall be short enough for
+/// Number of times that tests switch lists and policies under traffic, unless the environment says so: a whole run shall be short enough for
 /// every change.
 const SWITCHES: [(&str, &str); 2] = [
     ("BREAKOUT_TEST_SWITCHES", "200"),

@@ -24,7 +24,7 @@ pub enum AddressFormat {
 ///
 /// # Errors
 ///
-/// When there are none, or more than it takes.
+/// Fails if there are none, or more than it takes.
 pub fn export(
     format: AddressFormat,
     site: &str,

@@ -17,6 +17,7 @@ pub use formats::{AddressFormat, export};
 
 use crate::config::EgressConfig;
 use crate::durable::{Disk, read_sealed};
+use crate::private;
 use crate::timestamp::Timestamp;
 
 /// The file of the state directory.
@@ -68,7 +69,7 @@ impl Ledger {
     ///
     /// # Errors
     ///
-    /// When it cannot be read, or is damaged.
+    /// Fails if it cannot be read, or is damaged.
     pub fn read(directory: &Path) -> io::Result<Self> {
         let entries = match read_sealed(&path(directory)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
@@ -121,7 +122,7 @@ impl Ledger {
     ///
     /// # Errors
     ///
-    /// When it cannot be written.
+    /// Fails if it cannot be written.
     pub fn save_if_due(&mut self, directory: &Path, now: Timestamp) -> io::Result<()> {
         // After the clock was set back it is long until then.
         let is_due = self
@@ -144,19 +145,15 @@ pub fn path(directory: &Path) -> PathBuf {
 
 /// Tells whether everybody on the internet can have it as a source: an address of the interface is not the public one otherwise.
 pub fn is_public(address: IpAddr) -> bool {
+    let is_private = private::networks().any(|network| network.contains(&address));
     match address {
         IpAddr::V4(address) => {
             let [first, second, ..] = address.octets();
-            let is_shared = first == 100 && second & 0xc0 == 64;
             // For protocols (DS-Lite, 464XLAT) and for benchmarks (RFC 6890).
             let is_special = [first, second] == [192, 0] && address.octets()[2] == 0
                 || first == 198 && second & 0xfe == 18;
             let is_reserved = first == 0 || first >= 224 || is_special;
-            !(address.is_private()
-                || address.is_loopback()
-                || address.is_link_local()
-                || is_shared
-                || is_reserved)
+            !(is_private || address.is_loopback() || address.is_link_local() || is_reserved)
         }
         // Global unicast (RFC 4291), of which 2000::/3 is assigned.
         IpAddr::V6(address) => address.segments()[0] >> 13 == 1,

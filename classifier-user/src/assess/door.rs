@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, sleep, timeout};
 
+use super::outcome::milliseconds;
 use super::tcp::Agreed;
 use crate::health::{Bound, Failure, Trust, handshake};
 
@@ -87,7 +88,7 @@ pub(super) async fn latency(
     for _ in 0..connections {
         let started = Instant::now();
         match timeout(PATIENCE, bound.connect(address)).await {
-            Ok(Ok(_)) => took.push(started.elapsed().as_secs_f64() * 1000.0),
+            Ok(Ok(_)) => took.push(milliseconds(started.elapsed())),
             Ok(Err(error)) => why = error.to_string(),
             Err(_) => why = format!("no connection within {PATIENCE:?}"),
         }

@@ -14,14 +14,14 @@ use super::Options;
 use super::door::{CONNECTIONS, ask, latency, visit};
 use super::load::{NoFile, download};
 use super::media::{reach, stream};
-use super::outcome::{Outcome, PathName, Test, Verdict};
+use super::outcome::{Outcome, PathName, Test, Verdict, milliseconds};
 use super::path::Path;
 use super::public::public_address;
 use super::reference::Reference;
 use super::resolver::resolve;
 use super::targets::Targets;
 use super::verdicts::door_outcomes;
-use crate::config::Config;
+use crate::config::{Config, EgressConfig};
 use crate::health::{Bound, Target, Trust, handshake};
 
 /// The time that the measurements of a path may take, beside the call and the idle connection.
@@ -40,15 +40,16 @@ pub(super) struct Examiner<'a, P: Fn(&str)> {
 
 impl<P: Fn(&str)> Examiner<'_, P> {
     /// Measures the resolver of the clients.
-    pub(super) async fn resolver(&self, targets: &Targets, bound: &Bound) -> Vec<Outcome> {
+    pub(super) async fn resolver(&self) -> Vec<Outcome> {
         (self.progress)("the clients' resolver");
+        let targets = self.targets;
         let path = PathName::new(None, targets.resolver.is_ipv6());
         let Some(door) = targets.doors.iter().find(|door| door.address().is_none()) else {
             return Vec::new();
         };
         let resolver = targets.resolver.to_string();
         vec![
-            match resolve(bound, targets.resolver, &door.host, false).await {
+            match resolve(&Bound::default(), targets.resolver, &door.host, false).await {
                 Ok(resolved) => {
                     Outcome::measured(&path, Test::DnsTime, &resolver, milliseconds(resolved.took))
                 }
@@ -74,16 +75,11 @@ impl<P: Fn(&str)> Examiner<'_, P> {
         let examined = by_egress.map(|paths| async move {
             let mut all = Vec::new();
             for path in paths {
-                let mut outcomes = Vec::new();
                 let limit = LIMIT + self.options.call + self.options.idle.unwrap_or_default();
-                let examined = timeout(
-                    limit,
-                    self.examine(path, &references[&path.v6], &mut outcomes),
-                );
+                let examined = timeout(limit, self.examine(path, &references[&path.v6], &mut all));
                 if let Err(why) = flat(examined.await) {
-                    outcomes.push(broken(path, why));
+                    all.push(broken(path, why));
                 }
-                all.extend(outcomes);
             }
             all
         });
@@ -134,6 +130,11 @@ impl<P: Fn(&str)> Examiner<'_, P> {
         Ok(())
     }
 
+    /// Returns the configuration of a path's egress.
+    fn egress(&self, path: &Path) -> Option<&EgressConfig> {
+        self.config.egress.get(path.name.egress.as_ref()?)
+    }
+
     /// Finds the address of a target; none if it has none of the family. That it cannot be asked for is an outcome.
     async fn locate(
         &self,
@@ -169,12 +170,8 @@ impl<P: Fn(&str)> Examiner<'_, P> {
         door: &Target,
         given: SocketAddr,
     ) -> Result<Option<Outcome>> {
-        let egress = path
-            .name
-            .egress
-            .as_ref()
-            .and_then(|name| self.config.egress.get(name));
-        let Some(resolver) = egress
+        let Some(resolver) = self
+            .egress(path)
             .and_then(|egress| egress.resolver)
             .filter(|_| door.address().is_none())
         else {
@@ -266,12 +263,7 @@ impl<P: Fn(&str)> Examiner<'_, P> {
 
     /// Downloads, unless nothing is named or the link is metered.
     async fn load(&self, path: &Path) -> Result<Vec<Outcome>> {
-        let egress = path
-            .name
-            .egress
-            .as_ref()
-            .and_then(|name| self.config.egress.get(name));
-        let is_metered = egress.is_some_and(|egress| egress.metered) && !self.options.loads_metered;
+        let is_metered = self.egress(path).is_some_and(|egress| egress.metered);
         let skipped = |found: &str| {
             vec![Outcome::told(
                 &path.name,
@@ -284,7 +276,7 @@ impl<P: Fn(&str)> Examiner<'_, P> {
         let Some(url) = &self.targets.download else {
             return Ok(skipped("nothing to download is named as [assess] download"));
         };
-        if is_metered {
+        if is_metered && !self.options.loads_metered {
             return Ok(skipped("the link is metered; see --load-metered"));
         }
         let host = url.host_str().unwrap_or_default();
@@ -396,10 +388,6 @@ impl<P: Fn(&str)> Examiner<'_, P> {
             ),
         }
     }
-}
-
-fn milliseconds(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1000.0
 }
 
 /// Makes one of a time limit and an error.

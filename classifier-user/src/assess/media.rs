@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::outcome::milliseconds;
 use crate::health::{Bound, Method, Request};
 
 /// The interval of packets of speech.
@@ -122,7 +123,7 @@ fn figures(sent: usize, answered: &[(usize, Duration)]) -> Figures {
     for &(number, time) in answered {
         late += usize::from(number < latest);
         latest = latest.max(number);
-        took[number] = Some(time.as_secs_f64() * 1000.0);
+        took[number] = Some(milliseconds(time));
     }
     let share = |part: usize, whole: usize| 100.0 * part as f64 / whole.max(1) as f64;
     let lost = |part: &[Option<f64>]| {

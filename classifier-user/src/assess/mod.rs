@@ -41,7 +41,7 @@ use targets::Targets;
 
 use crate::config::Config;
 use crate::control::Status;
-use crate::health::{Bound, Trust};
+use crate::health::Trust;
 use crate::links::Links;
 use crate::timestamp::Timestamp;
 
@@ -65,7 +65,7 @@ pub struct Options {
 ///
 /// # Errors
 ///
-/// When the kernel refuses routes or sockets, an egress is not there, or another assessment runs.
+/// Fails if the kernel refuses routes or sockets, an egress is not there, or another assessment runs.
 pub async fn assess(
     config: &Config,
     status: &Status,
@@ -92,7 +92,7 @@ pub async fn assess(
         options,
         progress: &progress,
     };
-    let mut results = examiner.resolver(&targets, &Bound::default()).await;
+    let mut results = examiner.resolver().await;
     let mut references = BTreeMap::new();
     for v6 in [false, true] {
         let path = Path::ordinary(&links, v6);

@@ -1,6 +1,7 @@
 //! Results of an assessment: which figure of which path, beside the limit that Microsoft publishes for it.
 
 use std::fmt;
+use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -313,6 +314,11 @@ impl Outcome {
             advice: (verdict >= Verdict::Warning).then(|| test.advice().to_owned()),
         }
     }
+}
+
+/// Returns a time in the unit of figures.
+pub(super) fn milliseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
 }
 
 #[cfg(test)]

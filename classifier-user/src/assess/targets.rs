@@ -44,7 +44,7 @@ impl Targets {
     ///
     /// # Errors
     ///
-    /// When there is no resolver.
+    /// Fails if there is no resolver.
     pub(super) fn of(config: &Config) -> Result<Self> {
         let AssessConfig {
             resolver,

@@ -54,7 +54,7 @@ impl Trust {
     ///
     /// # Errors
     ///
-    /// When the file cannot be read or has no certificate.
+    /// Fails if the file cannot be read or has no certificate.
     pub(crate) fn without_system(ca_file: Option<&Path>) -> Result<Self> {
         Self::with_file(built_in_roots(), ca_file)
     }

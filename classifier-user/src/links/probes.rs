@@ -86,7 +86,7 @@ impl Links {
     ///
     /// # Errors
     ///
-    /// When the kernel refuses.
+    /// Fails if the kernel refuses.
     pub async fn remove_assessed(&self) -> Result<()> {
         for v6 in [false, true] {
             for route in self.probe_routes(v6).await? {

@@ -1,11 +1,12 @@
 //! Part 3, continued: real TCP through the same ways. The kernel's ways gain from receive offload (GRO); a redirect does not.
 
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use breakout_tests::netns::run as run_command;
+use breakout_tests::running::Running;
 use serde_json::Value;
 
 use crate::measure::interleaved;
@@ -17,21 +18,11 @@ use crate::ways::{Bench, Path, Way};
 const SERVER: &str = "52.98.0.1";
 const PORT: &str = "443";
 
-/// An iperf3 server, ended when it goes away.
-struct Server(Child);
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 pub(crate) fn run(report: &mut Report) -> Result<()> {
     let ways = [Way::Redirect, Way::Route, Way::Routes, Way::Nftables];
     let bench = Bench::new(&ways, Size::Real)?;
     bench.with_paths(|paths| {
-        let servers: Result<Vec<Server>> = paths.iter().map(serve).collect();
+        let servers: Result<Vec<Running>> = paths.iter().map(serve).collect();
         let servers = servers?;
         thread::sleep(Duration::from_millis(300));
         let rounds = if report.quick { 2 } else { 3 };
@@ -55,13 +46,13 @@ pub(crate) fn run(report: &mut Report) -> Result<()> {
 }
 
 /// Starts a server at the far end of the local link. Its answers come back by the same way.
-fn serve(path: &Path<'_>) -> Result<Server> {
+fn serve(path: &Path<'_>) -> Result<Running> {
     let far_end = &path.lab.internet;
     far_end.ip(&format!("addr add {SERVER}/32 dev lo"))?;
     let mut command = far_end.command("iperf3");
     command.args(["--server", "--bind", SERVER, "--port", PORT]);
     let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-    Ok(Server(child.context(
+    Ok(Running(child.context(
         "cannot start iperf3; install it with `cargo xtask setup`",
     )?))
 }
